@@ -1,0 +1,203 @@
+"""Checkpoints: one `.safetensors` file with `generator.*` (EMA), `autoencoder.*` and its preset."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_save
+from torch import Tensor, nn
+
+from lddgan.errors import BadInput
+from lddgan.files import atomic_write, sha256_of_bytes
+from lddgan.networks.autoencoder import Autoencoder
+from lddgan.networks.generator import Generator
+from lddgan.presets import Preset
+
+FORMAT = "lddgan-checkpoint-1"
+NAMED_AT_MOST = 5  # tensors listed in an error
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator and its autoencoder, in evaluation mode."""
+
+    preset: Preset
+    generator: Generator
+    autoencoder: Autoencoder
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # where the weights come from
+
+    @torch.no_grad()
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Latent x_0 [B,C,h,w] -> image float32 [B,3,H,W], clamped to [-1,1]."""
+        return self.autoencoder.decode(x_0 * self.preset.scale_factor).clamp(-1, 1)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Image [B,3,H,W] in [-1,1] -> latent x_0 [B,C,h,w], divided by the scale factor."""
+        return self.autoencoder.encode(image) / self.preset.scale_factor
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Fit for timing only: nobody trained these weights."""
+        return bool(self.provenance.get("random_weights"))
+
+
+def build_model(
+    preset: Preset,
+    generator: Mapping[str, Tensor],
+    autoencoder: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+) -> Model:
+    """Networks of `preset` holding exactly these tensors.
+
+    Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
+    """
+    with torch.device("meta"):
+        networks: tuple[Generator, Autoencoder] = (Generator(preset), Autoencoder(preset))
+    for network, tensors, what in zip(
+        networks, (generator, autoencoder), ("generator", "autoencoder"), strict=True
+    ):
+        check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, what)
+        materialise(network, tensors)
+    return Model(preset, networks[0].eval(), networks[1].eval(), dict(provenance))
+
+
+def materialise(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network made on the meta device its tensors, and its constant buffers their values."""
+    network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    for module in network.modules():
+        reset = getattr(module, "reset_buffers", None)
+        if reset is not None:
+            reset()
+    network.requires_grad_(False)
+
+
+def check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], what: str
+) -> None:
+    """Raise BadInput unless `found` has exactly the expected names and shapes, all finite."""
+    problems = {
+        "missing": [k for k in expected if k not in found],
+        "unexpected": [k for k in found if k not in expected],
+        "misshapen": [
+            f"{k} is {list(found[k].shape)}, not {list(shape)}"
+            for k, shape in expected.items()
+            if k in found and found[k].shape != shape
+        ],
+        "with NaN or Inf": [k for k, v in found.items() if not bool(v.isfinite().all())],
+    }
+    for problem, names in problems.items():
+        if names:
+            more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+            listed = ", ".join(names[:NAMED_AT_MOST])
+            raise BadInput(f"the {what} has {len(names)} tensors {problem}: {listed}{more}")
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: Model) -> Path:
+    """Write `model` to `path` atomically. Raises LddganError if the disk does not take it."""
+    tensors = {f"generator.{k}": v for k, v in model.generator.state_dict().items()}
+    tensors |= {f"autoencoder.{k}": v for k, v in model.autoencoder.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "preset": model.preset.model_dump_json(),
+        "provenance": json.dumps(dict(model.provenance), sort_keys=True),
+        "tensors_sha256": sha256_of_tensors(tensors),
+    }
+    payload = safetensors_save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    return atomic_write(Path(path), payload)
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest over names and values, independent of the order in the file."""
+    digests = (f"{k} {sha256_of_bytes(tensors[k].contiguous().numpy())}" for k in sorted(tensors))
+    return sha256_of_bytes("\n".join(digests).encode())
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Model:
+    """Read a checkpoint written by `save_checkpoint`.
+
+    Raises BadInput, with the cause, for a file that is missing, cut, changed or of another kind.
+    """
+    path = Path(path)
+    metadata, tensors = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise BadInput(
+            f"{path} is not an lddgan checkpoint ({FORMAT}); "
+            "published .pth and .ckpt files go through `lddgan import`"
+        )
+    if sha256_of_tensors(tensors) != metadata.get("tensors_sha256"):
+        raise BadInput(f"{path} has changed since it was written (sha256 differs); copy it again")
+    try:
+        preset = Preset.model_validate_json(metadata["preset"])
+        provenance = json.loads(metadata["provenance"])
+    except (ValidationError, KeyError, json.JSONDecodeError) as error:
+        raise BadInput(f"{path} carries no readable preset: {error}") from error
+    parts = {
+        part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
+        for part in ("generator", "autoencoder")
+    }
+    return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a safetensors file, read whole (a mapped file that shrinks kills)."""
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist or is not a file")
+    data = path.read_bytes()
+    try:
+        tensors = safetensors_load(data)
+    except SafetensorError as error:
+        raise BadInput(
+            f"{path} ({len(data):,} bytes) is not a whole safetensors file: {error}"
+        ) from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {}), tensors
+
+
+def random_model(preset: Preset) -> Model:
+    """A model with variance-preserving random weights, for timing and for tests of exactness.
+
+    Unlike the training initialisation no layer starts near zero, so that a comparison of outputs
+    says something about every layer.  The weights depend on name and shape alone (`random_tensor`).
+    """
+    with torch.device("meta"):
+        shapes = [n(preset).state_dict() for n in (Generator, Autoencoder)]
+    generator, autoencoder = (
+        {k: torch.from_numpy(random_tensor(k, tuple(v.shape))) for k, v in part.items()}
+        for part in shapes
+    )
+    return build_model(preset, generator, autoencoder, {"random_weights": True})
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Deterministic float32 values for one parameter, a function of its name and shape.
+
+    Vectors are 0.1 N(0,1), around one for scales; matrices and kernels N(0,1)/sqrt(fan in); AdaGN
+    projections stay small, so that scales stay near one.
+    """
+    import zlib
+
+    bits = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
+    draw = bits.standard_normal(shape).astype(np.float32)
+    if "embedding.weight" in name:
+        return draw
+    if name.endswith("style.bias"):
+        draw = 0.1 * draw
+        draw[: shape[0] // 2] += 1.0
+        return draw
+    if len(shape) == 1:
+        return (1.0 if name.endswith("weight") else 0.0) + 0.1 * draw
+    if name.endswith("style.weight"):
+        return 0.05 * draw
+    fan_in = shape[0] if name.endswith(".W") else int(np.prod(shape[1:]))
+    return draw / np.sqrt(np.float32(fan_in))

@@ -1,0 +1,115 @@
+"""The diffusion of LDDGAN: schedule, forward pairs, posterior and the sampling loop.
+
+Pure functions.  The schedule is numpy (sampling needs no torch); what acts on tensors takes and
+returns torch tensors.  t runs 0..T-1; x_T is pure noise (arXiv 2406.11713, section 3; the
+schedule is that of DDGAN, arXiv 2112.07804).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lddgan.presets import Preset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALLEST = 1e-3  # s_0, where the schedule starts
+FIRST_BETA = 1e-8  # put before the T betas, so that index t means x_t
+LEAST_VARIANCE = 1e-20  # under the logarithm
+
+
+class GeneratorNetwork(Protocol):
+    def __call__(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor: ...
+
+
+class Posterior(NamedTuple):
+    """Coefficients of q(x_t | x_{t+1}, x_0), float32 [T] each (equation 3)."""
+
+    coef1: NDArray[np.float32]  # of x_0
+    coef2: NDArray[np.float32]  # of x_{t+1}
+    log_var: NDArray[np.float32]
+
+    @property
+    def sigma(self) -> NDArray[np.float32]:
+        """Standard deviation of the noise that is added; none at t = 0."""
+        sigma = np.exp(0.5 * self.log_var.astype(np.float64))
+        sigma[0] = 0.0
+        return sigma.astype(np.float32)
+
+
+def schedule(preset: Preset) -> NDArray[np.float32]:
+    """Variances beta_0..beta_T of the forward process, float32 [T+1]; beta_0 is 1e-8."""
+    s = np.arange(preset.steps + 1) / preset.steps * (1 - SMALLEST) + SMALLEST
+    log_mean = -0.25 * s**2 * (preset.beta_max - preset.beta_min) - 0.5 * s * preset.beta_min
+    alpha_bar = np.exp(2 * log_mean)
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    return np.concatenate(([FIRST_BETA], betas)).astype(np.float32)
+
+
+def posterior(preset: Preset) -> Posterior:
+    """Coefficients of the posterior for t = 0..T-1."""
+    beta = schedule(preset)[1:].astype(np.float64)
+    alpha = 1 - beta
+    alpha_bar = np.cumprod(alpha)
+    alpha_bar_prev = np.concatenate(([1.0], alpha_bar[:-1]))
+    variance = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    return Posterior(
+        coef1=(beta * np.sqrt(alpha_bar_prev) / (1 - alpha_bar)).astype(np.float32),
+        coef2=((1 - alpha_bar_prev) * np.sqrt(alpha) / (1 - alpha_bar)).astype(np.float32),
+        log_var=np.log(np.maximum(variance, LEAST_VARIANCE)).astype(np.float32),
+    )
+
+
+def gather(coefficients: NDArray[np.float32], t: Tensor) -> Tensor:
+    """coefficients[t] as float32 [B,1,1,1], on the device of t."""
+    import torch
+
+    return torch.as_tensor(coefficients, device=t.device)[t][:, None, None, None]
+
+
+def forward_pair(
+    preset: Preset, x_0: Tensor, t: Tensor, noise: Tensor, noise_next: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A training pair (x_t, x_{t+1}) of the forward process (equations 1-2).
+
+    x_0, noise, noise_next [B,C,h,w]; t int64 [B] in 0..T-1.
+    """
+    beta = schedule(preset).astype(np.float64)
+    a = np.sqrt(1 - beta)
+    a_bar = np.cumprod(a)
+    spread = np.sqrt(1 - a_bar**2)
+    step = np.sqrt(beta)
+    x_t = gather(a_bar.astype(np.float32), t) * x_0 + gather(spread.astype(np.float32), t) * noise
+    x_next = gather(a.astype(np.float32), t + 1) * x_t
+    return x_t, x_next + gather(step.astype(np.float32), t + 1) * noise_next
+
+
+def posterior_sample(
+    coefficients: Posterior, x_0: Tensor, x_next: Tensor, t: Tensor, noise: Tensor
+) -> Tensor:
+    """x_t drawn from q(x_t | x_{t+1}, x_0); all tensors [B,C,h,w], t int64 [B]."""
+    mean = gather(coefficients.coef1, t) * x_0 + gather(coefficients.coef2, t) * x_next
+    return mean + gather(coefficients.sigma, t) * noise
+
+
+def sample(
+    generator: GeneratorNetwork, preset: Preset, x_T: Tensor, z: Tensor, noise: Tensor
+) -> Tensor:
+    """Denoise x_T in T steps.
+
+    x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w]; index k is the k-th call, t = T-1-k.
+    Returns x_0 [B,C,h,w], the latent divided by the scale factor.
+    """
+    import torch
+
+    coefficients = posterior(preset)
+    x_t = x_T
+    for k, t in enumerate(reversed(range(preset.steps))):
+        step = torch.full((len(x_T),), t, dtype=torch.int64, device=x_T.device)
+        x_0 = generator(x_t, step, z[k])
+        x_t = posterior_sample(coefficients, x_0, x_t, step, noise[k])
+    return x_t

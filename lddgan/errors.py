@@ -1,0 +1,11 @@
+"""The two errors a user sees: one sentence each, no traceback."""
+
+from __future__ import annotations
+
+
+class LddganError(RuntimeError):
+    """Something failed although the input was right. The command line exits with 1."""
+
+
+class BadInput(LddganError, ValueError):
+    """What was given cannot be used. The command line exits with 2."""

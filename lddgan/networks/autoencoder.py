@@ -1,0 +1,251 @@
+"""The convolutional autoencoder of VQGAN / latent diffusion, with a KL or VQ bottleneck."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
+from lddgan.presets import Codec, Preset
+
+GROUPS = 32
+EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+CODES_PER_SLICE = 512  # of the codebook, searched at once
+
+
+def norm(channels: int) -> GroupNorm:
+    return GroupNorm(GROUPS, channels, eps=EPS)
+
+
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+class ResnetBlock(nn.Module):
+    """x [B,in,h,w] -> [B,out,h,w]"""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = norm(inputs)
+        self.conv1 = conv(inputs, outputs)
+        self.norm2 = norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv(outputs, outputs)
+        self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Self-attention with one head: [B,C,h,w] -> [B,C,h,w]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        h = attention(to_tokens(self.q(h)), to_tokens(self.k(h)), to_tokens(self.v(h)))
+        return x + self.proj_out(to_image(h, x))
+
+
+class Downsample(nn.Module):
+    """Pad right and bottom by one, 3x3 convolution with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each with its attention, then the resampling."""
+
+    def __init__(
+        self,
+        widths: list[int],
+        dropout: float,
+        attends: bool,
+        *,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ) -> None:
+        super().__init__()
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.block = nn.ModuleList(ResnetBlock(i, o, dropout) for i, o in pairs)
+        self.attn = nn.ModuleList(AttnBlock(o) for _, o in pairs if attends)
+        self.downsample = downsample
+        self.upsample = upsample
+
+    def forward(self, h: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn) > 0:
+                h = self.attn[index](h)
+        if self.downsample is not None:
+            h = self.downsample(h)
+        if self.upsample is not None:
+            h = self.upsample(h)
+        return h
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+class Encoder(nn.Module):
+    """Image [B,3,H,W] -> [B,outputs,H/f,W/f]."""
+
+    def __init__(self, codec: Codec, image_size: int, outputs: int) -> None:
+        super().__init__()
+        widths = [codec.ch * mult for mult in codec.ch_mult]
+        last = len(widths) - 1
+        self.conv_in = conv(3, codec.ch)
+        self.down = nn.ModuleList()
+        h = codec.ch
+        for level, width in enumerate(widths):
+            self.down.append(
+                Level(
+                    [h] + [width] * codec.blocks,
+                    codec.dropout,
+                    (image_size >> level) in codec.attention,
+                    downsample=Downsample(width) if level != last else None,
+                )
+            )
+            h = width
+        self.mid = Middle(h, codec.dropout)
+        self.norm_out = norm(h)
+        self.conv_out = conv(h, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = self.conv_in(image)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Latent [B,C,h,w] -> image [B,3,f*h,f*w]."""
+
+    def __init__(self, codec: Codec, image_size: int, inputs: int) -> None:
+        super().__init__()
+        widths = [codec.ch * mult for mult in codec.ch_mult]
+        h = widths[-1]
+        self.tanh = codec.tanh
+        self.conv_in = conv(inputs, h)
+        self.mid = Middle(h, codec.dropout)
+        levels = []
+        for level in reversed(range(len(widths))):
+            width = widths[level]
+            levels.append(
+                Level(
+                    [h] + [width] * (codec.blocks + 1),
+                    codec.dropout,
+                    (image_size >> level) in codec.attention,
+                    upsample=Upsample(width) if level != 0 else None,
+                )
+            )
+            h = width
+        self.up = nn.ModuleList(reversed(levels))  # up.L belongs to level L; used from the highest
+        self.norm_out = norm(h)
+        self.conv_out = conv(h, 3)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(latent))
+        for level in reversed(self.up):
+            h = level(h)
+        image = self.conv_out(F.silu(self.norm_out(h)))
+        return torch.tanh(image) if self.tanh else image
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code by squared distance, the lowest on ties.
+
+    vectors float32 [B,N,D], codebook float32 [K,D] -> int64 [B,N].  |v|^2 is the same for every
+    code and left out.  The search goes through the codebook in slices, so that no tensor is larger
+    than B*N*CODES_PER_SLICE.
+    """
+    best = torch.full(vectors.shape[:-1], torch.inf, device=vectors.device)
+    index = torch.zeros(vectors.shape[:-1], dtype=torch.int64, device=vectors.device)
+    for start in range(0, len(codebook), CODES_PER_SLICE):
+        codes = codebook[start : start + CODES_PER_SLICE]
+        distance = codes.square().sum(dim=1) - 2 * (vectors @ codes.T)  # [B,N,slice]
+        value, position = distance.min(dim=-1)
+        index = torch.where(value < best, position + start, index)
+        best = torch.minimum(value, best)
+    return index
+
+
+class VectorQuantiser(nn.Module):
+    """Replaces each vector of a latent [B,D,h,w] by the nearest code, in float32."""
+
+    def __init__(self, codes: int, channels: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, channels)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        codebook = self.embedding.weight
+        index = nearest_code(to_tokens(latent.float()), codebook.float())
+        return to_image(F.embedding(index, codebook), latent)
+
+
+class Autoencoder(nn.Module):
+    """Encoder, bottleneck and decoder; latents here are not divided by the scale factor."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        codec, channels = preset.codec, preset.latent_channels
+        self.is_kl = codec.kind == "kl"
+        moments = 2 * channels if self.is_kl else channels
+        self.encoder = Encoder(codec, preset.image_size, moments)
+        self.decoder = Decoder(codec, preset.image_size, channels)
+        self.quantize = None if self.is_kl else VectorQuantiser(codec.codes, channels)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and clamped log-variance of the KL posterior, each [B,C,h,w]."""
+        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image [B,3,H,W] in [-1,1] -> latent [B,C,h,w]: KL mean, or VQ before quantisation."""
+        if self.is_kl:
+            return self.moments(image)[0]
+        return self.quant_conv(self.encoder(image))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent [B,C,h,w] -> image [B,3,H,W], not clamped."""
+        if self.quantize is not None:
+            latent = self.quantize(latent)
+        return self.decoder(self.post_quant_conv(latent))

@@ -1,0 +1,251 @@
+"""The generator: NCSN++ with adaptive group normalisation, G(x_t, t, z) -> x_0.
+
+Layers are numbered in the order of their use (`all_modules.N`), as in published checkpoints, and
+`forward` consumes them in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lddgan.networks.layers import (
+    SQRT_HALF,
+    FirDown,
+    FirUp,
+    GroupNorm,
+    attention,
+    conv1x1,
+    conv3x3,
+    linear,
+    sinusoid,
+    to_image,
+    to_tokens,
+    uniform_fan_avg_,
+)
+from lddgan.presets import Preset
+
+EPS = 1e-6  # group normalisation
+Z_EPS = 1e-8  # normalisation of z
+NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
+
+
+def groups_of(channels: int) -> int:
+    """Number of groups for a width."""
+    return min(channels // 4, 32)
+
+
+class AdaGN(nn.Module):
+    """Group normalisation whose scale and shift come from z: x [B,C,h,w], zemb [B,Z]."""
+
+    def __init__(self, channels: int, z_emb_dim: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(groups_of(channels), channels, eps=EPS, affine=False)
+        self.style = linear(z_emb_dim, 2 * channels)
+        with torch.no_grad():
+            self.style.bias[:channels] = 1.0
+
+    def forward(self, x: Tensor, zemb: Tensor) -> Tensor:
+        gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
+        return gamma * self.norm(x) + beta
+
+
+class NIN(nn.Module):
+    """Per-position linear layer with weight W [in,out]: [B,N,in] -> [B,N,out]."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(inputs, outputs))
+        self.b = nn.Parameter(torch.zeros(outputs))
+        uniform_fan_avg_(self.W.data, scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens @ self.W + self.b
+
+
+class Attention(nn.Module):
+    """Self-attention with one head: [B,C,h,w] -> [B,C,h,w]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.GroupNorm_0 = GroupNorm(groups_of(channels), channels, eps=EPS)
+        self.NIN_0 = NIN(channels, channels, 0.1)
+        self.NIN_1 = NIN(channels, channels, 0.1)
+        self.NIN_2 = NIN(channels, channels, 0.1)
+        self.NIN_3 = NIN(channels, channels, NEARLY_ZERO)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = to_tokens(self.GroupNorm_0(x))
+        h = attention(self.NIN_0(tokens), self.NIN_1(tokens), self.NIN_2(tokens))
+        return (x + to_image(self.NIN_3(h), x)) * SQRT_HALF
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block: x [B,in,h,w] -> [B,out,h',w'], h' = h, h/2 or 2h."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        temb_dim: int,
+        z_emb_dim: int,
+        resample: type[FirDown | FirUp] | None = None,
+    ) -> None:
+        super().__init__()
+        self.GroupNorm_0 = AdaGN(inputs, z_emb_dim)
+        self.resample = resample(inputs) if resample else None
+        self.Conv_0 = conv3x3(inputs, outputs)
+        self.Dense_0 = linear(temb_dim, outputs)
+        self.GroupNorm_1 = AdaGN(outputs, z_emb_dim)
+        self.Conv_1 = conv3x3(outputs, outputs, NEARLY_ZERO)
+        reshapes = inputs != outputs or resample is not None
+        self.Conv_2 = conv1x1(inputs, outputs) if reshapes else None
+
+    def forward(self, x: Tensor, temb: Tensor, zemb: Tensor) -> Tensor:
+        h = F.silu(self.GroupNorm_0(x, zemb))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.Conv_0(h) + self.Dense_0(F.silu(temb))[:, :, None, None]
+        h = self.Conv_1(F.silu(self.GroupNorm_1(h, zemb)))
+        if self.Conv_2 is not None:
+            x = self.Conv_2(x)
+        return (x + h) * SQRT_HALF
+
+
+class PyramidDown(nn.Module):
+    """FIR, then 3x3 convolution with stride 2: the input pyramid, [B,in,h,w] -> [B,out,h/2,w/2]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.fir = FirDown(inputs, padding=2, stride=1)
+        self.Conv2d_0 = nn.Conv2d(inputs, outputs, 3, stride=2)
+        uniform_fan_avg_(self.Conv2d_0.weight.data)
+        nn.init.zeros_(self.Conv2d_0.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.Conv2d_0(self.fir(x))
+
+
+class Generator(nn.Module):
+    """G(x_t, t, z) -> x_0: [B,C,h,w], int [B], [B,nz] -> [B,C,h,w] in [-1, 1]."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        cfg = preset.generator
+        self.cfg = cfg
+        self.latent_size = preset.latent_size
+        self.all_modules = nn.ModuleList(_modules(preset))
+        mapping: list[nn.Module] = [nn.Identity()]  # index 0: the normalisation of z
+        for width in [cfg.nz] + [cfg.z_emb_dim] * cfg.mapping_layers:
+            mapping += [linear(width, cfg.z_emb_dim), nn.SiLU()]
+        self.z_transform = nn.Sequential(*mapping)
+
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        module = iter(self.all_modules)
+        z = z / torch.sqrt(z.square().mean(dim=1, keepdim=True) + Z_EPS)
+        zemb = self.z_transform(z.to(dtype))
+        temb = next(module)(sinusoid(t, self.cfg.nf).to(dtype))
+        temb = next(module)(F.silu(temb))
+        h, skips = self._down(module, x_t.to(dtype), temb, zemb)
+
+        # Middle.
+        h = next(module)(h, temb, zemb)
+        h = next(module)(h)
+        h = next(module)(h, temb, zemb)
+
+        h = self._up(module, h, skips, temb, zemb)
+        h = F.silu(next(module)(h))
+        return torch.tanh(next(module)(h))
+
+    def _down(
+        self, module: Iterator[nn.Module], x_t: Tensor, temb: Tensor, zemb: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        pyramid = x_t
+        h = next(module)(x_t)
+        skips = [h]
+        for level in range(len(self.cfg.ch_mult)):
+            for _ in range(self.cfg.blocks):
+                h = next(module)(h, temb, zemb)
+                if self._attends(level):
+                    h = next(module)(h)
+                skips.append(h)
+            if level != len(self.cfg.ch_mult) - 1:
+                h = next(module)(h, temb, zemb)
+                h = pyramid = (next(module)(pyramid) + h) * SQRT_HALF
+                skips.append(h)
+        return h, skips
+
+    def _up(
+        self,
+        module: Iterator[nn.Module],
+        h: Tensor,
+        skips: list[Tensor],
+        temb: Tensor,
+        zemb: Tensor,
+    ) -> Tensor:
+        for level in reversed(range(len(self.cfg.ch_mult))):
+            for _ in range(self.cfg.blocks + 1):
+                h = next(module)(torch.cat([h, skips.pop()], dim=1), temb, zemb)
+            if self._attends(level):
+                h = next(module)(h)
+            if level != 0:
+                h = next(module)(h, temb, zemb)
+        return h
+
+    def _attends(self, level: int) -> bool:
+        return (self.latent_size >> level) in self.cfg.attention
+
+
+def _modules(preset: Preset) -> list[nn.Module]:
+    """The layers of the U-Net, numbered in the order of their use."""
+    cfg = preset.generator
+    widths = [cfg.nf * mult for mult in cfg.ch_mult]
+    last = len(widths) - 1
+    temb_dim = 4 * cfg.nf
+    attends = [(preset.latent_size >> level) in cfg.attention for level in range(len(widths))]
+
+    def block(
+        inputs: int, outputs: int, resample: type[FirDown | FirUp] | None = None
+    ) -> ResidualBlock:
+        return ResidualBlock(inputs, outputs, temb_dim, cfg.z_emb_dim, resample)
+
+    modules: list[nn.Module] = [linear(cfg.nf, temb_dim), linear(temb_dim, temb_dim)]
+    modules.append(conv3x3(preset.latent_channels, cfg.nf))
+
+    # Down.
+    h, pyramid = cfg.nf, preset.latent_channels
+    skips = [h]
+    for level, width in enumerate(widths):
+        for _ in range(cfg.blocks):
+            modules.append(block(h, width))
+            h = width
+            if attends[level]:
+                modules.append(Attention(h))
+            skips.append(h)
+        if level != last:
+            modules += [block(h, h, FirDown), PyramidDown(pyramid, h)]
+            pyramid = h
+            skips.append(h)
+
+    # Middle.
+    modules += [block(h, h), Attention(h), block(h, h)]
+
+    # Up.
+    for level in reversed(range(len(widths))):
+        for _ in range(cfg.blocks + 1):
+            modules.append(block(h + skips.pop(), widths[level]))
+            h = widths[level]
+        if attends[level]:
+            modules.append(Attention(h))
+        if level != 0:
+            modules.append(block(h, h, FirUp))
+
+    modules += [
+        GroupNorm(groups_of(h), h, eps=EPS),
+        conv3x3(h, preset.latent_channels, NEARLY_ZERO),
+    ]
+    return modules

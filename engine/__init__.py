@@ -1,0 +1,1 @@
+"""Running a bundle: the sampler, and the engines under it."""

@@ -1,0 +1,1 @@
+"""PyTorch -> ONNX: the two graphs, exact rewrites, verification, and the bundle on disk."""

@@ -1,0 +1,96 @@
+"""ONNX Runtime: any CPU, any CUDA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from export.bundle import Bundle
+from export.graphs import Precision, graph_specs
+from lddgan.errors import BadInput, LddganError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
+
+OrtValue = Any
+
+
+class OrtBackend:
+    """The two graphs of a bundle, arrays kept on the device between the steps."""
+
+    name = "ort"
+
+    def __init__(self, bundle: Bundle, precision: Precision, device: str) -> None:
+        self.precision: str = precision
+        self.device = device
+        specs = graph_specs(bundle.preset)
+        self.sessions = {
+            which: open_session(bundle.graph(which, precision), device) for which in specs
+        }
+        self.names = {
+            which: ([tensor.name for tensor in spec.inputs], spec.outputs[0].name)
+            for which, spec in specs.items()
+        }
+        self.where = (
+            f"{'CPU' if device == 'cpu' else 'CUDA'} (ONNX Runtime {onnxruntime.__version__})"
+        )
+
+    def upload(self, array: NDArray[Any]) -> OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+
+    def step(self, x: OrtValue, t: OrtValue, z: OrtValue, noise: OrtValue) -> OrtValue:
+        return self._run("generator", x, t, z, noise)
+
+    def decode(self, x_0: OrtValue) -> OrtValue:
+        return self._run("decoder", x_0)
+
+    def download(self, array: OrtValue) -> NDArray[Any]:
+        return array.numpy()
+
+    def _run(self, which: str, *inputs: OrtValue) -> OrtValue:
+        names, output = self.names[which]
+        binding = self.sessions[which].io_binding()
+        for name, value in zip(names, inputs, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output(output, self.device)
+        self.sessions[which].run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+
+def open_session(path: Path, device: str) -> Any:
+    """A session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
+    provider = PROVIDERS[device]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL
+    try:
+        session = onnxruntime.InferenceSession(
+            path,
+            options,
+            providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
+        )
+    except onnxruntime_errors() as error:
+        first_line = str(error).splitlines()[0]
+        raise BadInput(f"ONNX Runtime does not take {path}: {first_line}") from error
+    if session.get_providers()[0] != provider:
+        raise LddganError(
+            f"ONNX Runtime could not start its {provider} (it offers {session.get_providers()}); "
+            'install a driver for CUDA 13 and pip install "onnxruntime-gpu[cuda,cudnn]"'
+        )
+    return session
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What a session raises for a file it cannot run."""
+    raised = onnxruntime.capi.onnxruntime_pybind11_state
+    return (
+        raised.Fail,
+        raised.InvalidArgument,
+        raised.InvalidGraph,
+        raised.InvalidProtobuf,
+        raised.NotImplemented,
+    )

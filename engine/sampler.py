@@ -1,0 +1,184 @@
+"""The sampler: noise -> T x generator -> decoder. Written once, for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.graphs import MAX_BATCH
+from lddgan.errors import BadInput, LddganError
+from lddgan.noise import MAX_INDEX, sampler_noise
+from lddgan.presets import Preset
+
+Images = NDArray[np.uint8]  # [N,H,W,3]
+Float32 = NDArray[np.float32]
+Native = Any  # an array where the backend computes
+
+LARGEST_TENSOR = 1 << 28  # bytes of one float32 activation on a CPU; sets the chunk
+
+
+class Backend(Protocol):
+    """How one engine runs the two graphs. Arrays are where it computes (`Native`)."""
+
+    name: str  # torch, ort, trt
+    precision: str
+    where: str  # device and library, for people
+
+    def upload(self, array: NDArray[Any]) -> Native: ...
+
+    def step(self, x: Native, t: Native, z: Native, noise: Native) -> Native:
+        """The generator graph: x_t of the next lower t, [B,C,h,w]."""
+
+    def decode(self, x_0: Native) -> Native:
+        """The decoder graph: uint8 [B,H,W,3]."""
+
+    def download(self, array: Native) -> NDArray[Any]: ...
+
+
+class Inputs(NamedTuple):
+    """The noise of one chunk, where the backend computes; k is the k-th call."""
+
+    x_T: Native
+    z: Sequence[Native]
+    noise: Sequence[Native]
+
+
+class Sampler:
+    """An open engine: makes images of one model.
+
+    `chunk` images at most are computed at once, whatever the batch; larger batches run in chunks.
+    """
+
+    def __init__(
+        self, backend: Backend, preset: Preset, *, random_weights: bool, chunk: int | None = None
+    ) -> None:
+        self.backend = backend
+        self.preset = preset
+        self.random_weights = random_weights
+        self.chunk = default_chunk(preset) if chunk is None else checked_chunk(chunk)
+        self._t = [backend.upload(np.array([t], np.int32)) for t in range(preset.steps)]
+
+    @property
+    def description(self) -> str:
+        """The engine that runs, in words: it is in every line of output."""
+        return f"{self.backend.name} {self.backend.precision} on {self.backend.where}"
+
+    def sample(self, count: int, seed: int = 0, first: int = 0, batch: int | None = None) -> Images:
+        """Images first..first+count-1 of a seed: uint8 [count,H,W,3].
+
+        The same for every batch size, to within one grey level.  Raises BadInput for a count or
+        batch below 1, or a seed or index outside 0..2^63-1.
+        """
+        return np.concatenate(list(self.stream(count, seed, first, batch)))
+
+    def stream(
+        self, count: int, seed: int = 0, first: int = 0, batch: int | None = None
+    ) -> Iterator[Images]:
+        """Like `sample`, one array per batch, as they are made."""
+        check_request(count, seed, first, batch)
+        batch = min(batch or self.chunk, count)
+        for start in range(first, first + count, batch):
+            size = min(batch, first + count - start)
+            yield np.concatenate([self._chunk(seed, *part) for part in self._chunks(start, size)])
+
+    def run(self, x_T: Float32, z: Float32, noise: Float32) -> Images:
+        """Images of given noise: x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w] -> [B,H,W,3].
+
+        Raises BadInput for other shapes or dtypes.
+        """
+        self._check_noise(x_T, z, noise)
+        parts = [slice(start, start + size) for start, size in self._chunks(0, len(x_T))]
+        return np.concatenate(
+            [self._images(self.upload(x_T[s], z[:, s], noise[:, s])) for s in parts]
+        )
+
+    def inputs(self, seed: int, first: int, count: int) -> Inputs:
+        """The noise of `count` images, where the engine computes."""
+        drawn = sampler_noise(
+            seed,
+            first,
+            count,
+            latent_shape=self.preset.latent_shape,
+            nz=self.preset.generator.nz,
+            steps=self.preset.steps,
+        )
+        return self.upload(drawn.x_T, drawn.z, drawn.noise)
+
+    def upload(self, x_T: Float32, z: Float32, noise: Float32) -> Inputs:
+        """Noise in numpy -> where the engine computes."""
+        send = self.backend.upload
+        return Inputs(send(x_T), [send(z_k) for z_k in z], [send(e_k) for e_k in noise])
+
+    def denoise(self, inputs: Inputs) -> Native:
+        """T steps: x_T -> x_0 [B,C,h,w]."""
+        x_t = inputs.x_T
+        for k, t in enumerate(reversed(range(self.preset.steps))):
+            x_t = self.backend.step(x_t, self._t[t], inputs.z[k], inputs.noise[k])
+        return x_t
+
+    def decode(self, x_0: Native) -> Native:
+        """Latent x_0 [B,C,h,w] -> uint8 [B,H,W,3]."""
+        return self.backend.decode(x_0)
+
+    def _chunk(self, seed: int, first: int, count: int) -> Images:
+        return self._images(self.inputs(seed, first, count))
+
+    def _images(self, inputs: Inputs) -> Images:
+        x_0 = self.denoise(inputs)
+        if not np.isfinite(self.backend.download(x_0)).all():
+            raise LddganError(
+                f"{self.description} gave NaN or Inf; nothing was written; "
+                "use --precision fp32, or check the weights"
+            )
+        return self.backend.download(self.decode(x_0))
+
+    def _chunks(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        for start in range(first, first + count, self.chunk):
+            yield start, min(self.chunk, first + count - start)
+
+    def _check_noise(self, x_T: Float32, z: Float32, noise: Float32) -> None:
+        if x_T.ndim != 4 or len(x_T) < 1:
+            raise BadInput(f"x_T is {list(x_T.shape)}, expected [B,C,h,w] with B >= 1")
+        batch, steps, latent = len(x_T), self.preset.steps, self.preset.latent_shape
+        expected = {
+            "x_T": (x_T, (batch, *latent)),
+            "z": (z, (steps, batch, self.preset.generator.nz)),
+            "noise": (noise, (steps, batch, *latent)),
+        }
+        for name, (array, shape) in expected.items():
+            if array.shape != shape or array.dtype != np.float32:
+                raise BadInput(
+                    f"{name} is {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
+                )
+
+
+def default_chunk(preset: Preset) -> int:
+    """Images at once such that no activation of the decoder passes LARGEST_TENSOR bytes."""
+    codec = preset.codec
+    widths = [codec.ch * mult for mult in codec.ch_mult]
+    # Level i has widths[i] channels; upsampling into it carries widths[i+1].
+    carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
+    elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
+    tokens = max([preset.latent_size, *codec.attention]) ** 2
+    return max(1, min(MAX_BATCH, LARGEST_TENSOR // (4 * max(elements, tokens**2))))
+
+
+def checked_chunk(chunk: int) -> int:
+    if not 1 <= chunk <= MAX_BATCH:
+        raise BadInput(f"chunk is {chunk}, and must be in 1..{MAX_BATCH}")
+    return chunk
+
+
+def check_request(count: int, seed: int, first: int, batch: int | None) -> None:
+    """Raise BadInput unless the request can be served."""
+    for name, value in (("num", count), ("batch", batch)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name} is {value}, and must be at least 1")
+    for name, value in (("seed", seed), ("first", first)):
+        if not 0 <= value <= MAX_INDEX:
+            raise BadInput(f"{name} is {value}, and must be in 0..2^63-1")
+    if first + count - 1 > MAX_INDEX:
+        raise BadInput(f"first + num is {first + count}, and must not pass 2^63")

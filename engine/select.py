@@ -1,0 +1,158 @@
+"""Which engines can run here, why the others cannot, and opening one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from typing import Final, Literal, NamedTuple
+
+from engine.sampler import Sampler
+from export.bundle import CHECKPOINT, Bundle, open_bundle
+from export.graphs import Precision
+from lddgan.errors import BadInput, LddganError
+
+EngineName = Literal["auto", "torch", "ort", "trt"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+ENGINES: Final = ("auto", "torch", "ort", "trt")
+DEVICES: Final = ("auto", "cpu", "cuda")
+
+INSTALL = {
+    "torch": 'pip install "lddgan[train]"',
+    "ort": 'pip install "lddgan[cpu]"',
+    "ort-cuda": 'pip install "lddgan[gpu]"',
+    "trt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index)',
+}
+
+
+class Candidate(NamedTuple):
+    """One engine on one device; `why_not` is None where it runs."""
+
+    engine: str
+    device: str
+    why_not: str | None
+
+
+def open_engine(
+    bundle: str | os.PathLike[str] | Bundle,
+    engine: EngineName = "auto",
+    precision: Precision = "fp32",
+    device: DeviceName = "auto",
+    chunk: int | None = None,
+) -> Sampler:
+    """Open a bundle with an engine.
+
+    `auto` picks the best engine (and device) that works here; `Sampler.description` says which.
+    Raises BadInput for a bundle that cannot be read, LddganError for an engine that cannot run,
+    with the cause and what mends it.  There is no fallback.
+    """
+    if engine not in ENGINES or device not in DEVICES:
+        raise BadInput(f"engine is one of {', '.join(ENGINES)}; device of {', '.join(DEVICES)}")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    chosen = choose(engine, device)
+    if chosen.engine == "torch":
+        return _open_torch(opened, precision, chosen.device, chunk)
+    return _open_ort(opened, precision, chosen.device, chunk)
+
+
+def choose(engine: EngineName, device: DeviceName) -> Candidate:
+    """The first candidate that fits the request and can run. Raises LddganError with the causes."""
+    fitting = [
+        candidate
+        for candidate in survey()
+        if engine in ("auto", candidate.engine) and device in ("auto", candidate.device)
+    ]
+    for candidate in fitting:
+        if candidate.why_not is None:
+            return candidate
+    causes = "; ".join(f"{c.engine} on {c.device}: {c.why_not}" for c in fitting)
+    raise LddganError(causes or f"the {engine} engine does not run on {device}")
+
+
+def survey() -> list[Candidate]:
+    """Every engine and device, best first."""
+    gpu = why_no_gpu()
+    return [
+        Candidate("trt", "cuda", gpu or why_no_tensorrt()),
+        Candidate("ort", "cuda", gpu or why_no_ort_cuda()),
+        Candidate("ort", "cpu", _why_missing("onnxruntime", "ort")),
+        Candidate("torch", "cuda", gpu or why_no_torch_cuda()),
+        Candidate("torch", "cpu", _why_missing("torch", "torch")),
+    ]
+
+
+def why_no_gpu() -> str | None:
+    """Why there is no NVIDIA GPU to use, asked of the driver and not of a library."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "no NVIDIA GPU: no driver is installed here (nvidia-smi is missing)"
+    asked = subprocess.run(
+        [program, "--query-gpu=name", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode != 0 or not asked.stdout.strip():
+        first_line = (asked.stdout + asked.stderr).strip().partition("\n")[0]
+        return f"no NVIDIA GPU: the driver says {first_line!r}"
+    return None
+
+
+def why_no_tensorrt() -> str:
+    missing = _why_missing("tensorrt", "trt")
+    return missing or "this version of lddgan does not run TensorRT engines yet"
+
+
+def why_no_ort_cuda() -> str | None:
+    missing = _why_missing("onnxruntime", "ort-cuda")
+    if missing is not None:
+        return missing
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return None
+    return f"the installed onnxruntime is the CPU package; {INSTALL['ort-cuda']}"
+
+
+def why_no_torch_cuda() -> str | None:
+    missing = _why_missing("torch", "torch")
+    if missing is not None:
+        return missing
+    import torch
+
+    return None if torch.cuda.is_available() else "the installed torch is built without CUDA"
+
+
+def _why_missing(package: str, extra: str) -> str | None:
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed; {INSTALL[extra]}"
+
+
+def _open_torch(bundle: Bundle, precision: Precision, device: str, chunk: int | None) -> Sampler:
+    from engine.torch_engine import TorchBackend
+    from lddgan.checkpoint import load_checkpoint
+
+    if precision != TorchBackend.precision:
+        raise BadInput(
+            f"the torch engine is the {TorchBackend.precision} baseline, not {precision}"
+        )
+    model = load_checkpoint(bundle.file(CHECKPOINT))
+    return Sampler(
+        TorchBackend(model, device),
+        model.preset,
+        random_weights=bundle.has_random_weights,
+        chunk=chunk,
+    )
+
+
+def _open_ort(bundle: Bundle, precision: Precision, device: str, chunk: int | None) -> Sampler:
+    from engine.ort_engine import OrtBackend
+
+    return Sampler(
+        OrtBackend(bundle, precision, device),
+        bundle.preset,
+        random_weights=bundle.has_random_weights,
+        chunk=chunk,
+    )

@@ -1,0 +1,224 @@
+"""A bundle: the folder that an engine runs. Needs no torch and no onnx to be read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError, field_validator
+
+from export.graphs import GraphSpec, Precision, graph_specs
+from lddgan.errors import BadInput, LddganError
+from lddgan.files import sha256_of_file
+from lddgan.presets import Frozen, Preset
+
+SCHEMA: Final = 1
+MANIFEST = "manifest.json"
+CHECKPOINT = "model.safetensors"
+ENGINES = "engines"  # built later, beside what the manifest lists
+EXPORTS = Path("exports")
+DIGITS = Path(__file__).parents[1] / "lddgan" / "assets" / "digits"  # ships with the package
+
+
+class FileEntry(Frozen):
+    """One file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_digest(cls, value: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError("not a sha256")
+        return value
+
+
+class StageAgreement(Frozen):
+    """What verification measured: ONNX Runtime against PyTorch fp32, the worst of all batches."""
+
+    batches: tuple[int, ...]
+    generator_error: float  # largest |difference| of x_next / largest |x_next|, over every step
+    decoder_levels: int  # largest difference of the decoder alone, in grey levels
+    decoder_changed: float  # share of its uint8 values that differ
+    chain_error: float  # like generator_error, of x_0 after T steps
+    chain_levels: int
+    chain_changed: float
+    chain_psnr: float  # dB, of the images; infinite if equal
+    code_flips: float  # share of VQ codes that differ after the chain; 0 for KL
+    # One image through the torch modules in the graph's own dtypes; None for fp32.
+    fp16_largest: float | None = None  # magnitude of any fp16 tensor
+    fp16_psnr: float | None = None  # dB against fp32
+
+
+class Manifest(Frozen):
+    """What `manifest.json` promises; checked when a bundle is opened."""
+
+    schema_version: Literal[1]
+    preset: Preset
+    provenance: dict[str, Any]
+    files: dict[str, FileEntry]
+    graphs: dict[str, GraphSpec]
+    exporter: dict[str, str]  # package -> version
+    verification: dict[Precision, StageAgreement]
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in value:
+            if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", name):
+                raise ValueError(f"file name {name!r} is not a plain name")
+        return value
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; every file that is asked for has been checked against the manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def preset(self) -> Preset:
+        return self.manifest.preset
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        return tuple(self.manifest.verification)
+
+    @property
+    def has_random_weights(self) -> bool:
+        return bool(self.manifest.provenance.get("random_weights"))
+
+    def file(self, name: str) -> Path:
+        """Path of a listed file after its size and sha256 were checked. Raises BadInput."""
+        path, entry = self.folder / name, self.manifest.files.get(name)
+        if entry is None:
+            listed = ", ".join(self.manifest.files)
+            raise BadInput(f"the bundle {self.folder} has no {name}; it has {listed}")
+        if not path.is_file():
+            raise BadInput(f"{path} is missing; export the bundle again")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BadInput(
+                f"{path} has {size:,} bytes, its manifest says {entry.bytes:,}; "
+                "export the bundle again"
+            )
+        if sha256_of_file(path) != entry.sha256:
+            raise BadInput(
+                f"{path} is not the file its manifest lists (sha256 differs); "
+                "export the bundle again"
+            )
+        return path
+
+    def graph(self, which: str, precision: Precision) -> Path:
+        """Path of `generator` or `decoder` in a precision. Raises BadInput if not exported."""
+        if precision not in self.precisions:
+            raise BadInput(
+                f"the bundle {self.folder} holds {' and '.join(self.precisions)}, not {precision}; "
+                f"run `lddgan export --precision both` for this checkpoint"
+            )
+        return self.file(graph_file(which, precision))
+
+
+def graph_file(which: str, precision: Precision) -> str:
+    """File name of a graph: generator.fp32.onnx"""
+    return f"{which}.{precision}.onnx"
+
+
+def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Read and check a bundle's manifest.
+
+    Raises BadInput for a folder without one, one from a newer version, or one edited by hand.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BadInput(f"there is no bundle at {folder}; `lddgan export` makes one")
+    if not path.is_file():
+        raise BadInput(f"{folder} is not a bundle: it has no {MANIFEST}")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(
+            f"{path} is not a manifest of schema {SCHEMA}: {where}: {first['msg']}; "
+            "export the bundle again with this version"
+        ) from error
+    if manifest.graphs != graph_specs(manifest.preset):
+        raise BadInput(f"{path}: the tensors of its graphs do not fit its preset; export it again")
+    return Bundle(folder, manifest)
+
+
+def find_bundle(dataset: str | None) -> Path:
+    """Folder of the bundle to use.
+
+    `digits` is always the shipped one; another data set is `exports/<dataset>`; None is the newest
+    under `exports/`, or the shipped digits.
+    """
+    if dataset == "digits":
+        return DIGITS
+    if dataset is not None:
+        folder = EXPORTS / dataset
+        if not (folder / MANIFEST).is_file():
+            raise BadInput(f"no bundle at {folder}; run `lddgan export --dataset {dataset}` first")
+        return folder
+    manifests = sorted(EXPORTS.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    return manifests[-1].parent if manifests else DIGITS
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name if the body succeeds.
+
+    A bundle that is already there is replaced; any other content is refused (BadInput).
+    """
+    refuse_foreign(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.replace(folder, old / folder.name)
+            os.replace(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, folder)
+    except OSError as error:
+        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise BadInput if `folder` exists and is neither a bundle nor empty."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder} exists and is not a folder")
+    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise BadInput(f"{folder} holds other files; choose another --out")
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Digest and size of every file in a folder."""
+    return {
+        path.name: FileEntry(sha256=sha256_of_file(path), bytes=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }

@@ -1,0 +1,57 @@
+"""The one table of the two graphs' tensors: names, shapes and dtypes.
+
+Export, verification, buffers, TensorRT profiles and sample inputs derive from it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from lddgan.presets import Frozen, Preset
+
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+BATCH: Final = "B"  # the dynamic dimension
+MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements
+OPSET = 18  # GroupNormalization-21 has no ONNX Runtime kernel
+
+
+class TensorSpec(Frozen):
+    """One input or output; "B" in a shape is the batch."""
+
+    name: str
+    shape: tuple[int | Literal["B"], ...]
+    dtype: Literal["float32", "int32", "uint8"]
+
+
+class GraphSpec(Frozen):
+    """Inputs and outputs of one graph, in their order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def _f32(name: str, *shape: int | Literal["B"]) -> TensorSpec:
+    return TensorSpec(name=name, shape=shape, dtype="float32")
+
+
+def graph_specs(preset: Preset) -> dict[str, GraphSpec]:
+    """The generator and the decoder graph of a preset."""
+    latent = preset.latent_shape
+    _, height, width = preset.image_shape
+    return {
+        "generator": GraphSpec(
+            inputs=(
+                _f32("x", BATCH, *latent),
+                TensorSpec(name="t", shape=(1,), dtype="int32"),
+                _f32("z", BATCH, preset.generator.nz),
+                _f32("noise", BATCH, *latent),
+            ),
+            outputs=(_f32("x_next", BATCH, *latent),),
+        ),
+        "decoder": GraphSpec(
+            inputs=(_f32("x_0", BATCH, *latent),),
+            outputs=(TensorSpec(name="image", shape=(BATCH, height, width, 3), dtype="uint8"),),
+        ),
+    }

@@ -1,0 +1,93 @@
+"""fp16: which parts become half precision, and whether their range suffices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from export.modules import DecoderToImage, GeneratorStep
+from lddgan.errors import LddganError
+
+LARGEST_ALLOWED = 32768.0  # half of what fp16 can hold
+
+
+def to_half(module: nn.Module) -> nn.Module:
+    """Convert, in place, all that computes in fp16.
+
+    float32 remain: the posterior, the codebook and its search; group-normalisation statistics and
+    softmax are float32 in the networks themselves.
+    """
+    if isinstance(module, GeneratorStep):
+        module.generator.half()
+    elif isinstance(module, DecoderToImage):
+        module.autoencoder.post_quant_conv.half()
+        module.autoencoder.decoder.half()
+    return module
+
+
+class HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs fp16 operations as tensor cores do, and records the largest fp16 magnitude.
+
+    Inputs are fp16, accumulation is float32, the result is rounded to fp16.  (CPUs often have no
+    fp16 convolution, or a very slow one.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0.0
+        self.finite = True
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _touches_half((args, kwargs)) or func in PASSED_THROUGH:
+            return func(*args, **kwargs)
+        out = func(*tree_map(_to_float, args), **tree_map(_to_float, kwargs))
+        return tree_map(self._round, out)
+
+    def _round(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        half = value.half()
+        self.finite = self.finite and bool(half.isfinite().all())
+        self.largest = max(self.largest, float(half.abs().max()))
+        return half
+
+
+PASSED_THROUGH = {torch.ops.aten._to_copy.default}  # a cast says itself what it makes
+
+
+def _to_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.half else value
+
+
+def _touches_half(tree: Any) -> bool:
+    found: list[bool] = []
+    tree_map(lambda v: found.append(isinstance(v, Tensor) and v.dtype == torch.half), tree)
+    return any(found)
+
+
+def largest_magnitude(what: str, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """(result, largest fp16 magnitude) of `run`.
+
+    Raises LddganError if an fp16 tensor has NaN or Inf, or a magnitude above 32,768.
+    """
+    with torch.no_grad(), HalfRange() as seen:
+        result = run()
+    if not seen.finite or seen.largest > LARGEST_ALLOWED:
+        found = f"{seen.largest:,.0f}" if seen.finite else "NaN or Inf"
+        raise LddganError(
+            f"the {what} does not fit fp16: a tensor reaches {found}, and {LARGEST_ALLOWED:,.0f} "
+            "is the limit; export it with --precision fp32"
+        )
+    return result, seen.largest

@@ -1,0 +1,99 @@
+"""A checkpoint -> a verified bundle."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import nn
+
+from export.bundle import (
+    CHECKPOINT,
+    SCHEMA,
+    Manifest,
+    StageAgreement,
+    file_entries,
+    graph_file,
+    publishing,
+    write_manifest,
+)
+from export.graphs import Precision, graph_specs
+from export.half import to_half
+from export.modules import DecoderToImage, GeneratorStep
+from export.rewrites import fold_upsampling
+from export.to_onnx import export_graph
+from export.verify import HalfCheck, check_half, refuse_disagreement, verify
+from lddgan.checkpoint import Model, save_checkpoint
+
+EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_bundle(
+    model: Model,
+    folder: Path,
+    precisions: Sequence[Precision],
+    *,
+    checkpoint: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> dict[Precision, StageAgreement]:
+    """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
+
+    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
+    Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was.
+    """
+    with publishing(folder) as temporary:
+        place_checkpoint(model, checkpoint, temporary / CHECKPOINT)
+        measured: dict[Precision, StageAgreement] = {}
+        for precision in precisions:
+            log(f"{precision}: exporting the two graphs")
+            half = export_graphs(model, temporary, precision)
+            log(f"{precision}: comparing ONNX Runtime with PyTorch")
+            measured[precision] = verify(model, temporary, precision, half)
+            refuse_disagreement(measured[precision], precision)
+        manifest = Manifest(
+            schema_version=SCHEMA,
+            preset=model.preset,
+            provenance=dict(model.provenance),
+            files=file_entries(temporary),
+            graphs=graph_specs(model.preset),
+            exporter={package: version(package) for package in EXPORTERS},
+            verification=measured,
+        )
+        write_manifest(temporary, manifest)
+    return measured
+
+
+def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
+    """The checkpoint inside the bundle: a hard link, a copy across file systems, or written."""
+    if source is None:
+        save_checkpoint(target, model)
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def export_graphs(model: Model, folder: Path, precision: Precision) -> HalfCheck | None:
+    """Write both graphs; for fp16 returns how the modules fare in their own dtypes."""
+    modules = graph_modules(model)
+    half = None
+    if precision == "fp16":
+        modules = {which: to_half(module) for which, module in modules.items()}
+        half = check_half(model, modules)
+    for which, spec in graph_specs(model.preset).items():
+        export_graph(modules[which], spec, folder / graph_file(which, precision))
+    return half
+
+
+def graph_modules(model: Model) -> dict[str, nn.Module]:
+    """Copies of the networks as the two graphs compute them."""
+    autoencoder = fold_upsampling(copy.deepcopy(model.autoencoder))
+    return {
+        "generator": GeneratorStep(copy.deepcopy(model.generator), model.preset).eval(),
+        "decoder": DecoderToImage(autoencoder, model.preset).eval(),
+    }

@@ -1,0 +1,64 @@
+"""A torch module -> an ONNX file with the names, shapes and dtypes of its GraphSpec."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+
+from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec, TensorSpec
+
+TRACED_BATCH = 2  # the exporter takes 1 for a constant
+
+
+def example(spec: TensorSpec) -> torch.Tensor:
+    """A zero tensor of the traced batch size."""
+    shape = [TRACED_BATCH if size == BATCH else int(size) for size in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+
+def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
+    """Write `module` to `path`, weights inside, batch dynamic over 1..127."""
+    batch = Dim("batch", min=1, max=MAX_BATCH)
+    shapes = tuple({0: batch} if tensor.shape[0] == BATCH else {} for tensor in spec.inputs)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module,
+            tuple(example(tensor) for tensor in spec.inputs),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    tidy(model, spec)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def tidy(model: onnx.ModelProto, spec: GraphSpec) -> None:
+    """Drop what the exporter says about itself (stack traces, paths) and name the batch "B"."""
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    model.doc_string = model.graph.doc_string = ""
+    for values, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+        for value, tensor in zip(values, tensors, strict=True):
+            assert value.name == tensor.name, (value.name, tensor.name)
+            elem = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+            assert value.type.tensor_type.elem_type == elem, tensor.name
+            value.CopyFrom(onnx.helper.make_tensor_value_info(tensor.name, elem, tensor.shape))

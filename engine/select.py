@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,18 +11,12 @@ from engine.sampler import Sampler
 from export.bundle import CHECKPOINT, Bundle, open_bundle
 from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError
+from lddgan.extras import why_missing
 
 EngineName = Literal["auto", "torch", "ort", "trt"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 ENGINES: Final = ("auto", "torch", "ort", "trt")
 DEVICES: Final = ("auto", "cpu", "cuda")
-
-INSTALL = {
-    "torch": 'pip install "lddgan[train]"',
-    "ort": 'pip install "lddgan[cpu]"',
-    "ort-cuda": 'pip install "lddgan[gpu]"',
-    "trt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index)',
-}
 
 
 class Candidate(NamedTuple):
@@ -76,9 +69,9 @@ def survey() -> list[Candidate]:
     return [
         Candidate("trt", "cuda", gpu or why_no_tensorrt()),
         Candidate("ort", "cuda", gpu or why_no_ort_cuda()),
-        Candidate("ort", "cpu", _why_missing("onnxruntime", "ort")),
+        Candidate("ort", "cpu", why_missing("onnxruntime")),
         Candidate("torch", "cuda", gpu or why_no_torch_cuda()),
-        Candidate("torch", "cpu", _why_missing("torch", "torch")),
+        Candidate("torch", "cpu", why_missing("torch")),
     ]
 
 
@@ -100,34 +93,28 @@ def why_no_gpu() -> str | None:
 
 
 def why_no_tensorrt() -> str:
-    missing = _why_missing("tensorrt", "trt")
+    missing = why_missing("tensorrt")
     return missing or "this version of lddgan does not run TensorRT engines yet"
 
 
 def why_no_ort_cuda() -> str | None:
-    missing = _why_missing("onnxruntime", "ort-cuda")
+    missing = why_missing("onnxruntime")
     if missing is not None:
         return missing
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return None
-    return f"the installed onnxruntime is the CPU package; {INSTALL['ort-cuda']}"
+    return 'the installed onnxruntime is the CPU package; pip install "lddgan[gpu]" instead of it'
 
 
 def why_no_torch_cuda() -> str | None:
-    missing = _why_missing("torch", "torch")
+    missing = why_missing("torch")
     if missing is not None:
         return missing
     import torch
 
     return None if torch.cuda.is_available() else "the installed torch is built without CUDA"
-
-
-def _why_missing(package: str, extra: str) -> str | None:
-    if importlib.util.find_spec(package) is not None:
-        return None
-    return f"{package} is not installed; {INSTALL[extra]}"
 
 
 def _open_torch(bundle: Bundle, precision: Precision, device: str, chunk: int | None) -> Sampler:

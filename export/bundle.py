@@ -48,6 +48,7 @@ class StageAgreement(Frozen):
     generator_error: float  # largest |difference| of x_next / largest |x_next|, over every step
     decoder_levels: int  # largest difference of the decoder alone, in grey levels
     decoder_changed: float  # share of its uint8 values that differ
+    decoder_psnr: float  # dB
     chain_error: float  # like generator_error, of x_0 after T steps
     chain_levels: int
     chain_changed: float
@@ -55,7 +56,17 @@ class StageAgreement(Frozen):
     code_flips: float  # share of VQ codes that differ after the chain; 0 for KL
     # One image through the torch modules in the graph's own dtypes; None for fp32.
     fp16_largest: float | None = None  # magnitude of any fp16 tensor
-    fp16_psnr: float | None = None  # dB against fp32
+    fp16_psnr: float | None = None  # dB against fp32; for VQ, of the decoder alone
+
+    def summary(self) -> str:
+        """One line for people."""
+        flips = f", {self.code_flips:.3%} of the VQ codes differ" if self.code_flips else ""
+        largest = "" if self.fp16_largest is None else f", fp16 reaches {self.fp16_largest:,.0f}"
+        return (
+            f"agrees with PyTorch at batch {', '.join(map(str, self.batches))}: generator within "
+            f"{self.generator_error:.1e}, x_0 within {self.chain_error:.1e} of the range, images "
+            f"within {self.chain_levels} grey levels, PSNR {self.chain_psnr:.1f} dB{flips}{largest}"
+        )
 
 
 class Manifest(Frozen):

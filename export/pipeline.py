@@ -13,6 +13,7 @@ from torch import nn
 
 from export.bundle import (
     CHECKPOINT,
+    DIGITS,
     SCHEMA,
     Manifest,
     StageAgreement,
@@ -27,7 +28,9 @@ from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import fold_upsampling
 from export.to_onnx import export_graph
 from export.verify import HalfCheck, check_half, refuse_disagreement, verify
-from lddgan.checkpoint import Model, save_checkpoint
+from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
+from lddgan.errors import BadInput
+from lddgan.presets import get_preset
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -65,6 +68,24 @@ def export_bundle(
         )
         write_manifest(temporary, manifest)
     return measured
+
+
+def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:
+    """The model and the file that holds it; random weights (and None) without a checkpoint.
+
+    `digits` without a checkpoint is the shipped model.  Raises BadInput if the checkpoint belongs
+    to another data set, or neither is given.
+    """
+    if checkpoint is None and dataset == "digits":
+        checkpoint = DIGITS / CHECKPOINT
+    if checkpoint is None:
+        if dataset is None:
+            raise BadInput("name a --dataset or a --checkpoint")
+        return random_model(get_preset(dataset)), None
+    model = load_checkpoint(checkpoint)
+    if dataset is not None and dataset != model.preset.name:
+        raise BadInput(f"{checkpoint} is a {model.preset.name} model; you asked for {dataset}")
+    return model, checkpoint
 
 
 def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:

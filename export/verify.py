@@ -33,6 +33,7 @@ LEVELS_TOLERANCE = 1  # uint8
 CHANGED_TOLERANCE = STAGE_TOLERANCE * 255
 FLIPS_TOLERANCE = 1e-3  # share of VQ codes
 PSNR_TOLERANCE = 40.0  # dB, fp16
+HALF_STAGE_TOLERANCE = 2e-2  # of the range, fp16: 2^-11 through some fifty layers
 
 Images = NDArray[np.uint8]
 
@@ -85,7 +86,7 @@ class HalfCheck(NamedTuple):
     """One image through the torch modules in the fp16 graphs' own dtypes."""
 
     largest: float  # magnitude of any fp16 tensor
-    psnr: float  # dB against fp32
+    psnr: float  # dB against fp32; for VQ, of the decoder alone
 
 
 def check_half(model: Model, modules: Mapping[str, torch.nn.Module]) -> HalfCheck:
@@ -105,9 +106,12 @@ def check_half(model: Model, modules: Mapping[str, torch.nn.Module]) -> HalfChec
         return run
 
     drawn = draw(model.preset, 1)
-    image = run_chain(Stages(stage("generator"), stage("decoder")), model.preset, drawn).image
-    true = run_chain(torch_stages(model), model.preset, drawn).image
-    return HalfCheck(max(largest), psnr(image, true))
+    half = Stages(stage("generator"), stage("decoder"))
+    mine = run_chain(half, model.preset, drawn)
+    true = run_chain(torch_stages(model), model.preset, drawn)
+    # A flipped VQ code is counted apart: there the decoder is compared on the same latent.
+    image = mine.image if model.autoencoder.is_kl else half.decode(true.steps[-1])
+    return HalfCheck(max(largest), psnr(image, true.image))
 
 
 def draw(preset: Preset, count: int) -> Noise:
@@ -135,6 +139,7 @@ def verify(
         generator_error=max(one["generator_error"] for one in found),
         decoder_levels=max(one["decoder_levels"] for one in found),
         decoder_changed=max(one["decoder_changed"] for one in found),
+        decoder_psnr=min(one["decoder_psnr"] for one in found),
         chain_error=max(one["chain_error"] for one in found),
         chain_levels=max(one["chain_levels"] for one in found),
         chain_changed=max(one["chain_changed"] for one in found),
@@ -158,6 +163,7 @@ def _compare(model: Model, ours: Stages, reference: Stages, batch: int) -> dict[
         "generator_error": max(map(relative_error, steps, true.steps)),
         "decoder_levels": grey_levels(decoded, true.image),
         "decoder_changed": changed(decoded, true.image),
+        "decoder_psnr": psnr(decoded, true.image),
         "chain_error": relative_error(mine.steps[-1], true.steps[-1]),
         "chain_levels": grey_levels(mine.image, true.image),
         "chain_changed": changed(mine.image, true.image),
@@ -216,10 +222,16 @@ def code_flips(model: Model, a: NDArray[np.float32], b: NDArray[np.float32]) -> 
 
 
 def refuse_disagreement(found: StageAgreement, precision: Precision) -> None:
-    """Raise LddganError naming the first limit that `found` passes."""
+    """Raise LddganError naming the first limit that `found` passes.
+
+    Where VQ codes flip, images are compared by the decoder alone: one flip moves many pixels.  In
+    fp16 the latents are rounded to about 1e-3, so flips are recorded and not limited.
+    """
     if precision == "fp16":
+        image_psnr = found.decoder_psnr if found.code_flips else found.chain_psnr
         limits = [
-            ("image PSNR in dB", -found.chain_psnr, -PSNR_TOLERANCE),
+            ("generator error", found.generator_error, HALF_STAGE_TOLERANCE),
+            ("image PSNR in dB", -image_psnr, -PSNR_TOLERANCE),
             (
                 "image PSNR in dB at the graph's own dtypes",
                 -(found.fp16_psnr or 0),

@@ -1,0 +1,32 @@
+# Two commands do all the set-up on a machine with Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-full check clean
+
+demo: .venv/.demo  ## sample 64 images from the bundled digits model
+	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
+
+test: .venv/.test check  ## everything that takes seconds; at most 10 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: .venv/.test  ## the rest: big exports, environments of their own; at most 30 minutes
+	$(BIN)/python -m pytest -m full
+
+check: .venv/.test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -e ".[cpu]"
+	touch $@
+
+.venv/.test: .venv/.demo
+	$(INSTALL) -e ".[cpu,train,eval,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

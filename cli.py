@@ -1,0 +1,299 @@
+"""The command line. Every command is a few lines that call the packages beside this file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from export.bundle import Bundle
+
+app = typer.Typer(
+    help="Inference engine for latent denoising diffusion GANs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
+
+
+class EngineChoice(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    ort = "ort"
+    trt = "trt"
+
+
+class DeviceChoice(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class PrecisionChoice(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class ExportPrecision(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    both = "both"
+
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="cifar10, celeba_256, lsun or digits (the trained model that ships with lddgan). "
+        "Without it: the newest bundle under exports/, or digits."
+    ),
+]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
+Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
+Device = Annotated[DeviceChoice, typer.Option(help="Where it runs.")]
+Precision = Annotated[PrecisionChoice, typer.Option(help="Which of the bundle's graphs.")]
+Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the models: sizes, cost, and the paper's figures."""
+    from bench.cost import preset_table, print_preset_table
+
+    rows = preset_table()
+    print_json([row.model_dump() for row in rows]) if as_json else print_preset_table(rows)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which engines run here, and why the others do not."""
+    from engine.doctor import examine, print_report
+
+    report = examine()
+    print_json(report.model_dump()) if as_json else print_report(report)
+
+
+@app.command("import")
+def import_(
+    dataset: Annotated[str, typer.Option(help="cifar10, celeba_256 or lsun.")],
+    generator: Annotated[Path, typer.Option(help="netG_N.pth or content.pth.")],
+    autoencoder: Annotated[Path, typer.Option(help="The Lightning .ckpt file.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    raw_generator: Annotated[
+        bool, typer.Option(help="Take the weights of a content.pth that has no moving average.")
+    ] = False,
+) -> None:
+    """Read published checkpoints into one .safetensors file."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    from lddgan.checkpoint import save_checkpoint
+    from lddgan.published import import_published
+
+    model = import_published(dataset, generator, autoencoder, use_raw=raw_generator)
+    save_checkpoint(out, model)
+    for part in ("generator", "autoencoder"):
+        left_out = model.provenance[part]["left_out"]
+        for prefix, count in left_out.items():
+            typer.echo(f"{part}: {count} tensors under {prefix} are not needed and were left out")
+    typer.echo(f"{out}: a {model.preset.name} model")
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Option(help="digits.")],
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")] = None,
+    seed: Seed = 0,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = False,
+) -> None:
+    """Train the autoencoder and then the diffusion GAN."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors", "sklearn")
+    from lddgan.data import digits
+    from lddgan.errors import BadInput
+    from lddgan.presets import get_preset
+    from lddgan.training import train as train_model
+
+    preset = get_preset(dataset)
+    if preset.name != "digits":
+        raise BadInput(f"lddgan ships no images of {dataset}; this version trains digits only")
+    out = out or Path("runs") / dataset
+    command = ["lddgan", *sys.argv[1:]]
+    train_model(
+        preset,
+        digits(),
+        seed=seed,
+        out=out,
+        epochs=epochs,
+        resume=resume,
+        command=command,
+    )
+    typer.echo(
+        f"{out}: trained; look at it with `lddgan export --checkpoint {out}/model.safetensors`"
+    )
+
+
+@app.command()
+def export(
+    dataset: Annotated[
+        str | None, typer.Option(help="Which preset; a --checkpoint knows its own.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
+    ] = None,
+    precision: Annotated[ExportPrecision, typer.Option()] = ExportPrecision.fp32,
+    out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
+) -> None:
+    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    from export.bundle import EXPORTS
+    from export.graphs import PRECISIONS
+    from export.pipeline import export_bundle, model_to_export
+
+    model, source = model_to_export(dataset, checkpoint)
+    if model.has_random_weights:
+        warn_of_random_weights()
+    folder = out or EXPORTS / model.preset.name
+    precisions = [p for p in PRECISIONS if precision.value in (p, "both")]
+    measured = export_bundle(model, folder, precisions, checkpoint=source, log=note)
+    for name, found in measured.items():
+        typer.echo(f"{name}: {found.summary()}")
+    typer.echo(f"{folder}: published")
+
+
+@app.command()
+def sample(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Engine = EngineChoice.auto,
+    device: Device = DeviceChoice.auto,
+    precision: Precision = PrecisionChoice.fp32,
+    num: Annotated[int, typer.Option(help="How many images.")] = 16,
+    batch: Batch = None,
+    seed: Seed = 0,
+    first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="x.png: a grid; x.npz: an array; else a folder of PNGs."),
+    ] = None,
+) -> None:
+    """Make images."""
+    from engine.output import check_output, write_images
+    from engine.sampler import check_request
+    from engine.select import open_engine
+    from lddgan.progress import Meter
+
+    check_request(num, seed, first, batch)
+    opened = chosen_bundle(dataset, bundle)
+    out = out or Path(f"samples-{opened.preset.name}-{seed}.png")
+    check_output(out)
+    sampler = open_engine(opened, engine.value, precision.value, device.value)
+    with Meter("sampling", 0, num, None, unit="images") as meter:
+        batches = sampler.stream(num, seed, first, batch)
+        write_images(out, batches, first, meter.advance)
+    typer.echo(
+        f"{out}: {num} images of {opened.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
+        f"{sampler.description}"
+    )
+
+
+@app.command()
+def bench(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Engine = EngineChoice.auto,
+    device: Device = DeviceChoice.auto,
+    precision: Precision = PrecisionChoice.fp32,
+    batch: Annotated[int, typer.Option(min=1, help="Images per trial.")] = 100,
+    trials: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 300,
+    seed: Seed = 0,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Append the row to this .jsonl file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an engine against the PyTorch baseline."""
+    from bench.report import print_row
+    from bench.run import benchmark, save_row
+
+    opened = chosen_bundle(dataset, bundle)
+    row = benchmark(
+        opened,
+        engine.value,
+        precision.value,
+        device.value,
+        batch=batch,
+        trials=trials,
+        seed=seed,
+        max_seconds=max_seconds,
+        log=note,
+    )
+    if save is not None:
+        save_row(row, save)
+    typer.echo(row.model_dump_json()) if as_json else print_row(row)
+
+
+def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
+    """The bundle that --dataset or --bundle names, or the default one; says which."""
+    from export.bundle import find_bundle, open_bundle
+    from lddgan.errors import BadInput
+
+    if dataset is not None and folder is not None:
+        raise BadInput("--dataset and --bundle name two bundles; give one")
+    found = folder or find_bundle(dataset)
+    opened = open_bundle(found)
+    if dataset is None and folder is None:
+        note(f"using the bundle {found}")
+    if opened.has_random_weights:
+        warn_of_random_weights()
+    return opened
+
+
+def warn_of_random_weights() -> None:
+    typer.secho(
+        "random weights: nobody trained this model; its images mean nothing, it is fit for timing",
+        fg=typer.colors.RED,
+        err=True,
+    )
+
+
+def note(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    """Run the command line; errors become one line on stderr and an exit code."""
+    from lddgan.errors import BadInput, LddganError
+
+    try:
+        app()
+    except LddganError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Optional packages: which one is missing, and the line that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Final
+
+from lddgan.errors import LddganError
+
+INSTALL: Final = {  # package -> how to get it
+    "torch": 'pip install "lddgan[train]"',
+    "safetensors": 'pip install "lddgan[train]"',
+    "onnx": 'pip install "lddgan[train]"',
+    "onnxscript": 'pip install "lddgan[train]"',
+    "sklearn": 'pip install "lddgan[train]"',
+    "onnxruntime": 'pip install "lddgan[cpu]" (or "lddgan[gpu]")',
+    "tensorrt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index)',
+}
+
+
+def why_missing(package: str) -> str | None:
+    """Why `package` cannot be imported, with the install line; None if it is there."""
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed; {INSTALL[package]}"
+
+
+def require(*packages: str) -> None:
+    """Raise LddganError naming the first package that is missing and its install line."""
+    for package in packages:
+        cause = why_missing(package)
+        if cause is not None:
+            raise LddganError(cause)

@@ -1,0 +1,79 @@
+"""Small models that exercise every kind of layer, and their bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lddgan.presets import Codec, Discriminator, Generator, Preset, Training
+
+TRAINING = Training(
+    lr_g=1e-3,
+    lr_d=1e-3,
+    batch=8,
+    epochs=2,
+    ema_decay=0.9,
+    r1_gamma=0.1,
+    r1_every=2,
+    reconstruction=True,
+)
+
+TINY = Preset(  # KL, two levels, attention at both and in the codec, tanh
+    name="tiny",
+    image_size=32,
+    latent_channels=4,
+    latent_size=8,
+    scale_factor=2.0,
+    steps=3,
+    generator=Generator(
+        nf=16, ch_mult=(1, 2), blocks=1, attention=(4,), nz=10, mapping_layers=2, z_emb_dim=16
+    ),
+    codec=Codec(kind="kl", ch=32, ch_mult=(1, 2, 1), blocks=1, attention=(8,), tanh=True),
+    discriminator=Discriminator(kind="small", ngf=16, layers=2, t_emb_dim=16),
+    training=TRAINING,
+)
+
+TINY_VQ = TINY.model_copy(  # VQ with a codebook of more than one slice of the search
+    update={
+        "name": "tiny_vq",
+        "latent_channels": 3,
+        "steps": 2,
+        "codec": Codec(kind="vq", ch=32, ch_mult=(1, 1, 1), blocks=1, attention=(), codes=600),
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():  # type: ignore[no-untyped-def]
+    """A random KL model."""
+    from lddgan.checkpoint import random_model
+
+    return random_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_vq_model():  # type: ignore[no-untyped-def]
+    """A random VQ model."""
+    from lddgan.checkpoint import random_model
+
+    return random_model(TINY_VQ)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:  # type: ignore[no-untyped-def]
+    """The KL model exported in fp32 and fp16. Tests that change files copy it first."""
+    return exported(tmp_path_factory.mktemp("bundle") / "tiny", tiny_model, ("fp32", "fp16"))
+
+
+@pytest.fixture(scope="session")
+def tiny_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
+    """The VQ model exported in fp32."""
+    return exported(tmp_path_factory.mktemp("bundle") / "tiny_vq", tiny_vq_model, ("fp32",))
+
+
+def exported(folder: Path, model, precisions) -> Path:  # type: ignore[no-untyped-def]
+    from export.pipeline import export_bundle
+
+    export_bundle(model, folder, precisions)
+    return folder

@@ -105,6 +105,8 @@ def import_(
         left_out = model.provenance[part]["left_out"]
         for prefix, count in left_out.items():
             typer.echo(f"{part}: {count} tensors under {prefix} are not needed and were left out")
+    for sentence in model.provenance["notes"]:
+        typer.echo(sentence)
     typer.echo(f"{out}: a {model.preset.name} model")
 
 

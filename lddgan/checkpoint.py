@@ -94,7 +94,9 @@ def check_tensors(
             for k, shape in expected.items()
             if k in found and found[k].shape != shape
         ],
-        "with NaN or Inf": [k for k, v in found.items() if not bool(v.isfinite().all())],
+        "with NaN or Inf": [  # numpy's is many times faster than torch's on busy cores
+            k for k, v in found.items() if not np.isfinite(v.float().numpy()).all()
+        ],
     }
     for problem, names in problems.items():
         if names:
@@ -111,16 +113,20 @@ def save_checkpoint(path: str | os.PathLike[str], model: Model) -> Path:
         "format": FORMAT,
         "preset": model.preset.model_dump_json(),
         "provenance": json.dumps(dict(model.provenance), sort_keys=True),
-        "tensors_sha256": sha256_of_tensors(tensors),
     }
+    metadata["sha256"] = sha256_of_content(metadata, tensors)
     payload = safetensors_save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     return atomic_write(Path(path), payload)
 
 
-def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Digest over names and values, independent of the order in the file."""
-    digests = (f"{k} {sha256_of_bytes(tensors[k].contiguous().numpy())}" for k in sorted(tensors))
-    return sha256_of_bytes("\n".join(digests).encode())
+def sha256_of_content(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Digest over metadata, names, dtypes, shapes and values, independent of the file's order."""
+    lines = [f"{key} {metadata[key]}" for key in sorted(metadata)]
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        values = sha256_of_bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+        lines.append(f"{name} {tensor.dtype} {list(tensor.shape)} {values}")
+    return sha256_of_bytes("\n".join(lines).encode())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Model:
@@ -135,17 +141,21 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
             f"{path} is not an lddgan checkpoint ({FORMAT}); "
             "published .pth and .ckpt files go through `lddgan import`"
         )
-    if sha256_of_tensors(tensors) != metadata.get("tensors_sha256"):
+    expected = metadata.pop("sha256", None)
+    if sha256_of_content(metadata, tensors) != expected:
         raise BadInput(f"{path} has changed since it was written (sha256 differs); copy it again")
     try:
         preset = Preset.model_validate_json(metadata["preset"])
         provenance = json.loads(metadata["provenance"])
     except (ValidationError, KeyError, json.JSONDecodeError) as error:
-        raise BadInput(f"{path} carries no readable preset: {error}") from error
-    parts = {
-        part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)}
-        for part in ("generator", "autoencoder")
-    }
+        cause = str(error).partition("\n")[0]
+        raise BadInput(f"{path} carries no readable preset: {cause}") from error
+    parts: dict[str, dict[str, Tensor]] = {"generator": {}, "autoencoder": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise BadInput(f"{path} has a tensor of neither network: {name}")
+        parts[part][rest] = tensor
     return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
 
 
@@ -153,7 +163,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(metadata, tensors) of a safetensors file, read whole (a mapped file that shrinks kills)."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist or is not a file")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
     try:
         tensors = safetensors_load(data)
     except SafetensorError as error:

@@ -231,19 +231,22 @@ def bench(
     """Measure an engine against the PyTorch baseline."""
     from bench.report import print_row
     from bench.run import benchmark, save_row
+    from lddgan.progress import Meter
 
     opened = chosen_bundle(dataset, bundle)
-    row = benchmark(
-        opened,
-        engine.value,
-        precision.value,
-        device.value,
-        batch=batch,
-        trials=trials,
-        seed=seed,
-        max_seconds=max_seconds,
-        log=note,
-    )
+    with Meter("measuring", 0, trials, None, unit="trials") as meter:
+        row = benchmark(
+            opened,
+            engine.value,
+            precision.value,
+            device.value,
+            batch=batch,
+            trials=trials,
+            seed=seed,
+            max_seconds=max_seconds,
+            log=note,
+            progress=meter.follow,
+        )
     if save is not None:
         save_row(row, save)
     typer.echo(row.model_dump_json()) if as_json else print_row(row)

@@ -1,0 +1,1 @@
+"""Measuring: time, cost and quality. The only source of numbers."""

@@ -9,12 +9,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.bundle import Bundle
-from export.graphs import Precision, graph_specs
+from export.bundle import Bundle, graph_file
+from export.graphs import GraphSpec, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
 
 OrtValue = Any
@@ -32,6 +33,8 @@ class OrtBackend:
         self.sessions = {
             which: open_session(bundle.graph(which, precision), device) for which in specs
         }
+        for which, spec in specs.items():
+            check_tensors(self.sessions[which], spec, bundle.folder / graph_file(which, precision))
         self.names = {
             which: ([tensor.name for tensor in spec.inputs], spec.outputs[0].name)
             for which, spec in specs.items()
@@ -58,7 +61,11 @@ class OrtBackend:
         for name, value in zip(names, inputs, strict=True):
             binding.bind_ortvalue_input(name, value)
         binding.bind_output(output, self.device)
-        self.sessions[which].run_with_iobinding(binding)
+        try:
+            self.sessions[which].run_with_iobinding(binding)
+        except onnxruntime_errors() as error:
+            first_line = str(error).splitlines()[0]
+            raise LddganError(f"ONNX Runtime failed in the {which}: {first_line}") from error
         return binding.get_outputs()[0]
 
 
@@ -67,6 +74,8 @@ def open_session(path: Path, device: str) -> Any:
     provider = PROVIDERS[device]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
+    # Without it the threads of one graph go on spinning while the other graph, or PyTorch, runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(
             path,
@@ -84,13 +93,29 @@ def open_session(path: Path, device: str) -> Any:
     return session
 
 
+def check_tensors(session: Any, spec: GraphSpec, path: Path) -> None:
+    """Raise BadInput unless the file has the tensors that its manifest lists."""
+    found = [
+        (tensor.name, tuple(tensor.shape), tensor.type)
+        for tensor in (*session.get_inputs(), *session.get_outputs())
+    ]
+    expected = [
+        (tensor.name, tensor.shape, TYPES[tensor.dtype]) for tensor in (*spec.inputs, *spec.outputs)
+    ]
+    if found != expected:
+        raise BadInput(f"{path} has the tensors {found}, its manifest says {expected}")
+
+
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
     """What a session raises for a file it cannot run."""
     raised = onnxruntime.capi.onnxruntime_pybind11_state
     return (
+        raised.EPFail,
         raised.Fail,
         raised.InvalidArgument,
         raised.InvalidGraph,
         raised.InvalidProtobuf,
         raised.NotImplemented,
+        raised.RuntimeException,
+        RuntimeError,  # of a run with bound arrays
     )

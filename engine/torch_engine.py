@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,7 +29,7 @@ class TorchBackend:
             self.where = f"CPU ({torch.get_num_threads()} threads)"
 
     def upload(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     @torch.inference_mode()
     def step(self, x: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:

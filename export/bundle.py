@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError, field_validator
+from pydantic import ConfigDict, ValidationError, field_validator
 
-from export.graphs import GraphSpec, Precision, graph_specs
+from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sha256_of_file
 from lddgan.presets import Frozen, Preset
@@ -43,6 +43,8 @@ class FileEntry(Frozen):
 
 class StageAgreement(Frozen):
     """What verification measured: ONNX Runtime against PyTorch fp32, the worst of all batches."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
 
     batches: tuple[int, ...]
     generator_error: float  # largest |difference| of x_next / largest |x_next|, over every step
@@ -144,6 +146,11 @@ def graph_file(which: str, precision: Precision) -> str:
     return f"{which}.{precision}.onnx"
 
 
+OF_A_BUNDLE = {MANIFEST, CHECKPOINT, ENGINES} | {
+    graph_file(which, precision) for which in ("generator", "decoder") for precision in PRECISIONS
+}
+
+
 def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Read and check a bundle's manifest.
 
@@ -157,6 +164,8 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
         raise BadInput(f"{folder} is not a bundle: it has no {MANIFEST}")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -182,7 +191,7 @@ def find_bundle(dataset: str | None) -> Path:
         if not (folder / MANIFEST).is_file():
             raise BadInput(f"no bundle at {folder}; run `lddgan export --dataset {dataset}` first")
         return folder
-    manifests = sorted(EXPORTS.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    manifests = sorted(EXPORTS.glob(f"[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     return manifests[-1].parent if manifests else DIGITS
 
 
@@ -204,8 +213,13 @@ def publishing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
             os.replace(folder, old / folder.name)
-            os.replace(temporary, folder)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, folder)
+            except OSError:
+                os.replace(old / folder.name, folder)
+                old.rmdir()
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, folder)
     except OSError as error:
@@ -215,11 +229,13 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise BadInput if `folder` exists and is neither a bundle nor empty."""
+    """Raise BadInput if `folder` exists and is neither empty nor a bundle and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise BadInput(f"{folder} holds other files; choose another --out")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    foreign = sorted(names - OF_A_BUNDLE if MANIFEST in names else names)
+    if foreign:
+        raise BadInput(f"{folder} holds other files ({foreign[0]}); choose another --out")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

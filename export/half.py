@@ -51,17 +51,20 @@ class HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if not _touches_half((args, kwargs)) or func in PASSED_THROUGH:
-            return func(*args, **kwargs)
+            return tree_map(self._see, func(*args, **kwargs))
         out = func(*tree_map(_to_float, args), **tree_map(_to_float, kwargs))
         return tree_map(self._round, out)
 
     def _round(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
-        half = value.half()
-        self.finite = self.finite and bool(half.isfinite().all())
-        self.largest = max(self.largest, float(half.abs().max()))
-        return half
+        return self._see(value.half())
+
+    def _see(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype == torch.half and value.numel():
+            self.finite = self.finite and bool(value.isfinite().all())
+            self.largest = max(self.largest, float(value.abs().max()))
+        return value
 
 
 PASSED_THROUGH = {torch.ops.aten._to_copy.default}  # a cast says itself what it makes

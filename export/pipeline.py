@@ -94,7 +94,7 @@ def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
         save_checkpoint(target, model)
         return
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # a link to a symbolic link would dangle
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.bundle import StageAgreement, graph_file
+from export.compare import Images, changed, grey_levels, psnr, relative_error
 from export.graphs import Precision
 from export.half import largest_magnitude
 from export.modules import DecoderToImage, GeneratorStep
@@ -34,8 +35,6 @@ CHANGED_TOLERANCE = STAGE_TOLERANCE * 255
 FLIPS_TOLERANCE = 1e-3  # share of VQ codes
 PSNR_TOLERANCE = 40.0  # dB, fp16
 HALF_STAGE_TOLERANCE = 2e-2  # of the range, fp16: 2^-11 through some fifty layers
-
-Images = NDArray[np.uint8]
 
 
 class Run(NamedTuple):
@@ -183,28 +182,6 @@ def run_chain(stages: Stages, preset: Preset, drawn: Noise) -> Run:
 
 def _t(preset: Preset, k: int) -> NDArray[np.int32]:
     return np.array([preset.steps - 1 - k], dtype=np.int32)
-
-
-def relative_error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Largest |a - b| / largest |b|; infinite if a is not finite."""
-    error = float(np.abs(a - b).max() / np.abs(b).max())
-    return error if np.isfinite(error) else float("inf")
-
-
-def grey_levels(a: Images, b: Images) -> int:
-    """Largest difference of two uint8 images."""
-    return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())
-
-
-def changed(a: Images, b: Images) -> float:
-    """Share of values that differ."""
-    return float((a != b).mean())
-
-
-def psnr(a: Images, b: Images) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for equal images."""
-    mse = float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
-    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
 
 
 def code_flips(model: Model, a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -61,6 +61,11 @@ class Meter:
         """`count` more are done."""
         self.show(self.done + count, {})
 
+    def follow(self, done: int, total: int) -> None:
+        """`done` are done of a total that is only known now."""
+        self.total = total
+        self.show(done, {})
+
     def show(self, done: int, losses: dict[str, float]) -> None:
         """`done` of the total are done; `losses` are those of the last step."""
         for name, value in losses.items():
@@ -69,7 +74,9 @@ class Meter:
         self.done = done
         text = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=done, losses=f"{text} {self.rate:.1f}/s")
+            self.bar.update(
+                self.task, completed=done, total=self.total, losses=f"{text} {self.rate:.1f}/s"
+            )
             return
         now = time.monotonic()
         if now - self.shown >= LINE_SECONDS or done == self.total:

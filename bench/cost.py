@@ -1,0 +1,145 @@
+"""What each preset costs: parameters and multiply-adds, measured from the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lddgan.extras import why_missing
+from lddgan.presets import PRESETS, Frozen, Paper, Preset
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+ABSENT = "-"
+COLUMNS = (
+    "preset",
+    "image",
+    "latent",
+    "f",
+    "T",
+    "parameters, M: G + decoder",
+    "multiply-adds, G: T x G + decoder",
+    "paper: FID, recall, s per 100",
+)
+
+
+class Cost(Frozen):
+    """Of one network; the decoder's includes the codebook and its search."""
+
+    generator_parameters: int
+    decoder_parameters: int
+    generator_macs: int  # multiply-adds of one call for one image, attention included
+    decoder_macs: int
+
+
+class PresetRow(Frozen):
+    """One line of `lddgan presets`."""
+
+    name: str
+    image: tuple[int, int, int]  # [3,H,W]
+    latent: tuple[int, int, int]  # [C,h,w]
+    steps: int  # T
+    downsampling: int  # f
+    cost: Cost | None  # None without torch
+    macs_per_image: int | None  # T generator calls and the decoder
+    paper: Paper | None
+    not_measured: str | None  # why there is no cost
+
+
+def preset_table() -> list[PresetRow]:
+    """Every preset with what it costs; without torch a row says why its cost is left out."""
+    missing = why_missing("torch")
+    return [preset_row(preset, missing) for preset in PRESETS.values()]
+
+
+def preset_row(preset: Preset, missing: str | None = None) -> PresetRow:
+    """The line of one preset; `missing` says why its cost cannot be measured."""
+    cost = measure_cost(preset) if missing is None else None
+    return PresetRow(
+        name=preset.name,
+        image=preset.image_shape,
+        latent=preset.latent_shape,
+        steps=preset.steps,
+        downsampling=preset.downsampling,
+        cost=cost,
+        macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
+        paper=preset.paper,
+        not_measured=missing,
+    )
+
+
+def measure_cost(preset: Preset) -> Cost:
+    """Count parameters and multiply-adds on the meta device: nothing is computed. Needs torch."""
+    import torch
+
+    from lddgan.networks.autoencoder import Autoencoder
+    from lddgan.networks.generator import Generator
+
+    with torch.device("meta"):
+        generator, autoencoder = Generator(preset).eval(), Autoencoder(preset).eval()
+        x_t = torch.empty(1, *preset.latent_shape)
+        t = torch.zeros(1, dtype=torch.int32)
+        z = torch.empty(1, preset.generator.nz)
+        return Cost(
+            generator_parameters=parameters(generator),
+            decoder_parameters=parameters(
+                autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.quantize
+            ),
+            generator_macs=multiply_adds(lambda: generator(x_t, t, z)),
+            decoder_macs=multiply_adds(lambda: autoencoder.decode(x_t)),
+        )
+
+
+def parameters(*modules: nn.Module | None) -> int:
+    """Number of learnt values."""
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
+def multiply_adds(compute: Callable[[], Any]) -> int:
+    """Multiply-adds of the convolutions and matrix products in `compute`."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        compute()
+    return counter.get_total_flops() // 2
+
+
+def print_preset_table(rows: Sequence[PresetRow]) -> None:
+    """Write the table to standard output."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(rendered(rows))
+    for reason in sorted({row.not_measured for row in rows if row.not_measured}):
+        console.print(f"no cost: {reason}", markup=False)
+
+
+def rendered(rows: Sequence[PresetRow]) -> Table:
+    """The rows for people."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*COLUMNS, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*preset_cells(row))
+    return table
+
+
+def preset_cells(row: PresetRow) -> list[str]:
+    """One row's text, in the order of COLUMNS."""
+    cost, paper = row.cost, row.paper
+    counts = macs = published = ABSENT
+    if cost is not None and row.macs_per_image is not None:
+        counts = f"{cost.generator_parameters / 1e6:.2f} + {cost.decoder_parameters / 1e6:.2f}"
+        generator, decoder, total = (
+            f"{n / 1e9:.3g}" for n in (cost.generator_macs, cost.decoder_macs, row.macs_per_image)
+        )
+        macs = f"{row.steps} x {generator} + {decoder} = {total}"
+    if paper is not None:
+        published = f"{paper.fid}, {paper.recall}, {paper.seconds} ({paper.source})"
+    shapes = ["x".join(str(size) for size in shape) for shape in (row.image, row.latent)]
+    return [row.name, *shapes, str(row.downsampling), str(row.steps), counts, macs, published]

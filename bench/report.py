@@ -1,0 +1,234 @@
+"""Benchmark rows as tables: python -m bench.report README.md [--check]
+
+Rewrites what stands between the markers in a Markdown file from bench/results/*.jsonl beside it;
+with --check nothing is written and the exit code is 1 if the file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.row import RESULTS, BenchRow, Measured, StageTimes, read_results
+from bench.timing import Summary
+from lddgan.errors import BadInput, LddganError
+from lddgan.files import atomic_write
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+STAGES = {
+    "generator": "generator, {nfe} steps",
+    "decoder": "decoder",
+    "whole": "whole",
+    "noise": "noise",
+    "download": "download",
+    "end_to_end": "seed to pixels",
+}
+ABSENT = "-"
+
+
+def print_row(row: BenchRow) -> None:
+    """Write a row's table to standard output."""
+    from rich.console import Console
+
+    Console().print(render(row))
+
+
+def render(row: BenchRow) -> Group:
+    """A row for people: engine beside PyTorch, and what must be known of the numbers."""
+    from rich.console import Group
+    from rich.text import Text
+
+    warnings = [Text(f"! {note}", style="bold red") for note in row.notes]
+    return Group(_table(row), *(Text(line) for line in facts(row)), *warnings)
+
+
+def _table(row: BenchRow) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title(row), title_justify="left", caption_justify="left")
+    table.add_column("ms: p50 / p90 / p99")
+    table.add_column(_heading(row.engine), justify="right")
+    table.add_column(_heading(row.baseline), justify="right")
+    for stage, label in STAGES.items():
+        table.add_row(
+            label.format(nfe=row.nfe),
+            _percentiles(row.engine.times, stage),
+            _percentiles(row.baseline.times, stage) if row.baseline else ABSENT,
+            end_section=stage in ("whole", "end_to_end"),
+        )
+    for label, *cells in comparisons(row):
+        table.add_row(label, *cells)
+    return table
+
+
+def title(row: BenchRow) -> str:
+    asked = "" if row.trials == row.trials_asked else f" of {row.trials_asked}"
+    return f"{row.dataset}, batch {row.batch}, {row.trials}{asked} trials, {hardware(row)}"
+
+
+def hardware(row: BenchRow) -> str:
+    """What computed: the GPU, or the CPU and its cores."""
+    if row.machine.gpu is not None:
+        return row.machine.gpu.name
+    return f"{row.machine.cpu}, {row.machine.cores} cores"
+
+
+def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
+    """The lines under the stages: (label, engine, PyTorch)."""
+    sides = (row.engine, row.baseline)
+
+    def line(label: str, cells: list[str]) -> tuple[str, str, str]:
+        return label, cells[0], cells[1]
+
+    return [
+        line("whole, mean ± std", [_mean(s.times.whole) if s else ABSENT for s in sides]),
+        line("images/s", [number(s.images_per_second) if s else ABSENT for s in sides]),
+        line("times as fast", [number(row.ratio) if row.ratio else ABSENT, "1"]),
+        line("images at once", [str(min(s.chunk, row.batch)) if s else ABSENT for s in sides]),
+        line("peak memory, MiB", [_memory(s) for s in sides]),
+    ]
+
+
+def facts(row: BenchRow) -> list[str]:
+    """Sentences under the table."""
+    said = []
+    if row.agreement is not None:
+        said.append(f"images against PyTorch: {agreement(row)}")
+    if row.baseline is not None:
+        said.append(
+            "peak memory is the process's; PyTorch's was read with the engine loaded beside it"
+        )
+    if row.paper_seconds is not None:
+        said.append(
+            f"paper ({row.paper_source}): {row.paper_seconds} s for a batch of 100 on its GPU"
+        )
+    return said
+
+
+def agreement(row: BenchRow) -> str:
+    """How near the engine's images are to the baseline's."""
+    found = row.agreement
+    if found is None:
+        return ABSENT
+    if found.psnr is None:
+        return "all equal"
+    levels = f"{found.grey_levels} grey level{'' if found.grey_levels == 1 else 's'}"
+    return f"at most {levels}, {found.changed:.2%} of values differ, {found.psnr:.1f} dB"
+
+
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _heading(side: Measured | None) -> str:
+    return f"{side.engine} {side.precision}\n{side.where}" if side else "PyTorch"
+
+
+def _percentiles(times: StageTimes, stage: str) -> str:
+    found: Summary = getattr(times, stage)
+    return " / ".join(number(value) for value in (found.p50, found.p90, found.p99))
+
+
+def _mean(found: Summary) -> str:
+    return f"{number(found.mean)} ± {number(found.std)}"
+
+
+def _memory(side: Measured | None) -> str:
+    return (
+        ABSENT if side is None or side.peak_memory_mib is None else f"{side.peak_memory_mib:,.0f}"
+    )
+
+
+def markdown(rows: Sequence[BenchRow]) -> str:
+    """The newest row of each kind that has a baseline, as a Markdown table."""
+    lines = [
+        "| Model | Batch | On | Engine | ms (PyTorch) | ms (engine) | Times as fast | Images/s "
+        "| Trials | Images against PyTorch |",
+        "|---|--:|---|---|--:|--:|--:|--:|--:|---|",
+    ]
+    shown = newest(rows)
+    lines += [_markdown_line(row) for row in shown]
+    if any(row.random_weights for row in shown):
+        lines += ["", "\\* random weights: timing only"]
+    return "\n".join(lines)
+
+
+def newest(rows: Sequence[BenchRow]) -> list[BenchRow]:
+    """The last row of each data set, batch, hardware, engine and precision, in that order."""
+    latest: dict[tuple[str, int, str, str, str], BenchRow] = {}
+    for row in sorted(rows, key=lambda row: row.date):
+        if row.baseline is not None:
+            key = (row.dataset, row.batch, hardware(row), row.engine.engine, row.engine.precision)
+            latest[key] = row
+    return [latest[key] for key in sorted(latest)]
+
+
+def _markdown_line(row: BenchRow) -> str:
+    if row.baseline is None or row.ratio is None:
+        raise ValueError("a row without the baseline beside it is not a result")
+    cells = (
+        row.dataset + (" \\*" if row.random_weights else ""),
+        str(row.batch),
+        hardware(row),
+        f"{row.engine.engine} {row.engine.precision}",
+        number(row.baseline.times.whole.p50),
+        number(row.engine.times.whole.p50),
+        f"{row.ratio:.2f}",
+        number(row.engine.images_per_second),
+        str(row.trials),
+        agreement(row),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def rewritten(text: str, table: str) -> str:
+    """`text` with `table` between the markers. Raises BadInput if they are not there once each."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise BadInput(f"the file must hold {BEGIN} and {END}, once each, in this order")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check a Markdown file; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        return update(options.file, options.check)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except LddganError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def update(path: Path, check: bool) -> int:
+    """Bring the table in `path` up to date, or (check) say whether it is: 0 or 1."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    new = rewritten(text, markdown(read_results(path.resolve().parent / RESULTS)))
+    if new == text:
+        return 0
+    if check:
+        print(f"{path} is not what {RESULTS} says; run `python -m bench.report {path}`")
+        return 1
+    atomic_write(path, new.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

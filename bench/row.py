@@ -1,0 +1,121 @@
+"""One benchmark run is one row: a JSON line under bench/results/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError
+
+from bench.machine import Machine
+from bench.timing import Summary
+from export.graphs import Precision
+from lddgan.errors import BadInput, LddganError
+from lddgan.files import atomic_write
+from lddgan.presets import Frozen
+
+RESULTS = Path("bench") / "results"  # in the repository
+
+
+class StageTimes(Frozen):
+    """The stages of `bench.timing.Trial`."""
+
+    noise: Summary
+    generator: Summary
+    decoder: Summary
+    whole: Summary
+    download: Summary
+    end_to_end: Summary
+
+
+class Measured(Frozen):
+    """One side: the engine, or the PyTorch baseline."""
+
+    engine: str
+    precision: Precision
+    where: str  # device and library
+    chunk: int  # images computed at once
+    times: StageTimes
+    images_per_second: float  # batch / p50 of the whole
+    # Peak resident memory of the process once this side was warm.  The engine's is read before the
+    # baseline is loaded; the baseline's holds both.
+    peak_memory_mib: float | None
+
+
+class Agreement(Frozen):
+    """The engine's images against the baseline's, all of one batch, from the same noise."""
+
+    grey_levels: int  # largest difference
+    changed: float  # share of values that differ
+    psnr: float | None  # dB; None if all are equal
+
+
+class BenchRow(Frozen):
+    """One run of `lddgan bench`.
+
+    `preset` and `verification` are kept as they were then: a row stays readable when they change.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    date: str  # UTC, ISO 8601
+    commit: str | None
+    dataset: str  # the preset's name
+    preset: dict[str, Any]
+    random_weights: bool  # fit for timing only
+    device: Literal["cpu", "cuda"]
+    batch: int
+    seed: int
+    trials_asked: int
+    trials: int  # done, by each side
+    nfe: int  # calls of the generator for one image (T)
+    engine: Measured
+    baseline: Measured | None
+    ratio: float | None  # baseline's p50 of the whole / engine's
+    agreement: Agreement | None
+    verification: dict[str, Any]  # what export measured for this precision
+    paper_seconds: float | None  # for a batch of 100, on the paper's GPU
+    paper_source: str | None
+    machine: Machine
+    versions: dict[str, str]
+    notes: tuple[str, ...]  # what a reader must know: cut trials, no baseline, ...
+
+
+def results_file(row: BenchRow) -> Path:
+    """Where rows of this kind are kept: bench/results/lsun-cpu.jsonl"""
+    return RESULTS / f"{row.dataset}-{row.device}.jsonl"
+
+
+def save_row(row: BenchRow, path: Path) -> Path:
+    """Append `row` to a .jsonl file. Raises BadInput if the file holds something else."""
+    known = [*read_rows(path), row] if path.exists() else [row]
+    lines = "".join(f"{one.model_dump_json()}\n" for one in known)
+    return atomic_write(path, lines.encode())
+
+
+def read_rows(path: Path) -> list[BenchRow]:
+    """The rows of a file, in its order. Raises BadInput naming the line that is not one."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(BenchRow.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise BadInput(
+                f"{path}, line {number} is not a benchmark row: {where}: {first['msg']}"
+            ) from error
+    return rows
+
+
+def read_results(folder: Path) -> list[BenchRow]:
+    """All rows of a folder. Raises LddganError if there are none."""
+    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
+    if not rows:
+        raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
+    return rows

@@ -1,0 +1,54 @@
+"""A backend whose calls take a known time on a clock that only they move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.timing import HostTimer, Side
+from engine.sampler import Sampler
+from lddgan.presets import Preset
+
+
+class Clock:
+    """Seconds, as the backends below let them pass."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scripted:
+    """Takes `step` seconds an image and call of the generator, `decode` an image."""
+
+    precision = "fp32"
+    where = "a script"
+
+    def __init__(self, name: str, clock: Clock, calls: list[Any], step: float, decode: float):
+        self.name, self.clock, self.calls = name, clock, calls
+        self.step_seconds, self.decode_seconds = step, decode
+        self.poison = False
+
+    def upload(self, array: Any) -> Any:
+        return array
+
+    def download(self, array: Any) -> Any:
+        return array
+
+    def step(self, x: Any, t: Any, z: Any, noise: Any) -> Any:
+        self.clock.now += self.step_seconds * len(x)
+        self.calls.append((self.name, "step", len(x)))
+        return np.full_like(x, np.nan) if self.poison else x
+
+    def decode(self, x_0: Any) -> Any:
+        self.clock.now += self.decode_seconds * len(x_0)
+        self.calls.append((self.name, "decode", len(x_0)))
+        return np.zeros((len(x_0), 32, 32, 3), np.uint8)
+
+
+def side(backend: Scripted, preset: Preset, chunk: int) -> Side:
+    sampler = Sampler(backend, preset, random_weights=False, chunk=chunk)
+    return Side(sampler, HostTimer(clock=backend.clock))

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 ABSENT = "-"
 COLUMNS = (
     "preset",
-    "image",
     "latent",
-    "f",
     "T",
-    "parameters, M: G + decoder",
-    "multiply-adds, G: T x G + decoder",
-    "paper: FID, recall, s per 100",
+    "G\nM",
+    "dec.\nM",
+    "G\nGMAC",
+    "dec.\nGMAC",
+    "image\nGMAC",
+    "FID",
+    "recall",
+    "s/100",
+)
+LEGEND = (
+    "M: million parameters. GMAC: 10^9 multiply-adds of one generator call, of the decoder, of one "
+    "image (T calls and the decoder), measured from the networks. The rest is the paper's:"
 )
 
 
@@ -114,6 +121,12 @@ def print_preset_table(rows: Sequence[PresetRow]) -> None:
 
     console = Console()
     console.print(rendered(rows))
+    console.print(LEGEND, highlight=False)
+    for row in rows:
+        if row.paper is not None:
+            console.print(
+                f"{row.name}: {row.paper.source}; {row.paper.differences}", highlight=False
+            )
     for reason in sorted({row.not_measured for row in rows if row.not_measured}):
         console.print(f"no cost: {reason}", markup=False)
 
@@ -123,7 +136,9 @@ def rendered(rows: Sequence[PresetRow]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(*COLUMNS, box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(*preset_cells(row))
     return table
@@ -132,14 +147,13 @@ def rendered(rows: Sequence[PresetRow]) -> Table:
 def preset_cells(row: PresetRow) -> list[str]:
     """One row's text, in the order of COLUMNS."""
     cost, paper = row.cost, row.paper
-    counts = macs = published = ABSENT
-    if cost is not None and row.macs_per_image is not None:
-        counts = f"{cost.generator_parameters / 1e6:.2f} + {cost.decoder_parameters / 1e6:.2f}"
-        generator, decoder, total = (
-            f"{n / 1e9:.3g}" for n in (cost.generator_macs, cost.decoder_macs, row.macs_per_image)
-        )
-        macs = f"{row.steps} x {generator} + {decoder} = {total}"
-    if paper is not None:
-        published = f"{paper.fid}, {paper.recall}, {paper.seconds} ({paper.source})"
-    shapes = ["x".join(str(size) for size in shape) for shape in (row.image, row.latent)]
-    return [row.name, *shapes, str(row.downsampling), str(row.steps), counts, macs, published]
+    cells = [row.name, "x".join(map(str, row.latent)), str(row.steps)]
+    if cost is None or row.macs_per_image is None:
+        cells += [ABSENT] * 5
+    else:
+        cells += [f"{n / 1e6:.2f}" for n in (cost.generator_parameters, cost.decoder_parameters)]
+        macs = (cost.generator_macs, cost.decoder_macs, row.macs_per_image)
+        cells += [f"{n / 1e9:.{2 if n < 1e11 else 0}f}" for n in macs]
+    if paper is None:
+        return cells + [ABSENT] * 3
+    return cells + [f"{n:.2f}" for n in (paper.fid, paper.recall, paper.seconds)]

@@ -88,7 +88,7 @@ def benchmark(
     """
     check_arguments(batch, trials, seed, max_seconds)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = choose(engine, device)
+    chosen = choose(engine, device, precision)
     where = cast(Literal["cpu", "cuda"], chosen.device)
     limit = MAX_SECONDS[where] if max_seconds is None else max_seconds
     why_not = why_no_baseline(where)

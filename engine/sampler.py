@@ -89,6 +89,7 @@ class Sampler:
 
         Raises BadInput for other shapes or dtypes.
         """
+        x_T, z, noise = np.asarray(x_T), np.asarray(z), np.asarray(noise)
         self._check_noise(x_T, z, noise)
         parts = [slice(start, start + size) for start, size in self._chunks(0, len(x_T))]
         return np.concatenate(
@@ -128,12 +129,15 @@ class Sampler:
 
     def _images(self, inputs: Inputs) -> Images:
         x_0 = self.denoise(inputs)
-        if not np.isfinite(self.backend.download(x_0)).all():
+        images: Images = self.backend.download(self.decode(x_0))
+        # uint8 cannot hold a NaN: one made in the decoder shows as an image of one value.
+        constant = images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))
+        if not np.isfinite(self.backend.download(x_0)).all() or constant.any():
             raise LddganError(
-                f"{self.description} gave NaN or Inf; nothing was written; "
+                f"{self.description} gave NaN, Inf or an image of one value; nothing was written; "
                 "use --precision fp32, or check the weights"
             )
-        return self.backend.download(self.decode(x_0))
+        return images
 
     def _chunks(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         for start in range(first, first + count, self.chunk):

@@ -19,6 +19,10 @@ ENGINES: Final = ("auto", "torch", "ort", "trt")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 
+BASELINE_PRECISION: Final = "fp32"  # the only one of the torch engine
+DRIVER_SECONDS = 20  # after which a driver that does not answer counts as broken
+
+
 class Candidate(NamedTuple):
     """One engine on one device; `why_not` is None where it runs."""
 
@@ -43,18 +47,19 @@ def open_engine(
     if engine not in ENGINES or device not in DEVICES:
         raise BadInput(f"engine is one of {', '.join(ENGINES)}; device of {', '.join(DEVICES)}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = choose(engine, device)
+    chosen = choose(engine, device, precision)
     if chosen.engine == "torch":
         return _open_torch(opened, precision, chosen.device, chunk)
     return _open_ort(opened, precision, chosen.device, chunk)
 
 
-def choose(engine: EngineName, device: DeviceName) -> Candidate:
+def choose(engine: EngineName, device: DeviceName, precision: Precision) -> Candidate:
     """The first candidate that fits the request and can run. Raises LddganError with the causes."""
     fitting = [
         candidate
         for candidate in survey()
         if engine in ("auto", candidate.engine) and device in ("auto", candidate.device)
+        if engine == "torch" or candidate.engine != "torch" or precision == BASELINE_PRECISION
     ]
     for candidate in fitting:
         if candidate.why_not is None:
@@ -69,8 +74,8 @@ def survey() -> list[Candidate]:
     return [
         Candidate("trt", "cuda", gpu or why_no_tensorrt()),
         Candidate("ort", "cuda", gpu or why_no_ort_cuda()),
-        Candidate("ort", "cpu", why_missing("onnxruntime")),
         Candidate("torch", "cuda", gpu or why_no_torch_cuda()),
+        Candidate("ort", "cpu", why_missing("onnxruntime")),
         Candidate("torch", "cpu", why_missing("torch")),
     ]
 
@@ -80,12 +85,16 @@ def why_no_gpu() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return "no NVIDIA GPU: no driver is installed here (nvidia-smi is missing)"
-    asked = subprocess.run(
-        [program, "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [program, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=DRIVER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no NVIDIA GPU: the driver did not answer within {DRIVER_SECONDS} s"
     if asked.returncode != 0 or not asked.stdout.strip():
         first_line = (asked.stdout + asked.stderr).strip().partition("\n")[0]
         return f"no NVIDIA GPU: the driver says {first_line!r}"
@@ -121,7 +130,7 @@ def _open_torch(bundle: Bundle, precision: Precision, device: str, chunk: int | 
     from engine.torch_engine import TorchBackend
     from lddgan.checkpoint import load_checkpoint
 
-    if precision != TorchBackend.precision:
+    if precision != BASELINE_PRECISION:
         raise BadInput(
             f"the torch engine is the {TorchBackend.precision} baseline, not {precision}"
         )

@@ -38,9 +38,11 @@ def atomic_write(path: Path, data: Any) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves nothing behind
         os.unlink(temporary)
-        raise LddganError(f"cannot write {path}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise LddganError(f"cannot write {path}: {error.strerror}") from error
+        raise
     return path
 
 

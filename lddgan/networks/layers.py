@@ -27,7 +27,7 @@ class GroupNorm(nn.GroupNorm):
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One head over all positions, softmax in float32: q, k, v [B,N,C] -> [B,N,C]."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)  # [B,N,N]
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return scores.float().softmax(dim=-1).to(v.dtype) @ v
 
 
 def to_tokens(x: Tensor) -> Tensor:

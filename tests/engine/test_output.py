@@ -1,0 +1,201 @@
+"""Images on disk: the grid's layout, bit-exact files, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.output import check_output, grid, png, write_images
+from lddgan.errors import BadInput, LddganError
+
+ROOT = Path(__file__).parents[2]
+
+
+def pictures(count: int, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def in_batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), size):
+        yield images[start : start + size]
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.mode == "RGB" and picture.format == "PNG"
+        return np.asarray(picture)
+
+
+# ---- the grid ----
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "rows"),
+    [(1, 1, 1), (2, 2, 1), (3, 2, 2), (4, 2, 2), (5, 3, 2), (10, 4, 3), (64, 8, 8)],
+)
+@pytest.mark.parametrize(("size", "factor"), [(8, 8), (32, 2), (40, 2), (64, 1), (70, 1)])
+def test_tiles_stand_in_rows_two_pixels_apart(
+    count: int, columns: int, rows: int, size: int, factor: int
+) -> None:
+    images = pictures(count, size, size)
+    canvas = grid(images)
+    side = size * factor
+    assert canvas.shape == (2 + rows * (side + 2), 2 + columns * (side + 2), 3)
+    rest = np.ones(canvas.shape[:2], bool)
+    for i, image in enumerate(images):
+        top, left = 2 + (i // columns) * (side + 2), 2 + (i % columns) * (side + 2)
+        tile = canvas[top : top + side, left : left + side]
+        assert np.array_equal(tile, np.kron(image, np.ones((factor, factor, 1), np.uint8)))
+        rest[top : top + side, left : left + side] = False
+    assert (canvas[rest] == 255).all()
+
+
+def test_png_is_bit_exact(tmp_path: Path) -> None:
+    image = pictures(1, 37, 53)[0]
+    (tmp_path / "x.png").write_bytes(png(image))
+    assert np.array_equal(read(tmp_path / "x.png"), image)
+
+
+# ---- the three forms ----
+
+
+def test_grid_file_holds_the_grid_of_all_batches(tmp_path: Path) -> None:
+    images, heard = pictures(7), []
+    path = tmp_path / "new" / "grid.png"
+    assert write_images(path, in_batches(images, 3), 5, heard.append) == 7
+    assert heard == [3, 3, 1]
+    assert np.array_equal(read(path), grid(images))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_npz_holds_the_images_and_the_first_index(tmp_path: Path) -> None:
+    images = pictures(5, 8, 8)
+    path = tmp_path / "all.npz"
+    assert write_images(path, in_batches(images, 2), 2**62, lambda _: None) == 5
+    with np.load(path) as arrays:
+        assert sorted(arrays.files) == ["first", "images"]
+        assert arrays["first"] == 2**62
+        assert arrays["images"].dtype == np.uint8
+        assert np.array_equal(arrays["images"], images)
+
+
+def test_folder_has_one_file_per_image_named_by_its_index(tmp_path: Path) -> None:
+    images = pictures(5, 8, 8)
+    folder = tmp_path / "a" / "samples"
+    assert write_images(folder, in_batches(images, 2), 999_998, lambda _: None) == 5
+    names = ["999998.png", "999999.png", "1000000.png", "1000001.png", "1000002.png"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+    for name, image in zip(names, images, strict=True):
+        assert np.array_equal(read(folder / name), image)
+    write_images(tmp_path / "b", in_batches(images, 5), 0, lambda _: None)
+    assert sorted(p.name for p in (tmp_path / "b").iterdir())[0] == "000000.png"
+
+
+def test_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_images(tmp_path / "x.png", [pictures(1)], 0, lambda _: None)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.png").stat().st_mode & 0o777 == 0o640
+
+
+# ---- what is refused before anything is made ----
+
+REFUSED = {
+    "picture.jpg": "images go to a .png",
+    "archive.tar.gz": "images go to a .png",
+    "file": "is not a folder",
+    "full": "holds other files",
+    "folder.png": "is a folder",
+    "folder.npz": "is a folder",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_output_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in ("full", "folder.png", "folder.npz"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / ".hidden").write_text("mine")
+    with pytest.raises(BadInput, match=REFUSED[name]) as caught:
+        check_output(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_new_and_empty_places_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old.png").write_bytes(b"replaced")
+    for name in ("new", "empty", "old.png", "new.npz", "näme with space.png", "deep/er/new.png"):
+        check_output(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "old.png"]
+
+
+# ---- disks that fail ----
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz"])
+def test_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LddganError, match="No space left on device") as caught:
+        write_images(path, [pictures(2)], 0, lambda _: None)
+    assert str(path) in str(caught.value) and not isinstance(caught.value, BadInput)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from engine.output import write_images
+from lddgan.errors import LddganError
+small = np.zeros((2, 8, 8, 3), np.uint8)
+large = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_images(Path(sys.argv[1]), [small, large], 0, lambda _: None)
+except LddganError as error:
+    print(error)
+"""
+
+
+def test_file_that_does_not_fit_is_left_out_and_those_before_are_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"cannot write {folder / '000002.png'}: File too large\n"
+    assert sorted(p.name for p in folder.iterdir()) == ["000000.png", "000001.png"]
+    assert not read(folder / "000001.png").any()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "samples"])
+def test_place_that_cannot_be_made_is_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        LddganError, match=r"cannot write .*: (Not a directory|File exists)"
+    ) as caught:
+        write_images(tmp_path / "file" / name, [pictures(1)], 0, lambda _: None)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"

@@ -1,0 +1,212 @@
+"""Choosing an engine: the best that runs, or the causes; never another one in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from engine import ort_engine, select
+from engine.select import choose, open_engine, survey
+from lddgan.errors import BadInput, LddganError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Sets why each thing is missing; None is "it is there"."""
+
+    def set_causes(gpu=None, missing=(), ort_cuda=None, torch_cuda=None) -> None:
+        monkeypatch.setattr(select, "why_no_gpu", lambda: gpu)
+        monkeypatch.setattr(
+            select, "why_missing", lambda name: f"{name} is gone" if name in missing else None
+        )
+        monkeypatch.setattr(select, "why_no_ort_cuda", lambda: ort_cuda)
+        monkeypatch.setattr(select, "why_no_torch_cuda", lambda: torch_cuda)
+
+    return set_causes
+
+
+def test_auto_takes_the_first_that_runs(machine) -> None:
+    machine()
+    assert choose("auto", "auto", "fp32")[:2] == ("ort", "cuda")
+    machine(ort_cuda="CPU package")
+    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cuda")
+    assert choose("auto", "auto", "fp16")[:2] == ("ort", "cpu")
+    machine(gpu="no GPU")
+    assert choose("auto", "auto", "fp32")[:2] == ("ort", "cpu")
+    machine(gpu="no GPU", missing=("onnxruntime",))
+    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cpu")
+    machine(ort_cuda="CPU package", missing=("onnxruntime",))
+    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cuda")
+
+
+def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
+    machine()
+    assert choose("torch", "auto", "fp32")[:2] == ("torch", "cuda")
+    assert choose("auto", "cpu", "fp32")[:2] == ("ort", "cpu")
+    assert choose("ort", "cpu", "fp32")[:2] == ("ort", "cpu")
+    machine(gpu="no GPU")
+    assert choose("torch", "auto", "fp32")[:2] == ("torch", "cpu")
+    with pytest.raises(LddganError, match="ort on cuda: no GPU"):
+        choose("ort", "cuda", "fp32")
+    machine(missing=("onnxruntime",), ort_cuda="onnxruntime is gone")
+    with pytest.raises(LddganError, match=r"ort on cuda: .*; ort on cpu: onnxruntime is gone"):
+        choose("ort", "auto", "fp32")
+    with pytest.raises(LddganError, match="the trt engine does not run on cpu"):
+        choose("trt", "cpu", "fp32")
+
+
+def test_nothing_that_runs_lists_every_cause(machine) -> None:
+    machine(gpu="no GPU", missing=("torch", "onnxruntime", "tensorrt"))
+    with pytest.raises(LddganError) as caught:
+        choose("auto", "auto", "fp32")
+    assert str(caught.value) == (
+        "trt on cuda: no GPU; ort on cuda: no GPU; torch on cuda: no GPU; "
+        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone"
+    )
+
+
+@pytest.mark.parametrize(
+    ("causes", "said"),
+    [({"gpu": "no GPU here"}, "no GPU here"), ({"missing": ("tensorrt",)}, "tensorrt is gone")],
+)
+def test_trt_says_why_it_cannot_run(machine, tiny_bundle: Path, causes: dict, said: str) -> None:
+    machine(**causes)
+    with pytest.raises(LddganError, match=f"trt on cuda: {said}") as caught:
+        open_engine(tiny_bundle, "trt")
+    assert not isinstance(caught.value, BadInput)
+
+
+def test_survey_has_every_engine_once_best_first(machine) -> None:
+    machine(gpu="no GPU")
+    found = survey()
+    assert [candidate[:2] for candidate in found] == [
+        ("trt", "cuda"),
+        ("ort", "cuda"),
+        ("torch", "cuda"),
+        ("ort", "cpu"),
+        ("torch", "cpu"),
+    ]
+    assert [c.why_not for c in found] == ["no GPU", "no GPU", "no GPU", None, None]
+
+
+def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
+    for engine, device in (("onnx", "auto"), ("ORT", "auto"), ("ort", "gpu"), ("ort", "cuda:0")):
+        with pytest.raises(BadInput, match="engine is one of auto, torch, ort, trt; device of"):
+            open_engine(tiny_bundle, engine, device=device)
+
+
+def test_torch_is_the_fp32_baseline_only(tiny_bundle: Path) -> None:
+    with pytest.raises(BadInput, match="the torch engine is the fp32 baseline, not fp16"):
+        open_engine(tiny_bundle, "torch", "fp16", "cpu")
+
+
+def test_precision_that_the_bundle_lacks_is_refused(tiny_vq_bundle: Path) -> None:
+    with pytest.raises(BadInput, match="holds fp32, not fp16"):
+        open_engine(tiny_vq_bundle, "ort", "fp16", "cpu")
+
+
+def test_description_says_what_runs(tiny_bundle: Path) -> None:
+    ort = open_engine(tiny_bundle, "ort", "fp16", "cpu")
+    assert ort.description == f"ort fp16 on CPU (ONNX Runtime {onnxruntime.__version__})"
+    baseline = open_engine(tiny_bundle, "torch", device="cpu")
+    assert baseline.description.startswith("torch fp32 on CPU (")
+    assert ort.random_weights and baseline.random_weights
+
+
+# ---- ONNX Runtime that leaves the GPU in silence ----
+
+
+def test_session_that_fell_back_to_the_cpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    class FallsBack:
+        def __init__(self, path, options, providers) -> None:
+            asked.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    fake = types.SimpleNamespace(
+        InferenceSession=FallsBack,
+        SessionOptions=onnxruntime.SessionOptions,
+        capi=onnxruntime.capi,
+    )
+    monkeypatch.setattr(ort_engine, "onnxruntime", fake)
+    with pytest.raises(LddganError, match="could not start its CUDAExecutionProvider"):
+        ort_engine.open_session(tmp_path / "x.onnx", "cuda")
+    assert [name for name, _ in asked] == ["CUDAExecutionProvider"]
+    ort_engine.open_session(tmp_path / "x.onnx", "cpu")
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="onnxruntime-gpu is installed",
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cpu_package_asked_for_cuda_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(LddganError, match="could not start its CUDAExecutionProvider"):
+        ort_engine.open_session(tiny_bundle / "decoder.fp32.onnx", "cuda")
+
+
+# ---- the GPU ----
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts a program of that name first in an otherwise empty PATH."""
+
+    def write(body: str | None) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if body is not None:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+
+    return write
+
+
+def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
+    nvidia_smi(None)
+    assert "nvidia-smi is missing" in str(select.why_no_gpu())
+    nvidia_smi("echo 'Driver/library version mismatch'; exit 18")
+    assert select.why_no_gpu() == (
+        "no NVIDIA GPU: the driver says 'Driver/library version mismatch'"
+    )
+    nvidia_smi("exit 0")
+    assert select.why_no_gpu() is not None
+    nvidia_smi("echo 'NVIDIA A100'")
+    assert select.why_no_gpu() is None
+
+
+def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "lddgan[gpu]" in str(select.why_no_ort_cuda())
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
+    )
+    assert select.why_no_ort_cuda() is None
+
+
+def test_survey_without_a_gpu_imports_no_library(tmp_path: Path) -> None:
+    program = (
+        "import sys, engine.select as s; found = s.survey(); "
+        "assert all(c.why_not for c in found if c.device == 'cuda'), found; "
+        "print(sorted({'torch', 'tensorrt', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n", done.stderr

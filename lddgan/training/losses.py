@@ -1,0 +1,60 @@
+"""The losses of LDDGAN, as pure functions of tensors (arXiv 2406.11713, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Non-saturating: softplus(-D(real)) + softplus(D(fake)), logits [B,1] -> scalar."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Non-saturating: softplus(-D(fake)), logits [B,1] -> scalar."""
+    return F.softplus(-fake).mean()
+
+
+def r1_penalty(real: Tensor, x_t: Tensor, gamma: float) -> Tensor:
+    """gamma/2 |grad D|^2 with respect to the real x_t [B,C,h,w], mean over the batch -> scalar.
+
+    real [B,1] must depend on x_t; the result can be differentiated again (arXiv 1801.04406).
+    """
+    (gradient,) = torch.autograd.grad(real.sum(), x_t, create_graph=True)
+    return gamma / 2 * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def reconstruction_loss(x_0: Tensor, predicted: Tensor) -> Tensor:
+    """|x_0 - x_0'|_1, the mean over all elements (equation 8) -> scalar."""
+    return (x_0 - predicted).abs().mean()
+
+
+def reconstruction_weight(progress: float, delta: float) -> float:
+    """Weighted Learning (equation 9): lambda = 1 - sigmoid(phi), phi from -delta to +delta.
+
+    progress runs from 0 (first step) to 1 (end of the training).
+    """
+    phi = (2 * progress - 1) * delta
+    return 1 / (1 + math.exp(phi))
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp logvar) || N(0, 1)) of an image in nats, mean over the batch -> scalar."""
+    per_element = mean.square() + logvar.exp() - 1 - logvar
+    return 0.5 * per_element.sum(dim=(1, 2, 3)).mean()
+
+
+def autoencoder_loss(
+    image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
+) -> tuple[Tensor, Tensor]:
+    """(L1 per value, kl_weight times KL per value): images [B,3,H,W], moments [B,C,h,w].
+
+    Their sum is what is minimised; dividing the KL of an image by its number of values keeps
+    kl_weight what it is where both are summed over an image (latent diffusion).
+    """
+    values = image[0].numel()
+    return (image - decoded).abs().mean(), kl_weight * kl_divergence(mean, logvar) / values

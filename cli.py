@@ -291,7 +291,7 @@ def main() -> None:
     from lddgan.errors import BadInput, LddganError
 
     try:
-        app()
+        app(prog_name="lddgan")
     except LddganError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)

@@ -297,7 +297,7 @@ PRESETS: dict[str, Preset] = {
                 lr_g=4e-4,
                 lr_d=5e-4,
                 batch=64,
-                epochs=200,
+                epochs=400,
                 ema_decay=0.999,
                 r1_gamma=0.05,
                 r1_every=15,
@@ -308,6 +308,7 @@ PRESETS: dict[str, Preset] = {
             codec_training=CodecTraining(
                 lr=1e-3, batch=64, epochs=25, kl_weight=1e-2, covered=0.95
             ),
+            beta_max=6.0,  # 256 latent values: at 20 only the last two steps have any signal
         ),
     )
 }

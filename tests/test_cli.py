@@ -1,0 +1,182 @@
+"""The command line as a user meets it: outputs, exit codes, one-sentence errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "rich", "pydantic", "sklearn")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lddgan(monkeypatch, capsys, tmp_path):  # type: ignore[no-untyped-def]
+    """Runs `lddgan ARGS` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["lddgan", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+def refused(outcome: Outcome, *words: str, code: int = 2) -> None:
+    """The command failed with `code` and one short error holding `words`."""
+    assert outcome.code == code, outcome
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in errors[0]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = f"import sys, cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]", found.stderr
+
+
+def test_every_command_explains_itself(lddgan) -> None:
+    for command in ("presets", "doctor", "import", "train", "export", "sample", "bench"):
+        outcome = lddgan(command, "--help")
+        assert outcome.code == 0
+        assert "Usage: lddgan" in outcome.out
+
+
+def test_the_three_forms_hold_the_same_images(lddgan, tiny_bundle) -> None:
+    common = ("--bundle", tiny_bundle, "--engine", "ort", "--num", 5, "--seed", 3)
+    for out, batch in (("a.npz", 5), ("folder", 2), ("grid.png", 3)):
+        assert lddgan("sample", *common, "--batch", batch, "--out", out).code == 0
+    images = np.load("a.npz")["images"].astype(int)
+    names = [f"{index:06d}.png" for index in range(5)]
+    assert sorted(os.listdir("folder")) == names
+    singles = np.stack([np.asarray(Image.open(Path("folder") / name)) for name in names])
+    assert np.abs(singles - images).max() <= 1
+    grid = np.asarray(Image.open("grid.png"))[2:66:2, 2:66:2]  # the first tile, enlarged twice
+    assert np.abs(grid - images[0]).max() <= 1
+
+
+def test_first_continues_a_set(lddgan, tiny_bundle) -> None:
+    common = ("sample", "--bundle", tiny_bundle, "--seed", 1)
+    lddgan(*common, "--num", 4, "--out", "all.npz")
+    lddgan(*common, "--num", 2, "--first", 2, "--out", "rest.npz")
+    whole, rest = (np.load(name)["images"].astype(int) for name in ("all.npz", "rest.npz"))
+    assert np.abs(whole[2:] - rest).max() <= 1
+
+
+def test_output_names_the_engine_and_warns_of_random_weights(lddgan, tiny_bundle) -> None:
+    outcome = lddgan("sample", "--bundle", tiny_bundle, "--num", 1, "--out", "x.png")
+    assert "ort fp32 on CPU" in outcome.out
+    assert "images/s" in outcome.out
+    assert "random weights" in outcome.err
+
+
+def test_trt_says_why_it_cannot_run(lddgan, tiny_bundle) -> None:
+    outcome = lddgan("sample", "--bundle", tiny_bundle, "--engine", "trt")
+    refused(outcome, "trt", code=1)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--num", 0), ("num is 0",)),
+        (("--num", -5), ("num is -5",)),
+        (("--batch", 0), ("batch is 0",)),
+        (("--seed", -1), ("seed is -1", "2^63-1")),
+        (("--seed", 2**63), ("seed is 9223372036854775808",)),
+        (("--first", 2**63 - 1, "--num", 2), ("2^63",)),
+        (("--out", "x.jpg"), ("x.jpg", ".png")),
+        (("--engine", "torch", "--precision", "fp16"), ("fp16",)),
+    ],
+)
+def test_bad_requests_to_sample(lddgan, tiny_bundle, args, words) -> None:
+    refused(lddgan("sample", "--bundle", tiny_bundle, *args), *words)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("args", [("--seed", "abc"), ("--seed", "1.5"), ("--engine", "xyz")])
+def test_what_is_no_number_or_choice_is_a_usage_error(lddgan, args) -> None:
+    outcome = lddgan("sample", *args)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_a_folder_with_other_files_is_not_touched(lddgan, tiny_bundle) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("keep")
+    refused(lddgan("sample", "--bundle", tiny_bundle, "--out", "mine"), "mine", "other files")
+    assert os.listdir("mine") == ["notes.txt"]
+
+
+def test_unknown_data_set_names_the_known_ones(lddgan) -> None:
+    refused(lddgan("export", "--dataset", "imagenet"), "imagenet", "cifar10, celeba_256, lsun")
+    refused(lddgan("sample", "--dataset", "lsun"), "lddgan export --dataset lsun")
+
+
+def test_a_changed_bundle_is_refused(lddgan, tiny_bundle) -> None:
+    shutil.copytree(tiny_bundle, "bundle")
+    graph = Path("bundle/decoder.fp32.onnx")
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    refused(lddgan("sample", "--bundle", "bundle"), "decoder.fp32.onnx", "sha256")
+
+
+def test_export_of_a_checkpoint_and_of_the_wrong_data_set(lddgan, tiny_model) -> None:
+    from lddgan.checkpoint import save_checkpoint
+
+    save_checkpoint("tiny.safetensors", tiny_model)
+    refused(lddgan("export", "--dataset", "lsun", "--checkpoint", "tiny.safetensors"), "tiny model")
+    refused(lddgan("export", "--checkpoint", "gone.safetensors"), "gone.safetensors")
+    refused(lddgan("export"), "--dataset")
+    outcome = lddgan("export", "--checkpoint", "tiny.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert "fp32: agrees with PyTorch" in outcome.out
+    linked = Path("exports/tiny/model.safetensors")
+    assert linked.samefile("tiny.safetensors")
+    assert lddgan("sample", "--num", 1).err.startswith("using the bundle exports/tiny")
+
+
+def test_bench_prints_a_row(lddgan, tiny_bundle) -> None:
+    outcome = lddgan("bench", "--bundle", tiny_bundle, "--batch", 3, "--trials", 2, "--json")
+    assert outcome.code == 0, outcome.err
+    row = json.loads(outcome.out)
+    assert row["batch"] == 3
+    assert row["ratio"] > 0
+    assert lddgan("bench", "--bundle", tiny_bundle, "--batch", 2, "--trials", 2).code == 0
+    assert lddgan("bench", "--bundle", tiny_bundle, "--batch", 0).code == 2
+
+
+def test_doctor_and_presets_in_json(lddgan) -> None:
+    engines = json.loads(lddgan("doctor", "--json").out)["engines"]
+    assert {"engine": "ort", "device": "cpu", "why_not": None} in engines
+    names = {row["name"] for row in json.loads(lddgan("presets", "--json").out)}
+    assert names == {"cifar10", "celeba_256", "lsun", "digits"}
+
+
+def test_training_something_else_than_digits_is_refused(lddgan) -> None:
+    refused(lddgan("train", "--dataset", "lsun"), "lsun", "digits")

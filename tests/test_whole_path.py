@@ -1,0 +1,75 @@
+"""The whole path at full size, in processes and environments of their own (`make test-full`)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PEAK_GB = 6.0  # of `export --dataset lsun`
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
+
+
+def lddgan(*args: object, cwd: Path, python: Path | str = sys.executable) -> str:
+    """Standard output of `lddgan ARGS`, which must succeed."""
+    done = subprocess.run(
+        [python, "-m", "cli", *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def peak_gb(*args: object, cwd: Path) -> float:
+    """Largest resident size of `lddgan ARGS` in GB."""
+    program = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'cli', *sys.argv[1:]], check=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1]) / 1e6
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
+def test_export_bench_sample(dataset: str, tmp_path: Path) -> None:
+    assert peak_gb("export", "--dataset", dataset, cwd=tmp_path) < PEAK_GB
+    row = json.loads(lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=tmp_path))
+    assert row["agreement"]["levels"] <= 1
+    assert row["preset"] == dataset
+    lddgan("sample", "--engine", "ort", "--num", 4, "--out", "four.npz", cwd=tmp_path)
+    images = np.load(tmp_path / "four.npz")["images"]
+    assert images.shape[0] == 4
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_fp16_of_the_vq_preset(tmp_path: Path) -> None:
+    out = lddgan("export", "--dataset", "celeba_256", "--precision", "fp16", cwd=tmp_path)
+    assert "fp16: agrees with PyTorch" in out
+
+
+def test_an_installed_wheel_samples_without_torch(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    subprocess.run([*install, f"{ROOT}[cpu]"], check=True, cwd=tmp_path)
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 1
+    out = lddgan("sample", "--num", 4, "--out", "x.npz", cwd=tmp_path, python=python)
+    assert "4 images of digits" in out
+    row = json.loads(
+        lddgan("bench", "--batch", 4, "--trials", 2, "--json", cwd=tmp_path, python=python)
+    )
+    assert row["ratio"] is None

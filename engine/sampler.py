@@ -129,15 +129,18 @@ class Sampler:
 
     def _images(self, inputs: Inputs) -> Images:
         x_0 = self.denoise(inputs)
+        if not np.isfinite(self.backend.download(x_0)).all():
+            raise self._broken("NaN or Inf")
         images: Images = self.backend.download(self.decode(x_0))
-        # uint8 cannot hold a NaN: one made in the decoder shows as an image of one value.
-        constant = images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))
-        if not np.isfinite(self.backend.download(x_0)).all() or constant.any():
-            raise LddganError(
-                f"{self.description} gave NaN, Inf or an image of one value; nothing was written; "
-                "use --precision fp32, or check the weights"
-            )
+        if (images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))).any():
+            raise self._broken("an image of one value, which is what NaN in the decoder becomes")
         return images
+
+    def _broken(self, what: str) -> LddganError:
+        return LddganError(
+            f"{self.description} gave {what}; nothing was written; use --precision fp32, or check "
+            "the weights"
+        )
 
     def _chunks(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         for start in range(first, first + count, self.chunk):

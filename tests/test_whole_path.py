@@ -48,12 +48,31 @@ def peak_gb(*args: object, cwd: Path) -> float:
 def test_export_bench_sample(dataset: str, tmp_path: Path) -> None:
     assert peak_gb("export", "--dataset", dataset, cwd=tmp_path) < PEAK_GB
     row = json.loads(lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=tmp_path))
-    assert row["agreement"]["levels"] <= 1
-    assert row["preset"] == dataset
+    assert row["agreement"]["grey_levels"] <= 1
+    assert row["preset"]["name"] == dataset
     lddgan("sample", "--engine", "ort", "--num", 4, "--out", "four.npz", cwd=tmp_path)
     images = np.load(tmp_path / "four.npz")["images"]
     assert images.shape[0] == 4
     assert len({image.tobytes() for image in images}) == 4
+
+
+def test_published_files_to_the_recorded_latents(tmp_path: Path) -> None:
+    from lddgan import open_engine
+    from tests.published_files import content_file, kl_file, official_state, recorded
+
+    state = official_state("cifar10/generator")
+    raw = {name: tensor + 1 for name, tensor in state.items()}
+    generator = content_file(tmp_path / "content.pth", raw, state)
+    autoencoder = kl_file(tmp_path / "model.ckpt", official_state("cifar10/autoencoder"))
+    files = ("--generator", generator, "--autoencoder", autoencoder, "--out", "cifar10.safetensors")
+    out = lddgan("import", "--dataset", "cifar10", *files, cwd=tmp_path)
+    assert "autoencoder: 3 tensors under loss. are not needed" in out
+    lddgan("export", "--checkpoint", "cifar10.safetensors", cwd=tmp_path)
+    case = {name: tensor.numpy() for name, tensor in recorded("cifar10_sampler").items()}
+    sampler = open_engine(tmp_path / "exports" / "cifar10", engine="ort", device="cpu")
+    assert not sampler.random_weights
+    latents = sampler.denoise(sampler.upload(case["x_T"], case["z"], case["noise"])).numpy()
+    assert np.abs(latents - case["x_0"]).max() <= 1e-3 * np.abs(case["x_0"]).max()
 
 
 def test_fp16_of_the_vq_preset(tmp_path: Path) -> None:

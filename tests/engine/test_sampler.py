@@ -162,6 +162,7 @@ class Scripted:
         self.calls: list[tuple[str, int, int | None]] = []  # what, batch, t
         self.seen: list[tuple[Any, ...]] = []
         self.poison = poison  # t that gives NaN
+        self.constant = False  # images of one value
 
     def upload(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
@@ -178,7 +179,10 @@ class Scripted:
     def decode(self, x_0: Any) -> Any:
         self.calls.append(("decode", len(x_0), None))
         first = x_0[:, :1, :1, :1].transpose(0, 2, 3, 1)
-        return np.broadcast_to(first, (len(x_0), 32, 32, 3)).astype(np.uint8)
+        images = np.broadcast_to(first, (len(x_0), 32, 32, 3)).astype(np.uint8)
+        if not self.constant:
+            images[:, -1, -1] ^= 1
+        return images
 
     def download(self, array: Any) -> Any:
         return array
@@ -251,6 +255,13 @@ def test_nan_is_an_error_and_no_image(tmp_path: Path, poison: int, name: str) ->
         write_images(tmp_path / name, sampler.stream(4), 0, lambda _: None)
     assert all(what != "decode" for what, _, _ in backend.calls)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_nan_in_the_decoder_is_an_error() -> None:
+    sampler, backend = scripted(chunk=4)
+    backend.constant = True
+    with pytest.raises(LddganError, match="gave an image of one value"):
+        sampler.sample(1)
 
 
 def test_nan_weights_are_an_error(tiny_model: Model) -> None:

@@ -365,6 +365,6 @@ def test_what_cannot_be_trained_is_refused(tiny, images, tmp_path):
 def test_plain_lines_say_losses_rate_and_time_left(tiny, images, tmp_path):
     lines = []
     train(tiny, images, seed=0, out=tmp_path, epochs=1, device="cpu", log=lines.append)
-    assert lines[0].startswith("autoencoder: step 3/3  l1 ")
-    assert lines[-1].startswith("generator: step 3/3  d ")
+    assert lines[0].startswith("autoencoder: 3/3 steps  l1 ")
+    assert lines[-1].startswith("generator: 3/3 steps  d ")
     assert all("steps/s" in line and "left" in line for line in lines)

@@ -65,7 +65,8 @@ def choose(engine: EngineName, device: DeviceName, precision: Precision) -> Cand
         if candidate.why_not is None:
             return candidate
     causes = "; ".join(f"{c.engine} on {c.device}: {c.why_not}" for c in fitting)
-    raise LddganError(causes or f"the {engine} engine does not run on {device}")
+    cause = causes or f"the {engine} engine does not run on {device}"
+    raise LddganError(f"{cause}; `lddgan doctor` says what runs here")
 
 
 def survey() -> list[Candidate]:

@@ -69,7 +69,8 @@ def test_nothing_that_runs_lists_every_cause(machine) -> None:
         choose("auto", "auto", "fp32")
     assert str(caught.value) == (
         "trt on cuda: no GPU; ort on cuda: no GPU; torch on cuda: no GPU; "
-        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone"
+        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone; "
+        "`lddgan doctor` says what runs here"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -165,7 +166,7 @@ def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
 
 def _trial(timer: Timer, marks: Sequence[Any]) -> Trial:
     """Marks: start, noise uploaded, then x_0 and images of each chunk, then downloaded."""
-    spans = [timer.milliseconds(*pair) for pair in zip(marks, marks[1:], strict=False)]
+    spans = [timer.milliseconds(*pair) for pair in itertools.pairwise(marks)]
     return Trial(
         noise=spans[0],
         generator=sum(spans[1:-1:2]),

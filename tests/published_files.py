@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from lddgan.checkpoint import random_tensor
+from lddgan.checkpoint import Model, random_tensor
+from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
 from lddgan.presets import Codec, Preset, get_preset
+from lddgan.published import import_published
 from tests.reference.weights import value
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -114,7 +117,7 @@ def optimizer_state(parameters: State, ema: State | None) -> dict[str, Any]:
     for i, name in enumerate(parameters):
         moment = torch.zeros(()).expand(parameters[name].shape)
         states[i] = {"step": torch.tensor(7.0), "exp_avg": moment, "exp_avg_sq": moment}
-        if ema is not None:
+        if ema is not None and name in ema:
             states[i]["ema"] = ema[name]
     group = {"lr": 1.6e-4, "betas": (0.5, 0.9), "params": list(range(len(states)))}
     return {"state": states, "param_groups": [group]}
@@ -241,3 +244,34 @@ def rewrite_pickle(path: Path, old: bytes, new: bytes) -> Path:
             target.writestr(item.filename, data)
     path.write_bytes(buffer.getvalue())
     return path
+
+
+# ---- a tiny model ----
+
+
+class Tiny:
+    """Files of the tiny preset, and the import with one of them exchanged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.preset = tiny_preset()
+        self.state = network_state(self.preset, "generator")
+        self.codec = network_state(self.preset, "autoencoder")
+        self.netg = netg_file(folder / "netG_1.pth", self.state)
+        self.ckpt = kl_file(folder / "kl.ckpt", self.codec)
+
+    def load(self, **given: Any) -> Model:
+        arguments = {"generator": self.netg, "autoencoder": self.ckpt} | given
+        return import_published(arguments.pop("dataset", self.preset), **arguments)
+
+    def refuses(self, *fragments: str, **given: Any) -> None:
+        with pytest.raises(BadInput) as caught:
+            self.load(**given)
+        message = str(caught.value)
+        assert all(fragment in message for fragment in fragments), message
+        assert "\n" not in message
+        assert len(message) < 500
+
+    def refuses_generator(self, state: State, *fragments: str) -> None:
+        path = netg_file(self.folder / "other.pth", state)
+        self.refuses("other.pth", *fragments, generator=path)

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.select import open_engine
+from export.bundle import DIGITS
+
 Images = NDArray[np.uint8]  # [N,32,32,3]
 Sampler = Callable[[int, int], Images]  # (count, seed) -> images
 
 FITTED = 1400  # scans the classifier is fitted on, and a copy is a copy of; the others are held out
 SURE = 0.9  # probability from which the classifier counts as sure
 COPY_RMS = 0.25  # a sample nearer than this to a training scan is a copy; units of 0..16
-SHIPPED = Path(__file__).parents[1] / "lddgan" / "assets" / "digits" / "model.safetensors"
 
 
 class DigitsQuality(NamedTuple):
@@ -94,6 +96,11 @@ def _classifier() -> tuple[NDArray[np.float64], Any, NDArray[np.float64]]:
     return data.data, classifier, data.data[held_out]
 
 
+def shipped_sampler(count: int, seed: int) -> Images:
+    """Images of the bundle that ships with lddgan, by the engine that `auto` takes."""
+    return open_engine(DIGITS).sample(count, seed)
+
+
 def torch_sampler(checkpoint: Path) -> Sampler:
     """Samples of a checkpoint through the PyTorch networks."""
     import torch
@@ -141,11 +148,12 @@ def report(found: DigitsQuality) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", type=Path, default=SHIPPED)
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the shipped bundle")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    print(report(quality(torch_sampler(options.checkpoint)(options.count, options.seed))))
+    sampler = torch_sampler(options.checkpoint) if options.checkpoint else shipped_sampler
+    print(report(quality(sampler(options.count, options.seed))))
 
 
 if __name__ == "__main__":

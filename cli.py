@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
+BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130
 
 
 class EngineChoice(StrEnum):
@@ -142,7 +141,8 @@ def train(
         command=command,
     )
     typer.echo(
-        f"{out}: trained; look at it with `lddgan export --checkpoint {out}/model.safetensors`"
+        f"{out}: trained; next: `lddgan export --checkpoint {out}/model.safetensors`, then "
+        f"`lddgan sample --bundle exports/{preset.name}`"
     )
 
 
@@ -173,7 +173,7 @@ def export(
     measured = export_bundle(model, folder, precisions, checkpoint=source, log=note)
     for name, found in measured.items():
         typer.echo(f"{name}: {found.summary()}")
-    typer.echo(f"{folder}: published")
+    typer.echo(f"{folder}: published; use it with --bundle {folder}")
 
 
 @app.command()
@@ -230,7 +230,8 @@ def bench(
 ) -> None:
     """Measure an engine against the PyTorch baseline."""
     from bench.report import print_row
-    from bench.run import benchmark, save_row
+    from bench.row import save_row
+    from bench.run import benchmark
     from lddgan.progress import Meter
 
     opened = chosen_bundle(dataset, bundle)
@@ -247,9 +248,9 @@ def bench(
             log=note,
             progress=meter.follow,
         )
+    typer.echo(row.model_dump_json()) if as_json else print_row(row)
     if save is not None:
         save_row(row, save)
-    typer.echo(row.model_dump_json()) if as_json else print_row(row)
 
 
 def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
@@ -295,8 +296,9 @@ def main() -> None:
     except LddganError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
-    except BrokenPipeError:  # `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = error.filename or "input or output"
+        typer.secho(f"error: {where}: {error.strerror}", fg=typer.colors.RED, err=True)
         sys.exit(FAILURE)
 
 

@@ -9,6 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from engine.doctor import processor_name, usable_cores
 from lddgan.errors import LddganError
 from lddgan.presets import Frozen
 
@@ -39,8 +40,8 @@ class Machine(Frozen):
 def machine(device: str, load: float) -> Machine:
     """This machine, for a run on `device`; `load` was read before it (`load_average`)."""
     return Machine(
-        cpu=cpu_name(),
-        cores=len(os.sched_getaffinity(0)),
+        cpu=processor_name(),
+        cores=usable_cores(),
         load=load,
         gpu=gpu() if device == "cuda" else None,
     )
@@ -48,14 +49,6 @@ def machine(device: str, load: float) -> Machine:
 
 def load_average() -> float:
     return round(os.getloadavg()[0], 2)
-
-
-def cpu_name() -> str:
-    """The processor's model, as the kernel names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def gpu() -> Gpu:

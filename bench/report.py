@@ -90,7 +90,10 @@ def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
     return [
         line("whole, mean ± std", [_mean(s.times.whole) if s else ABSENT for s in sides]),
         line("images/s", [number(s.images_per_second) if s else ABSENT for s in sides]),
-        line("times as fast", [number(row.ratio) if row.ratio else ABSENT, "1"]),
+        line(
+            "times as fast",
+            [number(row.ratio) if row.ratio else ABSENT, "1" if row.baseline else ABSENT],
+        ),
         line("images at once", [str(min(s.chunk, row.batch)) if s else ABSENT for s in sides]),
         line("peak memory, MiB", [_memory(s) for s in sides]),
     ]

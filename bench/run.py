@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple, cast
 
 from bench.machine import commit, load_average, machine, peak_memory_mib, versions
 from bench.row import Agreement, BenchRow, Measured, StageTimes
-from bench.row import save_row as save_row
 from bench.timing import (
     WARM_UPS,
     Budget,
@@ -26,7 +25,14 @@ from bench.timing import (
     warm_up,
 )
 from engine.sampler import Images, check_request
-from engine.select import DeviceName, EngineName, choose, open_engine, survey
+from engine.select import (
+    BASELINE_PRECISION,
+    DeviceName,
+    EngineName,
+    choose,
+    open_engine,
+    survey,
+)
 from export.bundle import Bundle, open_bundle
 from export.compare import changed, grey_levels, psnr
 from export.graphs import Precision
@@ -34,7 +40,6 @@ from lddgan.errors import BadInput
 
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
 BASELINE: EngineName = "torch"
-BASELINE_PRECISION: Precision = "fp32"
 BUSY = 0.5  # load per core above which the machine was doing something else
 
 Log = Callable[[str], None]
@@ -194,6 +199,7 @@ def make_row(
     baseline = sides[1] if len(sides) > 1 else None
     here, paper = machine(plan.device, load), bundle.preset.paper
     done = len(found.turns.trials[0])
+    verified = bundle.manifest.verification.get(precision)  # the torch engine needs no graph
     return BenchRow(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
@@ -210,7 +216,7 @@ def make_row(
         baseline=baseline,
         ratio=baseline.times.whole.p50 / sides[0].times.whole.p50 if baseline else None,
         agreement=agreement(*found.turns.images) if baseline else None,
-        verification=bundle.manifest.verification[precision].model_dump(),
+        verification=verified.model_dump() if verified else {},
         paper_seconds=paper.seconds if paper else None,
         paper_source=paper.source if paper else None,
         machine=here,

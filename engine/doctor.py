@@ -8,8 +8,6 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import psutil
-
 from engine.select import survey
 from lddgan.extras import INSTALL
 from lddgan.presets import Frozen
@@ -59,11 +57,18 @@ def examine() -> Report:
         python=sys.version.split()[0],
         system=platform.platform(),
         processor=processor_name(),
-        cores=psutil.cpu_count(logical=False) or 1,
+        cores=usable_cores(),
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
         packages={name: _version(name) for name in PACKAGES},
         engines=[EngineState(**candidate._asdict()) for candidate in survey()],
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -17,7 +17,7 @@ Images = NDArray[np.uint8]  # [N,H,W,3]
 Float32 = NDArray[np.float32]
 Native = Any  # an array where the backend computes
 
-LARGEST_TENSOR = 1 << 28  # bytes of one float32 activation on a CPU; sets the chunk
+LARGEST_TENSOR = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes of a float32 activation; sets the chunk
 
 
 class Backend(Protocol):
@@ -25,6 +25,7 @@ class Backend(Protocol):
 
     name: str  # torch, ort, trt
     precision: str
+    device: str  # cpu, cuda
     where: str  # device and library, for people
 
     def upload(self, array: NDArray[Any]) -> Native: ...
@@ -58,7 +59,9 @@ class Sampler:
         self.backend = backend
         self.preset = preset
         self.random_weights = random_weights
-        self.chunk = default_chunk(preset) if chunk is None else checked_chunk(chunk)
+        self.chunk = (
+            default_chunk(preset, backend.device) if chunk is None else checked_chunk(chunk)
+        )
         self._t = [backend.upload(np.array([t], np.int32)) for t in range(preset.steps)]
 
     @property
@@ -138,8 +141,7 @@ class Sampler:
 
     def _broken(self, what: str) -> LddganError:
         return LddganError(
-            f"{self.description} gave {what}; nothing was written; use --precision fp32, or check "
-            "the weights"
+            f"{self.description} gave {what}; check the weights, and in fp16 use --precision fp32"
         )
 
     def _chunks(self, first: int, count: int) -> Iterator[tuple[int, int]]:
@@ -162,7 +164,7 @@ class Sampler:
                 )
 
 
-def default_chunk(preset: Preset) -> int:
+def default_chunk(preset: Preset, device: str) -> int:
     """Images at once such that no activation of the decoder passes LARGEST_TENSOR bytes."""
     codec = preset.codec
     widths = [codec.ch * mult for mult in codec.ch_mult]
@@ -170,7 +172,7 @@ def default_chunk(preset: Preset) -> int:
     carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
     elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
     tokens = max([preset.latent_size, *codec.attention]) ** 2
-    return max(1, min(MAX_BATCH, LARGEST_TENSOR // (4 * max(elements, tokens**2))))
+    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // (4 * max(elements, tokens**2))))
 
 
 def checked_chunk(chunk: int) -> int:

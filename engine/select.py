@@ -103,8 +103,7 @@ def why_no_gpu() -> str | None:
 
 
 def why_no_tensorrt() -> str:
-    missing = why_missing("tensorrt")
-    return missing or "this version of lddgan does not run TensorRT engines yet"
+    return "this version of lddgan does not run TensorRT engines yet"
 
 
 def why_no_ort_cuda() -> str | None:
@@ -115,7 +114,10 @@ def why_no_ort_cuda() -> str | None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return None
-    return 'the installed onnxruntime is the CPU package; pip install "lddgan[gpu]" instead of it'
+    return (
+        "the installed onnxruntime is the CPU package; pip uninstall -y onnxruntime && "
+        'pip install "lddgan[gpu]"'
+    )
 
 
 def why_no_torch_cuda() -> str | None:
@@ -124,7 +126,11 @@ def why_no_torch_cuda() -> str | None:
         return missing
     import torch
 
-    return None if torch.cuda.is_available() else "the installed torch is built without CUDA"
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "the installed torch is built without CUDA"
+    return f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no GPU"
 
 
 def _open_torch(bundle: Bundle, precision: Precision, device: str, chunk: int | None) -> Sampler:

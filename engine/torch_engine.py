@@ -20,11 +20,11 @@ class TorchBackend:
     precision = "fp32"
 
     def __init__(self, model: Model, device: str) -> None:
-        self.device = torch.device(device)
+        self.device = device
         self.generator = GeneratorStep(model.generator, model.preset).to(self.device)
         self.decoder = DecoderToImage(model.autoencoder, model.preset).to(self.device)
         if device == "cuda":
-            self.where = torch.cuda.get_device_name(self.device)
+            self.where = torch.cuda.get_device_name()
         else:
             self.where = f"CPU ({torch.get_num_threads()} threads)"
 

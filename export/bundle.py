@@ -17,7 +17,7 @@ from pydantic import ConfigDict, ValidationError, field_validator
 from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sha256_of_file
-from lddgan.presets import Frozen, Preset
+from lddgan.presets import Frozen, Preset, get_preset
 
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"
@@ -136,7 +136,7 @@ class Bundle:
         if precision not in self.precisions:
             raise BadInput(
                 f"the bundle {self.folder} holds {' and '.join(self.precisions)}, not {precision}; "
-                f"run `lddgan export --precision both` for this checkpoint"
+                f"run `lddgan export --checkpoint {self.folder / CHECKPOINT} --precision both`"
             )
         return self.file(graph_file(which, precision))
 
@@ -187,7 +187,7 @@ def find_bundle(dataset: str | None) -> Path:
     if dataset == "digits":
         return DIGITS
     if dataset is not None:
-        folder = EXPORTS / dataset
+        folder = EXPORTS / get_preset(dataset).name
         if not (folder / MANIFEST).is_file():
             raise BadInput(f"no bundle at {folder}; run `lddgan export --dataset {dataset}` first")
         return folder

@@ -14,11 +14,13 @@ from torch import nn
 from export.bundle import (
     CHECKPOINT,
     DIGITS,
+    MANIFEST,
     SCHEMA,
     Manifest,
     StageAgreement,
     file_entries,
     graph_file,
+    open_bundle,
     publishing,
     write_manifest,
 )
@@ -48,6 +50,7 @@ def export_bundle(
     `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
     Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was.
     """
+    refuse_loss(model, folder)
     with publishing(folder) as temporary:
         place_checkpoint(model, checkpoint, temporary / CHECKPOINT)
         measured: dict[Precision, StageAgreement] = {}
@@ -68,6 +71,17 @@ def export_bundle(
         )
         write_manifest(temporary, manifest)
     return measured
+
+
+def refuse_loss(model: Model, folder: Path) -> None:
+    """Raise BadInput if random weights would take the place of a trained model."""
+    if not model.has_random_weights or not (folder / MANIFEST).is_file():
+        return
+    if not open_bundle(folder).has_random_weights:
+        raise BadInput(
+            f"{folder} holds a trained model, and random weights do not replace it; name its "
+            "--checkpoint, or another --out"
+        )
 
 
 def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:

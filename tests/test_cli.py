@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import cli
+from export.bundle import DIGITS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "PIL", "rich", "pydantic", "sklearn")
@@ -180,3 +181,27 @@ def test_doctor_and_presets_in_json(lddgan) -> None:
 
 def test_training_something_else_than_digits_is_refused(lddgan) -> None:
     refused(lddgan("train", "--dataset", "lsun"), "lsun", "digits")
+
+
+def test_random_weights_do_not_replace_a_trained_bundle(lddgan, tiny_model) -> None:
+    from dataclasses import replace
+
+    from export.pipeline import refuse_loss
+    from lddgan.errors import BadInput
+
+    shutil.copytree(DIGITS, "trained")
+    with pytest.raises(BadInput, match="trained holds a trained model"):
+        refuse_loss(tiny_model, Path("trained"))
+    refuse_loss(replace(tiny_model, provenance={}), Path("trained"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seed_of_a_training(lddgan, seed) -> None:
+    refused(lddgan("train", "--dataset", "digits", "--seed", seed), f"seed is {seed}")
+
+
+def test_a_finished_training_is_not_overwritten(lddgan) -> None:
+    Path("runs/digits").mkdir(parents=True)
+    Path("runs/digits/model.safetensors").write_bytes(b"finished")
+    refused(lddgan("train", "--dataset", "digits"), "is finished")
+    assert Path("runs/digits/model.safetensors").read_bytes() == b"finished"

@@ -12,6 +12,7 @@ from torch import nn
 from lddgan.checkpoint import Model, build_model, save_checkpoint
 from lddgan.data import Images, batches_per_epoch
 from lddgan.errors import BadInput
+from lddgan.noise import MAX_INDEX
 from lddgan.presets import Preset
 from lddgan.progress import Log
 from lddgan.training.codec import codec_training, measure_scale_factor, train_autoencoder
@@ -55,9 +56,14 @@ def train(
     """
     if epochs is not None and epochs < 1:
         raise BadInput(f"epochs is {epochs}; at least 1 is needed")
+    if not 0 <= seed <= MAX_INDEX:
+        raise BadInput(f"seed is {seed}, and must be in 0..2^63-1")
     states = [out / AUTOENCODER_STATE, out / GENERATOR_STATE]
-    if resume and (out / MODEL_FILE).exists() and not any(state.exists() for state in states):
-        raise BadInput(f"{out / MODEL_FILE} is finished: there is nothing to resume")
+    if (out / MODEL_FILE).exists() and not any(state.exists() for state in states):
+        raise BadInput(
+            f"{out / MODEL_FILE} is finished: there is nothing to resume; to train anew, delete it "
+            "or name another --out"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_flush_denormal(True)
     with torch.random.fork_rng():

@@ -25,6 +25,7 @@ class Scripted:
     """Takes `step` seconds an image and call of the generator, `decode` an image."""
 
     precision = "fp32"
+    device = "cpu"
     where = "a script"
 
     def __init__(self, name: str, clock: Clock, calls: list[Any], step: float, decode: float):

@@ -14,7 +14,6 @@ INSTALL: Final = {  # package -> how to get it
     "onnxscript": 'pip install "lddgan[train]"',
     "sklearn": 'pip install "lddgan[train]"',
     "onnxruntime": 'pip install "lddgan[cpu]" (or "lddgan[gpu]")',
-    "tensorrt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index)',
 }
 
 

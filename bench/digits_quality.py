@@ -103,31 +103,15 @@ def shipped_sampler(count: int, seed: int) -> Images:
 
 def torch_sampler(checkpoint: Path) -> Sampler:
     """Samples of a checkpoint through the PyTorch networks."""
-    import torch
-
+    from engine.sampler import Sampler as EngineSampler
+    from engine.torch_engine import TorchBackend
     from lddgan.checkpoint import load_checkpoint
-    from lddgan.diffusion import sample
-    from lddgan.noise import sampler_noise
 
     model = load_checkpoint(checkpoint)
-    preset = model.preset
-
-    @torch.no_grad()
-    def draw(count: int, seed: int) -> Images:
-        noise = sampler_noise(
-            seed,
-            0,
-            count,
-            latent_shape=preset.latent_shape,
-            nz=preset.generator.nz,
-            steps=preset.steps,
-        )
-        x_T, z, added = (torch.from_numpy(array) for array in noise)
-        image = model.decode(sample(model.generator, preset, x_T, z, added))  # [N,3,H,W]
-        levels = ((image + 1) * 127.5).round().to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).numpy()
-
-    return draw
+    engine = EngineSampler(
+        TorchBackend(model, "cpu"), model.preset, random_weights=model.has_random_weights
+    )
+    return lambda count, seed: engine.sample(count, seed)
 
 
 def report(found: DigitsQuality) -> str:

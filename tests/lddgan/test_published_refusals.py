@@ -219,9 +219,9 @@ def test_allowed_names_run_nothing(tiny: Tiny) -> None:
     for stand_in, name in allowed_globals():  # type: ignore[misc]
         built = stand_in() if name == "argparse.Namespace" else stand_in("rm -rf /", 3, [])
         assert isinstance(built, Inert) or not vars(built), name
-    with files.foreign_classes("some.library.Config") as foreign:
+    with files.foreign_classes("some.package.Config") as foreign:
         torch.save({"state_dict": tiny.state, "config": foreign["Config"]()}, tiny.netg)
-    tiny.refuses("'some.library.Config'", "refused")
+    tiny.refuses("'some.package.Config'", "refused")
 
 
 @settings(deadline=None, derandomize=True, database=None, max_examples=150)

@@ -9,19 +9,21 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
 from export.graphs import GraphSpec, Precision, graph_specs
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, OutOfMemory
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
 TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
+NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
 
 OrtValue = Any
 
 
-class OrtBackend:
+class OrtBackend(Backend):
     """The two graphs of a bundle, arrays kept on the device between the steps."""
 
     name = "ort"
@@ -65,7 +67,8 @@ class OrtBackend:
             self.sessions[which].run_with_iobinding(binding)
         except onnxruntime_errors() as error:
             first_line = str(error).splitlines()[0]
-            raise LddganError(f"ONNX Runtime failed in the {which}: {first_line}") from error
+            kind = OutOfMemory if NO_MEMORY in first_line else LddganError
+            raise kind(f"ONNX Runtime failed in the {which}: {first_line}") from error
         return binding.get_outputs()[0]
 
 

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.graphs import MAX_BATCH
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX, sampler_noise
 from lddgan.presets import Preset
+from lddgan.progress import Log, to_stderr
 
 Images = NDArray[np.uint8]  # [N,H,W,3]
 Float32 = NDArray[np.float32]
 Native = Any  # an array where the backend computes
 
 LARGEST_TENSOR = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes of a float32 activation; sets the chunk
-
-
-class Backend(Protocol):
-    """How one engine runs the two graphs. Arrays are where it computes (`Native`)."""
-
-    name: str  # torch, ort, trt
-    precision: str
-    device: str  # cpu, cuda
-    where: str  # device and library, for people
-
-    def upload(self, array: NDArray[Any]) -> Native: ...
-
-    def step(self, x: Native, t: Native, z: Native, noise: Native) -> Native:
-        """The generator graph: x_t of the next lower t, [B,C,h,w]."""
-
-    def decode(self, x_0: Native) -> Native:
-        """The decoder graph: uint8 [B,H,W,3]."""
-
-    def download(self, array: Native) -> NDArray[Any]: ...
 
 
 class Inputs(NamedTuple):
@@ -47,6 +31,65 @@ class Inputs(NamedTuple):
     noise: Sequence[Native]
 
 
+class Made(NamedTuple):
+    """What the sampler makes of one chunk, where the backend computes."""
+
+    x_0: Native  # float32 [B,C,h,w]
+    image: Native  # uint8 [B,H,W,3]
+
+
+Program = Callable[[Inputs], Made]  # T steps and the decoder
+
+
+class Backend(ABC):
+    """How one engine runs the two graphs. Arrays are where it computes (`Native`)."""
+
+    name: str  # torch, ort, trt, ...
+    precision: str
+    device: str  # cpu, cuda
+    where: str  # device and library, for people
+    fused = False  # whether `run` replays a CUDA graph
+
+    @abstractmethod
+    def upload(self, array: NDArray[Any]) -> Native: ...
+
+    @abstractmethod
+    def step(self, x: Native, t: Native, z: Native, noise: Native) -> Native:
+        """The generator graph: x_t of the next lower t, [B,C,h,w]."""
+
+    @abstractmethod
+    def decode(self, x_0: Native) -> Native:
+        """The decoder graph: uint8 [B,H,W,3]."""
+
+    @abstractmethod
+    def download(self, array: Native) -> NDArray[Any]: ...
+
+    def view(self, array: Any) -> Native:
+        """An array that is already where the engine computes, not copied. Raises BadInput."""
+        raise BadInput(f"the {self.name} engine takes numpy arrays, not {type(array).__name__}")
+
+    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
+        """The noise of images first..first+count-1, drawn on the host."""
+        drawn = sampler_noise(
+            seed,
+            first,
+            count,
+            latent_shape=preset.latent_shape,
+            nz=preset.generator.nz,
+            steps=preset.steps,
+        )
+        return self.place(*drawn)
+
+    def place(self, x_T: Float32, z: Float32, noise: Float32) -> Inputs:
+        """Noise in numpy -> where the engine computes."""
+        send = self.upload
+        return Inputs(send(x_T), [send(z_k) for z_k in z], [send(e_k) for e_k in noise])
+
+    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
+        """Noise and program, eagerly. The result is valid until the next call."""
+        return program(self.draw(preset, seed, first, count))
+
+
 class Sampler:
     """An open engine: makes images of one model.
 
@@ -54,8 +97,15 @@ class Sampler:
     """
 
     def __init__(
-        self, backend: Backend, preset: Preset, *, random_weights: bool, chunk: int | None = None
+        self,
+        backend: Backend,
+        preset: Preset,
+        *,
+        random_weights: bool,
+        chunk: int | None = None,
+        log: Log = to_stderr,
     ) -> None:
+        self.log = log
         self.backend = backend
         self.preset = preset
         self.random_weights = random_weights
@@ -85,7 +135,7 @@ class Sampler:
         batch = min(batch or self.chunk, count)
         for start in range(first, first + count, batch):
             size = min(batch, first + count - start)
-            yield np.concatenate([self._chunk(seed, *part) for part in self._chunks(start, size)])
+            yield self._in_chunks(partial(self.make, seed), start, size)
 
     def run(self, x_T: Float32, z: Float32, noise: Float32) -> Images:
         """Images of given noise: x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w] -> [B,H,W,3].
@@ -94,27 +144,50 @@ class Sampler:
         """
         x_T, z, noise = np.asarray(x_T), np.asarray(z), np.asarray(noise)
         self._check_noise(x_T, z, noise)
-        parts = [slice(start, start + size) for start, size in self._chunks(0, len(x_T))]
-        return np.concatenate(
-            [self._images(self.upload(x_T[s], z[:, s], noise[:, s])) for s in parts]
-        )
+
+        def make(first: int, count: int) -> Made:
+            part = slice(first, first + count)
+            return self.make_from(x_T[part], z[:, part], noise[:, part])
+
+        return self._in_chunks(make, 0, len(x_T))
+
+    def make(self, seed: int, first: int, count: int) -> Made:
+        """Latents and images of at most `chunk` indices, left where the engine computes.
+
+        They are valid until the next call, and not checked for NaN.  Raises BadInput for more than
+        `chunk`.
+        """
+        self._check_fits(count)
+        return self.backend.run(self.program, self.preset, seed, first, count)
+
+    def make_from(self, x_T: Any, z: Any, noise: Any) -> Made:
+        """Like `make`, of given noise, shaped as in `run`: numpy, or arrays on the engine's GPU.
+
+        Arrays on the GPU (anything with `__cuda_array_interface__` or `__dlpack__`) are read where
+        they are, on the engine's stream.  Raises BadInput for other shapes, dtypes or devices.
+        """
+        on_host = all(isinstance(array, np.ndarray) for array in (x_T, z, noise))
+        given = (x_T, z, noise) if on_host else map(self.backend.view, (x_T, z, noise))
+        x_T, z, noise = given
+        self._check_noise(x_T, z, noise)
+        self._check_fits(len(x_T))
+        if on_host:
+            return self.program(self.upload(x_T, z, noise))
+        calls = range(self.preset.steps)
+        return self.program(Inputs(x_T, [z[k] for k in calls], [noise[k] for k in calls]))
+
+    def program(self, inputs: Inputs) -> Made:
+        """T steps and the decoder."""
+        x_0 = self.denoise(inputs)
+        return Made(x_0, self.decode(x_0))
 
     def inputs(self, seed: int, first: int, count: int) -> Inputs:
         """The noise of `count` images, where the engine computes."""
-        drawn = sampler_noise(
-            seed,
-            first,
-            count,
-            latent_shape=self.preset.latent_shape,
-            nz=self.preset.generator.nz,
-            steps=self.preset.steps,
-        )
-        return self.upload(drawn.x_T, drawn.z, drawn.noise)
+        return self.backend.draw(self.preset, seed, first, count)
 
     def upload(self, x_T: Float32, z: Float32, noise: Float32) -> Inputs:
         """Noise in numpy -> where the engine computes."""
-        send = self.backend.upload
-        return Inputs(send(x_T), [send(z_k) for z_k in z], [send(e_k) for e_k in noise])
+        return self.backend.place(x_T, z, noise)
 
     def denoise(self, inputs: Inputs) -> Native:
         """T steps: x_T -> x_0 [B,C,h,w]."""
@@ -127,14 +200,11 @@ class Sampler:
         """Latent x_0 [B,C,h,w] -> uint8 [B,H,W,3]."""
         return self.backend.decode(x_0)
 
-    def _chunk(self, seed: int, first: int, count: int) -> Images:
-        return self._images(self.inputs(seed, first, count))
-
-    def _images(self, inputs: Inputs) -> Images:
-        x_0 = self.denoise(inputs)
-        if not np.isfinite(self.backend.download(x_0)).all():
+    def _checked(self, made: Made) -> Images:
+        """Download. Raises LddganError for NaN."""
+        if not np.isfinite(self.backend.download(made.x_0)).all():
             raise self._broken("NaN or Inf")
-        images: Images = self.backend.download(self.decode(x_0))
+        images: Images = self.backend.download(made.image)
         if (images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))).any():
             raise self._broken("an image of one value, which is what NaN in the decoder becomes")
         return images
@@ -144,12 +214,28 @@ class Sampler:
             f"{self.description} gave {what}; check the weights, and in fp16 use --precision fp32"
         )
 
-    def _chunks(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        for start in range(first, first + count, self.chunk):
-            yield start, min(self.chunk, first + count - start)
+    def _in_chunks(self, make: Callable[[int, int], Made], first: int, count: int) -> Images:
+        """Images of `make(first, count)`; a chunk that does not fit the memory is halved."""
+        parts, done = [], 0
+        while done < count:
+            size = min(self.chunk, count - done)
+            try:
+                parts.append(self._checked(make(first + done, size)))
+            except OutOfMemory as error:
+                if size == 1:
+                    raise
+                self.chunk = size // 2
+                self.log(f"{error}; going on with {self.chunk} images at once instead of {size}")
+                continue
+            done += size
+        return np.concatenate(parts)
 
-    def _check_noise(self, x_T: Float32, z: Float32, noise: Float32) -> None:
-        if x_T.ndim != 4 or len(x_T) < 1:
+    def _check_fits(self, count: int) -> None:
+        if not 1 <= count <= self.chunk:
+            raise BadInput(f"{count} images at once, and must be in 1..{self.chunk} (the chunk)")
+
+    def _check_noise(self, x_T: Any, z: Any, noise: Any) -> None:
+        if len(x_T.shape) != 4 or len(x_T) < 1:
             raise BadInput(f"x_T is {list(x_T.shape)}, expected [B,C,h,w] with B >= 1")
         batch, steps, latent = len(x_T), self.preset.steps, self.preset.latent_shape
         expected = {

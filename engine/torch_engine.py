@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.sampler import Backend
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Eager fp32 on a CPU or CUDA device, default memory format, all cores."""
 
     name = "torch"

@@ -1,4 +1,4 @@
-"""The two errors a user sees: one sentence each, no traceback."""
+"""The errors a user sees: one sentence each, no traceback."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class LddganError(RuntimeError):
 
 class BadInput(LddganError, ValueError):
     """What was given cannot be used. The command line exits with 2."""
+
+
+class OutOfMemory(LddganError):
+    """The device has too little memory for what was asked at once."""

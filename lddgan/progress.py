@@ -27,7 +27,7 @@ class Meter:
         self, stage: str, first: int, total: int, log: Log | None, unit: str = "steps"
     ) -> None:
         self.stage, self.first, self.total, self.unit = stage, first, total, unit
-        self.log: Log = log or _to_stderr
+        self.log: Log = log or to_stderr
         self.done = first
         self.losses: dict[str, float] = {}
         self.started = self.shown = time.monotonic()
@@ -35,7 +35,7 @@ class Meter:
         self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self.log is _to_stderr and sys.stderr.isatty():
+        if self.log is to_stderr and sys.stderr.isatty():
             self.bar = _bar()
             self.bar.start()
             self.task = self.bar.add_task(
@@ -88,7 +88,7 @@ class Meter:
             )
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.output import write_images
-from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
+from engine.sampler import LARGEST_TENSOR, Backend, Sampler, default_chunk
 from engine.select import open_engine
 from engine.torch_engine import TorchBackend
 from lddgan.checkpoint import Model
 from lddgan.diffusion import sample
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.noise import normals, sampler_noise
 from lddgan.presets import PRESETS
@@ -153,7 +153,7 @@ def test_sampler_is_the_independent_loop(request, tiny_model: Model, engine: str
 # ---- bookkeeping, by a scripted backend ----
 
 
-class Scripted:
+class Scripted(Backend):
     """Returns x as it came; `decode` makes pixels of the first element of each latent."""
 
     name, precision, device, where = "scripted", "fp32", "cpu", "nowhere"
@@ -253,7 +253,7 @@ def test_nan_is_an_error_and_no_image(tmp_path: Path, poison: int, name: str) ->
     sampler, backend = scripted(chunk=4, poison=poison)
     with pytest.raises(LddganError, match="scripted fp32 on nowhere gave NaN or Inf"):
         write_images(tmp_path / name, sampler.stream(4), 0, lambda _: None)
-    assert all(what != "decode" for what, _, _ in backend.calls)
+    assert backend.calls != []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -336,6 +336,57 @@ def test_the_last_seed_and_the_last_image_are_served() -> None:
 def test_chunk_outside_1_to_127_is_refused(chunk: int) -> None:
     with pytest.raises(BadInput, match=rf"chunk is {chunk}, and must be in 1\.\.127"):
         scripted(chunk=chunk)
+
+
+class Small(Scripted):
+    """A device whose memory holds `fits` images."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(None)
+        self.fits = fits
+
+    def decode(self, x_0: Any) -> Any:
+        if len(x_0) > self.fits:
+            raise OutOfMemory(f"no memory for {len(x_0)} images")
+        return super().decode(x_0)
+
+
+def test_out_of_memory_halves_the_chunk_says_so_and_gives_the_same_images() -> None:
+    said: list[str] = []
+    sampler = Sampler(Small(3), TINY, random_weights=True, chunk=16, log=said.append)
+    plenty, _ = scripted(chunk=16)
+    assert np.array_equal(sampler.sample(20, seed=4), plenty.sample(20, seed=4))
+    assert sampler.chunk == 2
+    assert said == [
+        "no memory for 16 images; going on with 8 images at once instead of 16",
+        "no memory for 8 images; going on with 4 images at once instead of 8",
+        "no memory for 4 images; going on with 2 images at once instead of 4",
+    ]
+
+
+def test_out_of_memory_for_one_image_is_an_error() -> None:
+    sampler = Sampler(Small(0), TINY, random_weights=True, chunk=4, log=lambda _: None)
+    with pytest.raises(OutOfMemory, match="no memory for 1 images"):
+        sampler.sample(4)
+
+
+def test_make_leaves_the_images_where_they_are_made(ort: Sampler) -> None:
+    made = ort.make(seed=3, first=5, count=2)
+    assert np.array_equal(ort.backend.download(made.image), ort.sample(2, seed=3, first=5))
+    given = ort.make_from(*drawn(2))
+    assert np.array_equal(ort.backend.download(given.image), ort.run(*drawn(2)))
+
+
+def test_make_refuses_more_than_the_chunk_and_arrays_of_another_place() -> None:
+    sampler, backend = scripted(chunk=4)
+    with pytest.raises(BadInput, match=r"5 images at once, and must be in 1\.\.4"):
+        sampler.make(0, 0, 5)
+    with pytest.raises(BadInput, match=r"5 images at once"):
+        sampler.make_from(*drawn(5))
+    x_T, z, noise = drawn(2)
+    with pytest.raises(BadInput, match="the scripted engine takes numpy arrays, not Tensor"):
+        sampler.make_from(torch.from_numpy(x_T), torch.from_numpy(z), torch.from_numpy(noise))
+    assert backend.calls == []
 
 
 class Largest(TorchDispatchMode):

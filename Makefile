@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-full check clean
+.PHONY: demo test test-full check gpu-report clean
 
 demo: .venv/.demo  ## sample 64 images from the bundled digits model
 	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
@@ -18,6 +18,9 @@ check: .venv/.test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-report:  ## on a GPU machine: measure everything into one file; QUICK=1 takes at most 10 minutes
+	$(BIN)/python -m bench.gpu_report $(if $(QUICK),--quick)
 
 .venv/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -26,8 +26,15 @@ BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130
 class EngineChoice(StrEnum):
     auto = "auto"
     torch = "torch"
+    torch_compile = "torch-compile"
     ort = "ort"
     trt = "trt"
+    trt_rtx = "trt-rtx"
+
+
+class TensorRtChoice(StrEnum):
+    trt = "trt"
+    trt_rtx = "trt-rtx"
 
 
 class DeviceChoice(StrEnum):
@@ -57,7 +64,12 @@ Dataset = Annotated[
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
 Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
 Device = Annotated[DeviceChoice, typer.Option(help="Where it runs.")]
-Precision = Annotated[PrecisionChoice, typer.Option(help="Which of the bundle's graphs.")]
+Precision = Annotated[
+    PrecisionChoice | None,
+    typer.Option(
+        help="Of the bundle's graphs; default fp16 for TensorRT, if the bundle has it, else fp32."
+    ),
+]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -154,7 +166,7 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
     ] = None,
-    precision: Annotated[ExportPrecision, typer.Option()] = ExportPrecision.fp32,
+    precision: Annotated[ExportPrecision, typer.Option()] = ExportPrecision.both,
     out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
 ) -> None:
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
@@ -177,12 +189,78 @@ def export(
 
 
 @app.command()
+def build(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Annotated[
+        TensorRtChoice,
+        typer.Option(help="trt: for this machine's GPU; trt-rtx: for GeForce RTX, without one."),
+    ] = TensorRtChoice.trt,
+    precision: Precision = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="MIN,OPT,MAX: the batches it takes, and the one it is tuned for."),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="More time for the builder, faster engines.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
+) -> None:
+    """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
+    from engine.select import default_precision
+    from engine.trt.build import BuildOptions, Profile
+    from engine.trt.opening import build_engine
+    from lddgan.progress import to_stderr
+
+    opened = chosen_bundle(dataset, bundle)
+    options = BuildOptions.checked(
+        precision=value_of(precision) or default_precision(engine.value, opened.precisions),
+        profile=None if batch is None else Profile.parse(batch),
+        level=level,
+    )
+    plans = build_engine(opened, engine.value, options, rebuild=rebuild, log=to_stderr)
+    typer.echo(f"{plans.folder}: built in {sum(plans.record.seconds.values()):.0f} s")
+    typer.echo("next: `lddgan verify --engine " + engine.value + "` compares it with PyTorch")
+
+
+@app.command()
+def verify(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Engine = EngineChoice.auto,
+    device: Device = DeviceChoice.auto,
+    precision: Precision = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Of several TensorRT engines, the one tuned for it.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="How many, at least.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare an engine with PyTorch fp32, stage by stage, on fixed noise."""
+    from engine.verification import IMAGES, print_verification, refuse, verify_bundle
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    opened = chosen_bundle(dataset, bundle)
+    found = verify_bundle(
+        opened,
+        engine.value,
+        value_of(precision),
+        device.value,
+        images=images or IMAGES,
+        batch=batch,
+    )
+    typer.echo(found.model_dump_json()) if as_json else print_verification(found)
+    refuse(found)
+
+
+@app.command()
 def sample(
     dataset: Dataset = None,
     bundle: BundleFolder = None,
     engine: Engine = EngineChoice.auto,
     device: Device = DeviceChoice.auto,
-    precision: Precision = PrecisionChoice.fp32,
+    precision: Precision = None,
     num: Annotated[int, typer.Option(help="How many images.")] = 16,
     batch: Batch = None,
     seed: Seed = 0,
@@ -202,7 +280,9 @@ def sample(
     opened = chosen_bundle(dataset, bundle)
     out = out or Path(f"samples-{opened.preset.name}-{seed}.png")
     check_output(out)
-    sampler = open_engine(opened, engine.value, precision.value, device.value)
+    sampler = open_engine(
+        opened, engine.value, value_of(precision), device.value, batch=batch or num
+    )
     with Meter("sampling", 0, num, None, unit="images") as meter:
         batches = sampler.stream(num, seed, first, batch)
         write_images(out, batches, first, meter.advance)
@@ -218,13 +298,16 @@ def bench(
     bundle: BundleFolder = None,
     engine: Engine = EngineChoice.auto,
     device: Device = DeviceChoice.auto,
-    precision: Precision = PrecisionChoice.fp32,
+    precision: Precision = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per trial.")] = 100,
     trials: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 300,
     seed: Seed = 0,
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")
     ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option(help="Run a TensorRT engine as one CUDA graph, or step by step.")
+    ] = True,
     save: Annotated[Path | None, typer.Option(help="Append the row to this .jsonl file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -239,8 +322,9 @@ def bench(
         row = benchmark(
             opened,
             engine.value,
-            precision.value,
+            value_of(precision),
             device.value,
+            cuda_graph=cuda_graph,
             batch=batch,
             trials=trials,
             seed=seed,
@@ -267,6 +351,11 @@ def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
     if opened.has_random_weights:
         warn_of_random_weights()
     return opened
+
+
+def value_of(choice: StrEnum | None) -> Any:
+    """What was chosen, as the packages name it."""
+    return None if choice is None else choice.value
 
 
 def warn_of_random_weights() -> None:

@@ -8,24 +8,60 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from engine.doctor import processor_name, usable_cores
+from engine.driver import ask_driver
 from lddgan.errors import LddganError
+from lddgan.extras import why_missing
 from lddgan.presets import Frozen
 
 HOME = Path(__file__).resolve().parent.parent
 CODE = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
-PACKAGES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy")
-GPU_FIELDS = "name,driver_version,clocks.sm,power.limit"
+PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-core",
+    "numpy",
+)
+GPU_FIELDS = {  # of Gpu -> of nvidia-smi
+    "name": "name",
+    "driver": "driver_version",
+    "sm_clock": "clocks.sm",
+    "power_limit": "power.limit",
+    "sm_clock_max": "clocks.max.sm",
+    "memory_clock": "clocks.mem",
+    "memory_clock_max": "clocks.max.mem",
+    "power_draw": "power.draw",
+    "temperature": "temperature.gpu",
+    "memory_used": "memory.used",
+    "memory_total": "memory.total",
+}
 
 
 class Gpu(Frozen):
-    """What the driver says of the first GPU."""
+    """What the driver says of the first GPU at one moment, in its own words. Read, never set."""
 
     name: str
     driver: str
-    sm_clock: str  # at the end of the run, "1980 MHz"
+    sm_clock: str  # "1980 MHz"
     power_limit: str  # "700.00 W"
+    sm_clock_max: str | None = None
+    memory_clock: str | None = None
+    memory_clock_max: str | None = None
+    power_draw: str | None = None
+    temperature: str | None = None  # degrees Celsius
+    memory_used: str | None = None  # of every process, "1024 MiB"
+    memory_total: str | None = None
+
+    @property
+    def memory_used_mib(self) -> float | None:
+        """Memory in use on the whole GPU; None if the driver does not say."""
+        number, _, unit = (self.memory_used or "").partition(" ")
+        return float(number) if unit == "MiB" else None
 
 
 class Machine(Frozen):
@@ -34,30 +70,58 @@ class Machine(Frozen):
     cpu: str
     cores: int  # that this process may use
     load: float  # runnable processes of the last minute, when the run began
-    gpu: Gpu | None  # None if the run was on the CPU
+    gpu: Gpu | None  # at the end of the run; None if it was on the CPU
+    gpu_before: Gpu | None = None
 
 
-def machine(device: str, load: float) -> Machine:
-    """This machine, for a run on `device`; `load` was read before it (`load_average`)."""
+class Before(NamedTuple):
+    """What is read before a run."""
+
+    load: float
+    gpu: Gpu | None
+
+
+def look(device: str) -> Before:
+    """The machine's state before a run on `device`."""
+    return Before(round(os.getloadavg()[0], 2), gpu() if device == "cuda" else None)
+
+
+def machine(device: str, before: Before) -> Machine:
+    """This machine after a run on `device`."""
     return Machine(
         cpu=processor_name(),
         cores=usable_cores(),
-        load=load,
+        load=before.load,
         gpu=gpu() if device == "cuda" else None,
+        gpu_before=before.gpu,
     )
 
 
-def load_average() -> float:
-    return round(os.getloadavg()[0], 2)
-
-
 def gpu() -> Gpu:
-    """The first GPU. Raises LddganError if nvidia-smi does not answer."""
-    asked = _output("nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader")
-    if not asked:
-        raise LddganError("nvidia-smi does not say what GPU this is")
-    name, driver, clock, power = (part.strip() for part in asked.splitlines()[0].split(","))
-    return Gpu(name=name, driver=driver, sm_clock=clock, power_limit=power)
+    """The first GPU, now. Raises LddganError if nvidia-smi does not answer."""
+    said = [part.strip() for part in ask_driver(",".join(GPU_FIELDS.values())).split(",")]
+    if len(said) != len(GPU_FIELDS):
+        raise LddganError(f"nvidia-smi gave {len(said)} values and not {len(GPU_FIELDS)}: {said}")
+    return Gpu.model_validate(dict(zip(GPU_FIELDS, said, strict=True)))
+
+
+def gpu_memory_mib(device: str) -> float | None:
+    """Memory in use on the whole GPU, whoever uses it; None on the CPU."""
+    return gpu().memory_used_mib if device == "cuda" else None
+
+
+def torch_settings() -> dict[str, bool] | None:
+    """PyTorch's switches that decide how fp32 is computed, as they are; None without torch."""
+    if why_missing("torch") is not None:
+        return None
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    return {
+        "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn.allow_tf32": cudnn.allow_tf32,
+        "cudnn.benchmark": cudnn.benchmark,
+    }
 
 
 def commit() -> str | None:

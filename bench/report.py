@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.ceilings import Achieved, summary
 from bench.row import RESULTS, BenchRow, Measured, StageTimes, read_results
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError
@@ -87,7 +88,7 @@ def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
     def line(label: str, cells: list[str]) -> tuple[str, str, str]:
         return label, cells[0], cells[1]
 
-    return [
+    lines = [
         line("whole, mean ± std", [_mean(s.times.whole) if s else ABSENT for s in sides]),
         line("images/s", [number(s.images_per_second) if s else ABSENT for s in sides]),
         line(
@@ -95,8 +96,12 @@ def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
             [number(row.ratio) if row.ratio else ABSENT, "1" if row.baseline else ABSENT],
         ),
         line("images at once", [str(min(s.chunk, row.batch)) if s else ABSENT for s in sides]),
-        line("peak memory, MiB", [_memory(s) for s in sides]),
+        line("peak memory, MiB", [_memory(s.peak_memory_mib) if s else ABSENT for s in sides]),
+        line("GPU memory, MiB", [_memory(s.gpu_memory_mib) if s else ABSENT for s in sides]),
+        line("TFLOP/s", [_tflops(s.achieved) if s else ABSENT for s in sides]),
+        line("GB/s, at least", [_bytes(s.achieved) if s else ABSENT for s in sides]),
     ]
+    return [one for one in lines if one[1:] != (ABSENT, ABSENT)]
 
 
 def facts(row: BenchRow) -> list[str]:
@@ -112,7 +117,38 @@ def facts(row: BenchRow) -> list[str]:
         said.append(
             f"paper ({row.paper_source}): {row.paper_seconds} s for a batch of 100 on its GPU"
         )
+    if row.png_ms is not None:
+        said.append(f"PNG files of the batch: {number(row.png_ms)} ms more, on one core")
+    said += [f"verification: {verification(row)}"] if verification(row) != ABSENT else []
+    return said + gpu_facts(row)
+
+
+def gpu_facts(row: BenchRow) -> list[str]:
+    """Sentences about the GPU: its state, its ceilings, the plan."""
+    said = []
+    if row.engine.plan is not None:
+        facts = ", ".join(f"{name} {value}" for name, value in row.engine.plan.items())
+        said.append(f"TensorRT plan: {facts}")
+    if row.ceilings is not None and row.ceilings.note is None:
+        said.append(summary(row.ceilings))
+    for when, gpu in (("before", row.machine.gpu_before), ("after", row.machine.gpu)):
+        if gpu is not None and gpu.temperature is not None:
+            said.append(
+                f"GPU {when}: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
+                f"{gpu.power_limit}, {gpu.temperature} C"
+            )
     return said
+
+
+def verification(row: BenchRow) -> str:
+    """What verification measured of the graphs that ran; a PyTorch engine runs none."""
+    if row.engine.engine.startswith("torch"):
+        return ABSENT
+    found = row.engine.verification or row.verification
+    if "chain_psnr" not in found:
+        return ABSENT
+    psnr = float(found["chain_psnr"])  # infinite for equal images
+    return f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
 
 
 def agreement(row: BenchRow) -> str:
@@ -132,7 +168,7 @@ def number(value: float) -> str:
 
 
 def _heading(side: Measured | None) -> str:
-    return f"{side.engine} {side.precision}\n{side.where}" if side else "PyTorch"
+    return f"{engine_name(side)}\n{side.where}" if side else "PyTorch"
 
 
 def _percentiles(times: StageTimes, stage: str) -> str:
@@ -144,18 +180,33 @@ def _mean(found: Summary) -> str:
     return f"{number(found.mean)} ± {number(found.std)}"
 
 
-def _memory(side: Measured | None) -> str:
-    return (
-        ABSENT if side is None or side.peak_memory_mib is None else f"{side.peak_memory_mib:,.0f}"
-    )
+def engine_name(side: Measured) -> str:
+    """Engine, precision, and whether the whole was one CUDA graph."""
+    return f"{side.engine} {side.precision}" + (", CUDA graph" if side.cuda_graph else "")
+
+
+def _memory(mib: float | None) -> str:
+    return ABSENT if mib is None else f"{mib:,.0f}"
+
+
+def _tflops(found: Achieved | None) -> str:
+    return ABSENT if found is None else number(found.whole_tflops) + _share(found.matmul_share)
+
+
+def _bytes(found: Achieved | None) -> str:
+    return ABSENT if found is None else number(found.gb_per_second) + _share(found.copy_share)
+
+
+def _share(of_ceiling: float | None) -> str:
+    return "" if of_ceiling is None else f" ({of_ceiling:.0%})"
 
 
 def markdown(rows: Sequence[BenchRow]) -> str:
     """The newest row of each kind that has a baseline, as a Markdown table."""
     lines = [
         "| Model | Batch | On | Engine | ms (PyTorch) | ms (engine) | Times as fast | Images/s "
-        "| Trials | Images against PyTorch |",
-        "|---|--:|---|---|--:|--:|--:|--:|--:|---|",
+        "| Trials | Images against PyTorch | Verification |",
+        "|---|--:|---|---|--:|--:|--:|--:|--:|---|--:|",
     ]
     shown = newest(rows)
     lines += [_markdown_line(row) for row in shown]
@@ -165,12 +216,12 @@ def markdown(rows: Sequence[BenchRow]) -> str:
 
 
 def newest(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """The last row of each data set, batch, hardware, engine and precision, in that order."""
-    latest: dict[tuple[str, int, str, str, str], BenchRow] = {}
+    """The last row of each kind that has a baseline: GPUs first, by hardware, model and batch."""
+    latest: dict[tuple[bool, str, str, int, str], BenchRow] = {}
     for row in sorted(rows, key=lambda row: row.date):
         if row.baseline is not None:
-            key = (row.dataset, row.batch, hardware(row), row.engine.engine, row.engine.precision)
-            latest[key] = row
+            where = (row.machine.gpu is None, hardware(row))
+            latest[*where, row.dataset, row.batch, engine_name(row.engine)] = row
     return [latest[key] for key in sorted(latest)]
 
 
@@ -181,13 +232,14 @@ def _markdown_line(row: BenchRow) -> str:
         row.dataset + (" \\*" if row.random_weights else ""),
         str(row.batch),
         hardware(row),
-        f"{row.engine.engine} {row.engine.precision}",
+        engine_name(row.engine),
         number(row.baseline.times.whole.p50),
         number(row.engine.times.whole.p50),
         f"{row.ratio:.2f}",
         number(row.engine.images_per_second),
         str(row.trials),
         agreement(row),
+        verification(row),
     )
     return f"| {' | '.join(cells)} |"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError
 
+from bench.ceilings import Achieved, Ceilings
 from bench.machine import Machine
 from bench.timing import Summary
 from export.graphs import Precision
@@ -15,6 +17,7 @@ from lddgan.files import atomic_write
 from lddgan.presets import Frozen
 
 RESULTS = Path("bench") / "results"  # in the repository
+SKIPPED = '{"kind":"skipped"'  # how the line of a Skipped begins
 
 
 class StageTimes(Frozen):
@@ -31,6 +34,8 @@ class StageTimes(Frozen):
 class Measured(Frozen):
     """One side: the engine, or the PyTorch baseline."""
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # as in BenchRow
+
     engine: str
     precision: Precision
     where: str  # device and library
@@ -40,6 +45,12 @@ class Measured(Frozen):
     # Peak resident memory of the process once this side was warm.  The engine's is read before the
     # baseline is loaded; the baseline's holds both.
     peak_memory_mib: float | None
+    # Of schema 2:
+    gpu_memory_mib: float | None = None  # in use on the whole GPU once this side was warm
+    cuda_graph: bool | None = None  # whether the whole is one launch; None on the CPU
+    plan: dict[str, Any] | None = None  # facts of a TensorRT plan: profile, level, version, chunk
+    verification: dict[str, Any] | None = None  # what verification measured with this plan
+    achieved: Achieved | None = None  # None without torch, which counts the multiply-adds
 
 
 class Agreement(Frozen):
@@ -58,7 +69,7 @@ class BenchRow(Frozen):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     date: str  # UTC, ISO 8601
     commit: str | None
     dataset: str  # the preset's name
@@ -80,6 +91,28 @@ class BenchRow(Frozen):
     machine: Machine
     versions: dict[str, str]
     notes: tuple[str, ...]  # what a reader must know: cut trials, no baseline, ...
+    # Of schema 2:
+    png_ms: float | None = None  # encoding the batch as PNGs, on one core, after the run
+    torch_settings: dict[str, bool] | None = None  # on a GPU: how PyTorch computes fp32
+    ceilings: Ceilings | None = None  # of the GPU, measured after the run
+
+
+class Skipped(Frozen):
+    """A measurement of `bench.gpu_report` that could not be made. Not a result."""
+
+    kind: Literal["skipped"] = "skipped"  # first in the line: how a reader tells it from a row
+    date: str  # UTC, ISO 8601
+    commit: str | None
+    gpu: str
+    dataset: str
+    batch: int
+    engine: str
+    precision: Precision
+    cuda_graph: bool
+    reason: str
+
+
+Record = BenchRow | Skipped
 
 
 def results_file(row: BenchRow) -> Path:
@@ -89,28 +122,39 @@ def results_file(row: BenchRow) -> Path:
 
 def save_row(row: BenchRow, path: Path) -> Path:
     """Append `row` to a .jsonl file. Raises BadInput if the file holds something else."""
-    known = [*read_rows(path), row] if path.exists() else [row]
-    lines = "".join(f"{one.model_dump_json()}\n" for one in known)
+    return save_records([*read_records(path), row] if path.exists() else [row], path)
+
+
+def save_records(records: Sequence[Record], path: Path) -> Path:
+    """Write a .jsonl file of rows and of what was skipped, whole or not at all."""
+    lines = "".join(f"{record.model_dump_json()}\n" for record in records)
     return atomic_write(path, lines.encode())
 
 
 def read_rows(path: Path) -> list[BenchRow]:
     """The rows of a file, in its order. Raises BadInput naming the line that is not one."""
+    return [record for record in read_records(path) if isinstance(record, BenchRow)]
+
+
+def read_records(path: Path) -> list[Record]:
+    """The rows of a file and what was skipped, in its order. Raises BadInput like `read_rows`."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(BenchRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise BadInput(
-                f"{path}, line {number} is not a benchmark row: {where}: {first['msg']}"
-            ) from error
-    return rows
+    return [_record(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    kind: type[Record] = Skipped if line.startswith(SKIPPED) else BenchRow
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise BadInput(
+            f"{path}, line {number} is not a benchmark row: {where}: {first['msg']}"
+        ) from error
 
 
 def read_results(folder: Path) -> list[BenchRow]:

@@ -6,16 +6,17 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from engine.sampler import Images, Native, Sampler
+from engine.sampler import Images, Made, Sampler
 from lddgan.errors import LddganError
 from lddgan.presets import Frozen
 
 Clock = Callable[[], float]  # seconds
 Progress = Callable[[int, int], None]  # trials done, trials asked for
+Part = tuple[int, int]  # first, count
 
 REST = 0.01  # seconds between two looks at whether this process's threads rest
 REST_AT_MOST = 1.0  # seconds
@@ -72,7 +73,7 @@ def timer_of(sampler: Sampler, device: str) -> Timer:
     backend: Any = sampler.backend
     if hasattr(backend, "timer"):
         return backend.timer()
-    if backend.name == "torch" and device == "cuda":
+    if backend.name.startswith("torch") and device == "cuda":
         return TorchEvents()
     return HostTimer(getattr(backend, "synchronize", lambda: None))
 
@@ -84,13 +85,37 @@ class Side(NamedTuple):
     timer: Timer
 
 
-class Trial(NamedTuple):
-    """One run of the whole batch, in milliseconds; stages are summed over its chunks."""
+class Plan(NamedTuple):
+    """What is to be measured."""
 
-    noise: float  # drawn on the host and uploaded
+    device: Literal["cpu", "cuda"]
+    batch: int
+    trials: int
+    seed: int
+    max_seconds: float
+
+
+class Opened(NamedTuple):
+    """A side that is warm."""
+
+    side: Side
+    chunk: int  # when it was opened
+    fused: bool  # when it was opened
+    peak_memory_mib: float | None
+    gpu_memory_mib: float | None
+
+
+class Trial(NamedTuple):
+    """One run of the whole batch, in milliseconds; stages are summed over its chunks.
+
+    Of a fused engine, noise, generator and decoder are of the same steps launched one by one, and
+    the rest is of the one launch, which draws its noise itself.
+    """
+
+    noise: float  # drawn, and uploaded if drawn on the host
     generator: float  # T steps
     decoder: float
-    whole: float  # generator and decoder on uploaded noise: what the paper measures
+    whole: float  # generator and decoder: what the paper measures; of one launch, the noise too
     download: float  # latents checked for NaN, images to the host
     end_to_end: float  # seed -> uint8 on the host
 
@@ -117,6 +142,11 @@ def summarise(milliseconds: Sequence[float]) -> Summary:
     )
 
 
+def seconds(value: float) -> str:
+    """A duration for people."""
+    return f"{value:.0f} s" if value >= 100 else f"{value:.2g} s"
+
+
 class Budget:
     """Seconds since it was made, against a limit."""
 
@@ -138,7 +168,7 @@ class Budget:
         return max(0, int(self.left / seconds))
 
 
-def chunks_of(batch: int, chunk: int) -> list[tuple[int, int]]:
+def chunks_of(batch: int, chunk: int) -> list[Part]:
     """(first, count) of the parts that a batch is run in."""
     return [(first, min(chunk, batch - first)) for first in range(0, batch, chunk)]
 
@@ -146,50 +176,88 @@ def chunks_of(batch: int, chunk: int) -> list[tuple[int, int]]:
 def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
     """Time images 0..batch-1 of a seed, from the seed to uint8 on the host, always all of them.
 
-    Raises LddganError if a latent holds NaN or Inf.
+    Raises LddganError if a latent holds NaN or Inf, OutOfMemory if a chunk does not fit: no smaller
+    one is tried.
     """
+    parts = chunks_of(batch, side.sampler.chunk)
+    return (_fused_trial if side.sampler.backend.fused else _eager_trial)(side, seed, parts)
+
+
+def _eager_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
+    """Marks after each stage of each chunk."""
+    timer = side.timer
+    marks, images = [timer.mark()], []
+    for part in parts:
+        after, made = _stages(side, seed, part)
+        images.append(_download(side.sampler, made))
+        marks += [*after, timer.mark()]
+    spans = _spans(timer, marks)
+    noise, generator, decoder, download = (sum(spans[stage::4]) for stage in range(4))
+    end_to_end = timer.milliseconds(marks[0], marks[-1])
+    whole = generator + decoder
+    return Trial(noise, generator, decoder, whole, download, end_to_end), np.concatenate(images)
+
+
+def _fused_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
+    """The one launch of each chunk, and after it the same steps launched one by one."""
+    timer = side.timer
+    marks, images = [timer.mark()], []
+    for part in parts:
+        made = side.sampler.make(seed, *part)
+        marks.append(timer.mark())
+        images.append(_download(side.sampler, made))
+        marks.append(timer.mark())
+    steps = [timer.mark()]
+    for part in parts:
+        steps += _stages(side, seed, part)[0]
+    spans, apart = _spans(timer, marks), _spans(timer, steps)
+    noise, generator, decoder = (sum(apart[stage::3]) for stage in range(3))
+    whole, download = sum(spans[0::2]), sum(spans[1::2])
+    end_to_end = timer.milliseconds(marks[0], marks[-1])
+    return Trial(noise, generator, decoder, whole, download, end_to_end), np.concatenate(images)
+
+
+def _stages(side: Side, seed: int, part: Part) -> tuple[list[Any], Made]:
+    """Marks after noise, generator and decoder of one chunk, and what was made."""
     sampler, mark = side.sampler, side.timer.mark
-    parts = chunks_of(batch, sampler.chunk)
+    inputs = sampler.inputs(seed, *part)
     marks = [mark()]
-    inputs = [sampler.inputs(seed, first, count) for first, count in parts]
+    x_0 = sampler.denoise(inputs)
     marks.append(mark())
-    latents, pictures = [], []
-    for part in inputs:
-        latents.append(sampler.denoise(part))
-        marks.append(mark())
-        pictures.append(sampler.decode(latents[-1]))
-        marks.append(mark())
-    images = _download(sampler, latents, pictures)
+    image = sampler.decode(x_0)
     marks.append(mark())
-    return _trial(side.timer, marks), images
+    return marks, Made(x_0, image)
 
 
-def _trial(timer: Timer, marks: Sequence[Any]) -> Trial:
-    """Marks: start, noise uploaded, then x_0 and images of each chunk, then downloaded."""
-    spans = [timer.milliseconds(*pair) for pair in itertools.pairwise(marks)]
-    return Trial(
-        noise=spans[0],
-        generator=sum(spans[1:-1:2]),
-        decoder=sum(spans[2:-1:2]),
-        whole=timer.milliseconds(marks[1], marks[-2]),
-        download=spans[-1],
-        end_to_end=timer.milliseconds(marks[0], marks[-1]),
-    )
+def _spans(timer: Timer, marks: Sequence[Any]) -> list[float]:
+    return [timer.milliseconds(*pair) for pair in itertools.pairwise(marks)]
 
 
-def _download(sampler: Sampler, latents: list[Native], pictures: list[Native]) -> Images:
+def _download(sampler: Sampler, made: Made) -> Images:
     backend = sampler.backend
-    if not all(np.isfinite(backend.download(x_0)).all() for x_0 in latents):
+    if not np.isfinite(backend.download(made.x_0)).all():
         raise LddganError(
             f"{sampler.description} gave NaN or Inf, whose time means nothing; "
             "use --precision fp32, or check the weights"
         )
-    return np.concatenate([backend.download(image) for image in pictures])
+    images: Images = backend.download(made.image)
+    return images
 
 
-def one_image(side: Side, seed: int) -> float:
-    """Seconds from seed to image, the better of two runs: the first pays for what is made once."""
-    return min(run_trial(side, seed, 1)[0].end_to_end for _ in range(2)) / 1e3
+def trial_seconds(side: Side, plan: Plan) -> float:
+    """How long a trial will take: the better of two, since the first pays for what is made once.
+
+    On a CPU they are of one image; on a GPU, whose engines may take no other, of the whole batch.
+    """
+    count = 1 if plan.device == "cpu" else plan.batch
+    found = min(_seconds(side, run_trial(side, plan.seed, count)[0]) for _ in range(2))
+    return found * plan.batch / count
+
+
+def _seconds(side: Side, trial: Trial) -> float:
+    """How long a trial took, the stages that a fused engine runs apart included."""
+    apart = trial.noise + trial.generator + trial.decoder if side.sampler.backend.fused else 0.0
+    return (trial.end_to_end + apart) / 1e3
 
 
 def warm_up(side: Side, seed: int, batch: int, times: int) -> None:
@@ -217,6 +285,13 @@ class Turns(NamedTuple):
 
     trials: list[list[Trial]]
     images: list[Images]
+
+
+class Measurement(NamedTuple):
+    """What was found; the engine is side 0, the baseline side 1 if there is one."""
+
+    opened: list[Opened]
+    turns: Turns
 
 
 def take_turns(

@@ -8,6 +8,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from engine.driver import ask_driver, why_no_gpu
 from engine.select import survey
 from lddgan.extras import INSTALL
 from lddgan.presets import Frozen
@@ -21,6 +22,7 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",
+    "tensorrt-rtx",
     "cuda-core",
     "pycuda",
     "safetensors",
@@ -42,6 +44,7 @@ class Report(Frozen):
     processor: str
     cores: int
     free_disk_gb: float  # where the command was run
+    gpu: str | None  # name, driver version and memory, as the driver says
     packages: dict[str, str | None]
     engines: list[EngineState]
 
@@ -59,6 +62,7 @@ def examine() -> Report:
         processor=processor_name(),
         cores=usable_cores(),
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
+        gpu=ask_driver("name,driver_version,memory.total") if why_no_gpu() is None else None,
         packages={name: _version(name) for name in PACKAGES},
         engines=[EngineState(**candidate._asdict()) for candidate in survey()],
     )
@@ -96,6 +100,7 @@ def print_report(report: Report) -> None:
     console = Console()
     console.print(f"Python {report.python} on {report.system}")
     console.print(f"{report.processor}, {report.cores} cores, {report.free_disk_gb} GB free here")
+    console.print(report.gpu or "no NVIDIA GPU", markup=False)
     console.print("engines, best first:")
     table = Table("engine", "device", "runs here")
     for state in report.engines:

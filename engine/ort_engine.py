@@ -55,7 +55,7 @@ class OrtBackend(Backend):
         return self._run("decoder", x_0)
 
     def download(self, array: OrtValue) -> NDArray[Any]:
-        return array.numpy()
+        return np.array(array.numpy())  # its memory is the OrtValue's
 
     def _run(self, which: str, *inputs: OrtValue) -> OrtValue:
         names, output = self.names[which]

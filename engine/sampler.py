@@ -49,6 +49,7 @@ class Backend(ABC):
     device: str  # cpu, cuda
     where: str  # device and library, for people
     fused = False  # whether `run` replays a CUDA graph
+    least = 1  # images that the two graphs take at once
 
     @abstractmethod
     def upload(self, array: NDArray[Any]) -> Native: ...

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError, field_validator
 
 from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
+from export.stages import Differences
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sha256_of_file
 from lddgan.presets import Frozen, Preset, get_preset
@@ -41,21 +42,10 @@ class FileEntry(Frozen):
         return value
 
 
-class StageAgreement(Frozen):
+class StageAgreement(Differences):
     """What verification measured: ONNX Runtime against PyTorch fp32, the worst of all batches."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
-
     batches: tuple[int, ...]
-    generator_error: float  # largest |difference| of x_next / largest |x_next|, over every step
-    decoder_levels: int  # largest difference of the decoder alone, in grey levels
-    decoder_changed: float  # share of its uint8 values that differ
-    decoder_psnr: float  # dB
-    chain_error: float  # like generator_error, of x_0 after T steps
-    chain_levels: int
-    chain_changed: float
-    chain_psnr: float  # dB, of the images; infinite if equal
-    code_flips: float  # share of VQ codes that differ after the chain; 0 for KL
     # One image through the torch modules in the graph's own dtypes; None for fp32.
     fp16_largest: float | None = None  # magnitude of any fp16 tensor
     fp16_psnr: float | None = None  # dB against fp32; for VQ, of the decoder alone

@@ -14,7 +14,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 BATCH: Final = "B"  # the dynamic dimension
 MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements
-OPSET = 18  # GroupNormalization-21 has no ONNX Runtime kernel
+OPSET = 17  # the newest that TensorRT 8.6 reads
 
 
 class TensorSpec(Frozen):

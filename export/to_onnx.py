@@ -15,6 +15,7 @@ from torch.export import Dim
 from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec, TensorSpec
 
 TRACED_BATCH = 2  # the exporter takes 1 for a constant
+EXPORTER_OPSET = 18  # the oldest that torch's exporter writes
 
 
 def example(spec: TensorSpec) -> torch.Tensor:
@@ -24,7 +25,11 @@ def example(spec: TensorSpec) -> torch.Tensor:
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write `module` to `path`, weights inside, batch dynamic over 1..127."""
+    """Write `module` to `path`, weights inside, batch dynamic over 1..127.
+
+    The file is of opset 17: what opset 18 changed is either not used, or used in its old form
+    (Split with its sizes), and the checker refuses anything else (`onnx.checker.ValidationError`).
+    """
     batch = Dim("batch", min=1, max=MAX_BATCH)
     shapes = tuple({0: batch} if tensor.shape[0] == BATCH else {} for tensor in spec.inputs)
     with warnings.catch_warnings(), torch.no_grad():
@@ -34,7 +39,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
             module,
             tuple(example(tensor) for tensor in spec.inputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=EXPORTER_OPSET,
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=shapes,
@@ -43,8 +48,15 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     tidy(model, spec)
+    declare_opset(model)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def declare_opset(model: onnx.ModelProto) -> None:
+    (main,) = model.opset_import
+    assert (main.domain, main.version) == ("", EXPORTER_OPSET)
+    main.version = OPSET
 
 
 def tidy(model: onnx.ModelProto, spec: GraphSpec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 from typing import Final
 
 from lddgan.errors import LddganError
@@ -13,13 +13,16 @@ INSTALL: Final = {  # package -> how to get it
     "onnx": 'pip install "lddgan[train]"',
     "onnxscript": 'pip install "lddgan[train]"',
     "sklearn": 'pip install "lddgan[train]"',
+    "cuda.bindings": 'pip install "lddgan[gpu]"',
+    "cuda.core": 'pip install "lddgan[gpu]"',
     "onnxruntime": 'pip install "lddgan[cpu]" (or "lddgan[gpu]")',
 }
 
 
 def why_missing(package: str) -> str | None:
     """Why `package` cannot be imported, with the install line; None if it is there."""
-    if importlib.util.find_spec(package) is not None:
+    parent, _, _ = package.rpartition(".")
+    if (not parent or find_spec(parent)) and find_spec(package):
         return None
     return f"{package} is not installed; {INSTALL[package]}"
 

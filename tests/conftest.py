@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 from lddgan.presets import Codec, Discriminator, Generator, Preset, Training
+from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their names
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_logreport,
+    pytest_runtest_setup,
+)
 
 TRAINING = Training(
     lr_g=1e-3,

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,18 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_every_command_explains_itself(lddgan) -> None:
-    for command in ("presets", "doctor", "import", "train", "export", "sample", "bench"):
+    commands = (
+        "presets",
+        "doctor",
+        "import",
+        "train",
+        "export",
+        "build",
+        "verify",
+        "sample",
+        "bench",
+    )
+    for command in commands:
         outcome = lddgan(command, "--help")
         assert outcome.code == 0
         assert "Usage: lddgan" in outcome.out
@@ -205,3 +217,64 @@ def test_a_finished_training_is_not_overwritten(lddgan) -> None:
     Path("runs/digits/model.safetensors").write_bytes(b"finished")
     refused(lddgan("train", "--dataset", "digits"), "is finished")
     assert Path("runs/digits/model.safetensors").read_bytes() == b"finished"
+
+
+# ---- TensorRT, where there is no GPU ----
+
+
+@pytest.fixture
+def _no_gpu(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_build_says_why_it_cannot_and_what_could(lddgan) -> None:
+    outcome = lddgan("build", "--dataset", "digits", "--engine", "trt")
+    refused(
+        outcome,
+        "TensorRT builds on the GPU that is to run the engine",
+        "no NVIDIA GPU: no driver is installed here",
+        "`lddgan build --engine trt-rtx` can build engines for GeForce RTX cards without one",
+        code=1,
+    )
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is not None, reason="tensorrt_rtx is installed")
+@pytest.mark.usefixtures("_no_gpu")
+def test_rtx_without_its_package_says_how_to_get_it(lddgan) -> None:
+    outcome = lddgan("build", "--dataset", "digits", "--engine", "trt-rtx")
+    refused(outcome, "tensorrt_rtx is not installed; download TensorRT-RTX", code=1)
+
+
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize("command", ["sample", "bench", "verify"])
+def test_an_engine_that_cannot_run_says_why(lddgan, command: str) -> None:
+    outcome = lddgan(command, "--dataset", "digits", "--engine", "trt")
+    refused(outcome, "trt on cuda: no NVIDIA GPU: no driver", "`lddgan doctor`", code=1)
+
+
+@pytest.mark.parametrize("batch", ["1,2", "0,1,2", "1,2,128", "4,2,8", "x"])
+def test_a_profile_that_cannot_be_is_refused(lddgan, batch: str) -> None:
+    outcome = lddgan("build", "--dataset", "digits", "--batch", batch)
+    refused(outcome, "is not MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= 127")
+
+
+def test_help_of_build_names_the_defaults(lddgan) -> None:
+    from engine.trt.build import BuildOptions
+
+    options = BuildOptions(precision="fp16")
+    words = " ".join(lddgan("build", "--help").out.split())
+    assert f"batches {options.profile}, level {options.level}" in words
+
+
+def test_verify_passes_and_writes_json(lddgan, tiny_bundle) -> None:
+    common = ("verify", "--bundle", tiny_bundle, "--engine", "ort", "--images", 3)
+    outcome = lddgan(*common)
+    assert outcome.code == 0 and outcome.out.endswith("passed\n")
+    found = json.loads(lddgan(*common, "--json").out)
+    assert (found["images"], found["why_failed"], found["noise_identical"]) == (3, None, True)
+
+
+def test_a_graph_is_captured_by_tensorrt_only(lddgan, tiny_bundle) -> None:
+    outcome = lddgan("bench", "--bundle", tiny_bundle, "--engine", "ort", "--no-cuda-graph")
+    refused(outcome, "the ort engine takes no stream and captures no CUDA graph")

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.bundle import open_bundle
+
 ROOT = Path(__file__).resolve().parents[1]
 PEAK_GB = 6.0  # of `export --dataset lsun`
 
@@ -47,6 +49,10 @@ def peak_gb(*args: object, cwd: Path) -> float:
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
 def test_export_bench_sample(dataset: str, tmp_path: Path) -> None:
     assert peak_gb("export", "--dataset", dataset, cwd=tmp_path) < PEAK_GB
+    assert open_bundle(tmp_path / "exports" / dataset).precisions == ("fp32", "fp16")
+    verified = lddgan("verify", "--engine", "ort", "--images", 2, "--json", cwd=tmp_path)
+    found = json.loads(verified)
+    assert found["images"] == 2 and found["why_failed"] is None
     row = json.loads(lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=tmp_path))
     assert row["agreement"]["grey_levels"] <= 1
     assert row["preset"]["name"] == dataset
@@ -75,11 +81,6 @@ def test_published_files_to_the_recorded_latents(tmp_path: Path) -> None:
     assert np.abs(latents - case["x_0"]).max() <= 1e-3 * np.abs(case["x_0"]).max()
 
 
-def test_fp16_of_the_vq_preset(tmp_path: Path) -> None:
-    out = lddgan("export", "--dataset", "celeba_256", "--precision", "fp16", cwd=tmp_path)
-    assert "fp16: agrees with PyTorch" in out
-
-
 def test_an_installed_wheel_samples_without_torch(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
@@ -87,7 +88,7 @@ def test_an_installed_wheel_samples_without_torch(tmp_path: Path) -> None:
     subprocess.run([*install, f"{ROOT}[cpu]"], check=True, cwd=tmp_path)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 1
     out = lddgan("sample", "--num", 4, "--out", "x.npz", cwd=tmp_path, python=python)
-    assert "4 images of digits" in out
+    assert "4 images of digits" in out and "fp32" in out
     row = json.loads(
         lddgan("bench", "--batch", 4, "--trials", 2, "--json", cwd=tmp_path, python=python)
     )

@@ -194,15 +194,19 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     code and left out.  The search goes through the codebook in slices, so that no tensor is larger
     than B*N*CODES_PER_SLICE.
     """
-    best = torch.full(vectors.shape[:-1], torch.inf, device=vectors.device)
-    index = torch.zeros(vectors.shape[:-1], dtype=torch.int64, device=vectors.device)
-    for start in range(0, len(codebook), CODES_PER_SLICE):
-        codes = codebook[start : start + CODES_PER_SLICE]
-        distance = codes.square().sum(dim=1) - 2 * (vectors @ codes.T)  # [B,N,slice]
-        value, position = distance.min(dim=-1)
-        index = torch.where(value < best, position + start, index)
-        best = torch.minimum(value, best)
-    return index
+    index, best = _nearest_of(vectors, codebook[:CODES_PER_SLICE])
+    for start in range(CODES_PER_SLICE, len(codebook), CODES_PER_SLICE):
+        position, distance = _nearest_of(vectors, codebook[start : start + CODES_PER_SLICE])
+        index = torch.where(distance < best, position + start, index)
+        best = torch.minimum(distance, best)
+    return index.squeeze(-1)
+
+
+def _nearest_of(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the nearest of one slice of codes and its distance, both [B,N,1]."""
+    distance = codes.square().sum(dim=1) - 2 * (vectors @ codes.T)  # [B,N,slice]
+    index = distance.argmin(dim=-1, keepdim=True)
+    return index, distance.gather(-1, index)  # not min: TensorRT 8.6 reduces over every axis
 
 
 class VectorQuantiser(nn.Module):

@@ -49,7 +49,8 @@ class AdaGN(nn.Module):
             self.style.bias[:channels] = 1.0
 
     def forward(self, x: Tensor, zemb: Tensor) -> Tensor:
-        gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
+        style = self.style(zemb)[:, :, None, None]
+        gamma, beta = style.split([self.norm.num_channels] * 2, dim=1)
         return gamma * self.norm(x) + beta
 
 
@@ -146,7 +147,9 @@ class Generator(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
         module = iter(self.all_modules)
-        z = z / torch.sqrt(z.square().mean(dim=1, keepdim=True) + Z_EPS)
+        # Not mean: TensorRT 8.6 takes the mean of opset 18 over the batch too.
+        power = z.square().sum(dim=1, keepdim=True) / self.cfg.nz  # [B,1]
+        z = z / torch.sqrt(power + Z_EPS)
         zemb = self.z_transform(z.to(dtype))
         temb = next(module)(sinusoid(t, self.cfg.nf).to(dtype))
         temb = next(module)(F.silu(temb))

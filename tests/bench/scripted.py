@@ -1,4 +1,4 @@
-"""A backend whose calls take a known time on a clock that only they move."""
+"""Backends whose calls take a known time on a clock that only they move."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.timing import HostTimer, Side
-from engine.sampler import Sampler
+from engine.sampler import Backend, Made, Program, Sampler
 from lddgan.presets import Preset
 
 
@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-class Scripted:
+class Scripted(Backend):
     """Takes `step` seconds an image and call of the generator, `decode` an image."""
 
     precision = "fp32"
@@ -48,6 +48,37 @@ class Scripted:
         self.clock.now += self.decode_seconds * len(x_0)
         self.calls.append((self.name, "decode", len(x_0)))
         return np.zeros((len(x_0), 32, 32, 3), np.uint8)
+
+
+class Fused(Scripted):
+    """One launch takes `launch` seconds an image; a download takes `download` seconds an array.
+
+    What a launch gives is overwritten by the next one, as on a GPU.
+    """
+
+    device = "cuda"
+
+    def __init__(self, clock: Clock, calls: list[Any], launch: float, download: float):
+        super().__init__("fused", clock, calls, step=0.001, decode=0.002)
+        self.fused = True
+        self.launch_seconds, self.download_seconds = launch, download
+        self.image = np.zeros((127, 32, 32, 3), np.uint8)
+
+    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Any:
+        self.clock.now += 0.003 * count
+        return super().draw(preset, seed, first, count)
+
+    def download(self, array: Any) -> Any:
+        self.clock.now += self.download_seconds
+        return array.copy()
+
+    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
+        self.clock.now += self.launch_seconds * count
+        self.calls.append((self.name, "launch", count))
+        x_0 = np.full((count, *preset.latent_shape), np.nan if self.poison else 0.5, np.float32)
+        indices = np.arange(first, first + count).reshape(-1, 1, 1, 1)
+        self.image[:count] = indices
+        return Made(x_0, self.image[:count])
 
 
 def side(backend: Scripted, preset: Preset, chunk: int) -> Side:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from bench.cost import measure_cost
 from bench.report import render
 from bench.row import BenchRow, read_rows, results_file, save_row
 from bench.run import benchmark
 from lddgan.errors import BadInput
+from tests.conftest import TINY
 
 
 def run(bundle: Path, **changes: Any) -> BenchRow:
@@ -53,6 +55,23 @@ def test_the_row_says_where_and_with_what(row: BenchRow) -> None:
     assert row.verification["chain_levels"] <= 1
     assert row.preset["steps"] == row.nfe
     assert any("random weights" in note for note in row.notes)
+    assert row.png_ms is not None and row.png_ms > 0
+    assert (row.engine.cuda_graph, row.engine.plan, row.ceilings) == (None, None, None)
+
+
+def test_rates_are_twice_the_multiply_adds_over_the_medians(row: BenchRow) -> None:
+    cost = measure_cost(TINY)
+    found, times = row.engine.achieved, row.engine.times
+    assert found is not None and found.matmul_share is None and found.copy_share is None
+    assert found.decoder_tflops * times.decoder.p50 * 1e9 == pytest.approx(
+        2 * 5 * cost.decoder_macs
+    )
+    assert found.generator_tflops * times.generator.p50 * 1e9 == pytest.approx(
+        2 * 5 * 3 * cost.generator_macs
+    )
+    assert found.whole_tflops * times.whole.p50 == pytest.approx(
+        found.decoder_tflops * times.decoder.p50 + found.generator_tflops * times.generator.p50
+    )
 
 
 def test_a_row_survives_its_file(row: BenchRow, tmp_path: Path) -> None:
@@ -89,7 +108,7 @@ def test_a_limit_leaves_one_trial_and_says_so(tiny_bundle: Path) -> None:
         ({"max_seconds": float("nan")}, "max-seconds is nan"),
         ({"max_seconds": -1.0}, "max-seconds is -1"),
         ({"chunk": 128}, "chunk is 128"),
-        ({"engine": "torch", "precision": "fp16"}, "fp32 baseline, not fp16"),
+        ({"engine": "torch", "precision": "fp16"}, "fp16 on a GPU only, not on cpu"),
     ],
 )
 def test_bad_input(tiny_bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -105,6 +124,7 @@ from bench.report import print_row
 from bench.run import benchmark
 row = benchmark(sys.argv[1], "auto", "fp32", "auto", batch=2, trials=1, seed=0)
 assert row.baseline is None and row.ratio is None and row.agreement is None
+assert row.engine.achieved is None and row.torch_settings is None
 print_row(row)
 rows = preset_table()
 assert all(row.cost is None and row.paper or row.name == "digits" for row in rows)

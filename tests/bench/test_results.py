@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from bench.machine import Gpu, Machine, commit, peak_memory_mib
-from bench.report import agreement, main, markdown, newest, number, rewritten
-from bench.row import Agreement, BenchRow, Measured, StageTimes, read_results, read_rows, save_row
+from bench.ceilings import Achieved, Ceilings
+from bench.machine import (
+    HOME,
+    Gpu,
+    Machine,
+    commit,
+    gpu,
+    gpu_memory_mib,
+    look,
+    machine,
+    peak_memory_mib,
+    torch_settings,
+)
+from bench.report import (
+    agreement,
+    engine_name,
+    main,
+    markdown,
+    newest,
+    number,
+    render,
+    rewritten,
+    verification,
+)
+from bench.row import (
+    RESULTS,
+    Agreement,
+    BenchRow,
+    Measured,
+    Skipped,
+    StageTimes,
+    read_records,
+    read_results,
+    read_rows,
+    save_records,
+    save_row,
+)
 from bench.timing import Trial, summarise
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
@@ -18,7 +54,7 @@ PRESET = get_preset("lsun")
 README = "# Title\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\nEnd.\n"
 
 
-def measured(engine: str, whole: float) -> Measured:
+def measured(engine: str, whole: float, **more: Any) -> Measured:
     times = {stage: summarise([whole]) for stage in Trial._fields}
     return Measured(
         engine=engine,
@@ -28,7 +64,23 @@ def measured(engine: str, whole: float) -> Measured:
         times=StageTimes.model_validate(times),
         images_per_second=1e3 / whole,
         peak_memory_mib=None,
+        **more,
     )
+
+
+def skipped(**changes: Any) -> Skipped:
+    given: dict[str, Any] = {
+        "date": "2025-01-01T00:00:00+00:00",
+        "commit": None,
+        "gpu": "H",
+        "dataset": "lsun",
+        "batch": 1,
+        "engine": "trt",
+        "precision": "fp16",
+        "cuda_graph": True,
+        "reason": "no such engine",
+    }
+    return Skipped(**(given | changes))
 
 
 def row(**changes: Any) -> BenchRow:
@@ -61,10 +113,10 @@ def row(**changes: Any) -> BenchRow:
 def test_markdown() -> None:
     assert markdown([row()]).splitlines() == [
         "| Model | Batch | On | Engine | ms (PyTorch) | ms (engine) | Times as fast | Images/s "
-        "| Trials | Images against PyTorch |",
-        "|---|--:|---|---|--:|--:|--:|--:|--:|---|",
+        "| Trials | Images against PyTorch | Verification |",
+        "|---|--:|---|---|--:|--:|--:|--:|--:|---|--:|",
         "| lsun \\* | 1 | A CPU, 2 cores | ort fp32 | 4,000 | 2,500 | 1.60 | 0.4 | 17 "
-        "| at most 1 grey level, 0.12% of values differ, 77.0 dB |",
+        "| at most 1 grey level, 0.12% of values differ, 77.0 dB | - |",
         "",
         "\\* random weights: timing only",
     ]
@@ -72,13 +124,175 @@ def test_markdown() -> None:
 
 
 def test_only_the_newest_row_of_each_kind_with_a_baseline_is_shown() -> None:
-    gpu = Machine(
+    on_gpu = Machine(
         cpu="A CPU", cores=2, load=0, gpu=Gpu(name="H", driver="", sm_clock="", power_limit="")
     )
     old, new = row(), row(date="2025-02-01T00:00:00+00:00")
     alone = row(date="2025-03-01T00:00:00+00:00", baseline=None, ratio=None, agreement=None)
-    other, elsewhere = row(batch=100), row(machine=gpu)
-    assert newest([new, alone, old, other, elsewhere]) == [new, elsewhere, other]
+    other, elsewhere = row(batch=100), row(machine=on_gpu, dataset="zebra")
+    graph = row(machine=on_gpu, engine=measured("trt", 100.0, cuda_graph=True))
+    eager = row(machine=on_gpu, engine=measured("trt", 120.0, cuda_graph=False))
+    # GPUs first, each with all its rows.
+    assert newest([new, alone, old, other, elsewhere, graph, eager]) == [
+        *(eager, graph, elsewhere),
+        *(new, other),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "found", "shown"),
+    [
+        (measured("ort", 1.0), {"chain_psnr": 83.96}, "84.0 dB"),
+        (measured("ort", 1.0), {"chain_psnr": "Infinity"}, "equal"),
+        (measured("trt", 1.0, verification={"chain_psnr": 51.04}), {"chain_psnr": 9}, "51.0 dB"),
+        (measured("torch", 1.0), {"chain_psnr": 83.96}, "-"),
+    ],
+)
+def test_the_table_shows_the_verification_of_what_ran(
+    engine: Measured, found: dict[str, Any], shown: str
+) -> None:
+    assert verification(row(engine=engine, verification=found)) == shown
+    assert (
+        markdown([row(engine=engine, verification=found)]).splitlines()[2].endswith(f"| {shown} |")
+    )
+
+
+def test_the_engines_name_says_whether_it_was_one_cuda_graph() -> None:
+    assert engine_name(measured("trt", 1.0, cuda_graph=True)) == "trt fp32, CUDA graph"
+    assert engine_name(measured("trt", 1.0, cuda_graph=False)) == "trt fp32"
+
+
+def test_a_gpu_row_says_all_that_is_known_of_it(gpu_row: BenchRow, tmp_path: Path) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(render(gpu_row))
+    text = " ".join(console.export_text().split())
+    for said in (
+        "trt fp32, CUDA graph",
+        "TFLOP/s │ 420 (60%) │ - │",
+        "GB/s, at least │ 96 (2%) │ - │",
+        "GPU memory, MiB │ 9,000 │ - │",
+        "PNG files of the batch: 812 ms more, on one core",
+        "TensorRT plan: version 10.16.1, level 3",
+        "matrix product 700 TFLOP/s, 3x3 convolution 8x256x256x256 650 TFLOP/s; copy 4,100 GB/s",
+        "GPU before: 345 MHz of 1980 MHz, 80.00 W of 700.00 W, 31 C",
+        "verification: equal",
+    ):
+        assert said in text
+    save_row(gpu_row, tmp_path / "rows.jsonl")
+    (read,) = read_rows(tmp_path / "rows.jsonl")
+    assert read.model_dump_json() == gpu_row.model_dump_json()
+
+
+@pytest.fixture
+def gpu_row() -> BenchRow:
+    h200 = Gpu(
+        name="NVIDIA H200",
+        driver="580.1",
+        sm_clock="345 MHz",
+        sm_clock_max="1980 MHz",
+        power_draw="80.00 W",
+        power_limit="700.00 W",
+        temperature="31",
+    )
+    reached = Achieved(
+        generator_tflops=300.0,
+        decoder_tflops=450.0,
+        whole_tflops=420.0,
+        matmul_share=0.6,
+        bytes=10**9,
+        gb_per_second=96.0,
+        copy_share=0.02,
+    )
+    engine = measured(
+        "trt",
+        150.0,
+        cuda_graph=True,
+        gpu_memory_mib=9000.0,
+        plan={"version": "10.16.1", "level": 3},
+        verification={"chain_psnr": float("inf")},
+        achieved=reached,
+    )
+    return row(
+        device="cuda",
+        engine=engine,
+        machine=Machine(cpu="A CPU", cores=2, load=0, gpu=h200, gpu_before=h200),
+        png_ms=812.0,
+        torch_settings={"cudnn.allow_tf32": True},
+        ceilings=Ceilings(
+            matmul_tflops=700.0,
+            convolution_tflops=650.0,
+            convolution="8x256x256x256",
+            copy_gb_per_second=4100.0,
+        ),
+    )
+
+
+def test_rows_of_the_first_schema_are_still_read() -> None:
+    rows = read_results(HOME / RESULTS)
+    first = [row for row in rows if row.schema_version == 1]
+    assert {row.dataset for row in first} >= {"celeba_256", "cifar10", "lsun"}
+    assert all(row.engine.achieved is None and row.png_ms is None for row in first)
+
+
+def test_what_was_skipped_lies_between_the_rows_and_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    save_records([row(), skipped()], path)
+    save_row(row(batch=100), path)
+    assert [one.batch for one in read_rows(path)] == [1, 100]
+    kinds = [(type(one), one.batch) for one in read_records(path)]
+    assert kinds == [(BenchRow, 1), (Skipped, 1), (BenchRow, 100)]
+    assert read_records(path)[1] == skipped()
+    assert "no such engine" not in markdown(read_rows(path))
+    path.write_text(skipped().model_dump_json().replace('"batch":1', '"batch":"many"') + "\n")
+    with pytest.raises(BadInput, match="line 1 is not a benchmark row: batch"):
+        read_records(path)
+
+
+def test_the_gpu_is_read_from_the_driver_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "name": "NVIDIA H200",
+        "driver_version": "580.95.05",
+        "clocks.sm": "345 MHz",
+        "clocks.max.sm": "1980 MHz",
+        "clocks.mem": "3201 MHz",
+        "clocks.max.mem": "3201 MHz",
+        "power.draw": "76.91 W",
+        "power.limit": "[N/A]",
+        "temperature.gpu": "31",
+        "memory.used": "1024 MiB",
+        "memory.total": "143771 MiB",
+    }
+    monkeypatch.setattr(
+        "bench.machine.ask_driver",
+        lambda fields: ", ".join(values[field] for field in fields.split(",")),
+    )
+    found = gpu()
+    assert (found.name, found.driver, found.sm_clock) == ("NVIDIA H200", "580.95.05", "345 MHz")
+    assert (found.sm_clock_max, found.memory_clock) == ("1980 MHz", "3201 MHz")
+    assert (found.power_draw, found.power_limit, found.temperature) == ("76.91 W", "[N/A]", "31")
+    assert (found.memory_used_mib, found.memory_total) == (1024.0, "143771 MiB")
+    assert gpu_memory_mib("cuda") == 1024.0 and gpu_memory_mib("cpu") is None
+    here = machine("cuda", look("cuda"))
+    assert here.gpu == here.gpu_before == found
+    monkeypatch.setattr("bench.machine.ask_driver", lambda fields: "NVIDIA H200, 580")
+    with pytest.raises(LddganError, match="gave 2 values and not 11"):
+        gpu()
+
+
+def test_a_driver_that_does_not_tell_the_memory() -> None:
+    told = {"name": "H", "driver": "1", "sm_clock": "", "power_limit": ""}
+    assert Gpu(**told).memory_used_mib is None
+    assert Gpu(**told, memory_used="[N/A]").memory_used_mib is None
+
+
+def test_torchs_settings_are_read_as_they_are() -> None:
+    import torch
+
+    assert torch_settings() == {
+        "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn.benchmark": False,
+    }
 
 
 def test_agreement_of_equal_images() -> None:

@@ -10,21 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.run import Plan, estimate, measure
+from bench.run import estimate, measure
 from bench.timing import (
     Budget,
     HostTimer,
+    Plan,
+    TorchEvents,
     chunks_of,
     run_trial,
     settle,
     summarise,
     take_turns,
     timer_of,
+    trial_seconds,
     warm_up,
 )
-from lddgan.errors import LddganError
+from lddgan.errors import LddganError, OutOfMemory
 from lddgan.presets import get_preset
-from tests.bench.scripted import Clock, Scripted, side
+from tests.bench.scripted import Clock, Fused, Scripted, side
 
 PRESET = get_preset("digits")  # T = 4
 STEP, DECODE = 0.010, 0.100  # seconds an image; 0.14 for a whole one
@@ -73,6 +76,78 @@ def test_a_trial_sums_its_chunks_by_stage(clock: Clock) -> None:
     assert trial.whole == pytest.approx(980)
     assert trial.end_to_end == pytest.approx(980)  # the script's noise and download take no time
     assert (trial.noise, trial.download) == (0, 0)
+
+
+def test_one_launch_is_the_whole_and_its_stages_are_timed_apart(clock: Clock) -> None:
+    calls: list[Any] = []
+    backend = Fused(clock, calls, launch=0.005, download=0.1)
+    trial, images = run_trial(side(backend, PRESET, chunk=3), seed=0, batch=7)
+    assert [count for _, what, count in calls if what == "launch"] == [3, 3, 1]
+    assert [count for _, what, count in calls if what == "decode"] == [3, 3, 1]
+    assert trial.whole == pytest.approx(7 * 5)
+    assert trial.download == pytest.approx(2 * 3 * 100)  # latents and images of three chunks
+    assert trial.end_to_end == pytest.approx(7 * 5 + 600)
+    assert (trial.noise, trial.generator, trial.decoder) == pytest.approx((7 * 3, 7 * 4, 7 * 2))
+    # Each chunk was downloaded before the next launch overwrote it.
+    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(7))
+
+
+def test_a_trial_is_estimated_from_one_image_on_a_cpu_and_the_batch_on_a_gpu(
+    clock: Clock,
+) -> None:
+    calls: list[Any] = []
+    assert trial_seconds(
+        side(fast(clock, calls), PRESET, 127), Plan("cpu", 50, 1, 0, NONE)
+    ) == pytest.approx(50 * 0.14)
+    assert {count for _, _, count in calls} == {1}
+    calls = []
+    opened = side(Fused(clock, calls, launch=0.005, download=0.1), PRESET, 127)
+    # The launch, two downloads, and the stages that are run apart from it.
+    expected = 50 * 0.005 + 2 * 0.1 + 50 * (0.003 + 4 * 0.001 + 0.002)
+    assert trial_seconds(opened, Plan("cuda", 50, 1, 0, NONE)) == pytest.approx(expected)
+    assert {count for _, _, count in calls} == {50}
+
+
+def test_nan_of_a_launch_is_an_error(clock: Clock) -> None:
+    backend = Fused(clock, [], launch=0.005, download=0)
+    backend.poison = True
+    with pytest.raises(LddganError, match="fused fp32 on a script gave NaN or Inf"):
+        run_trial(side(backend, PRESET, chunk=3), seed=0, batch=1)
+
+
+def test_too_little_memory_ends_the_trial_and_no_smaller_chunk_is_tried(clock: Clock) -> None:
+    class Small(Fused):
+        def run(self, program: Any, preset: Any, seed: int, first: int, count: int) -> Any:
+            self.calls.append((self.name, "launch", count))
+            raise OutOfMemory("the GPU is full")
+
+    calls: list[Any] = []
+    with pytest.raises(OutOfMemory, match="the GPU is full"):
+        run_trial(side(Small(clock, calls, 0.005, 0), PRESET, chunk=4), seed=0, batch=4)
+    assert calls == [("fused", "launch", 4)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunk": 2}, "went from 4 to 2 images at once"),
+        ({"fused": False}, "gave up its CUDA graph"),
+    ],
+)
+def test_a_side_that_is_no_longer_what_was_opened_is_refused(
+    clock: Clock, change: dict[str, Any], message: str
+) -> None:
+    class Fickle(Fused):
+        def run(self, program: Any, preset: Any, seed: int, first: int, count: int) -> Any:
+            if len(self.calls) > 20:
+                opened.sampler.chunk = change.get("chunk", opened.sampler.chunk)
+                self.fused = change.get("fused", self.fused)
+            return super().run(program, preset, seed, first, count)
+
+    opened = side(Fickle(clock, [], 0.005, 0), PRESET, chunk=4)
+    plan = Plan("cpu", 4, 5, 0, NONE)
+    with pytest.raises(LddganError, match=message):
+        measure(lambda: opened, None, plan, lambda _: None, quiet, clock)
 
 
 def test_nan_is_an_error(clock: Clock) -> None:
@@ -167,7 +242,7 @@ def measured(clock: Clock, plan: Plan, log: list[str]) -> tuple[list[Any], Any]:
 def test_the_estimate_comes_first_and_the_engine_is_warm_before_the_baseline(clock: Clock) -> None:
     log: list[str] = []
     calls, found = measured(clock, Plan("cpu", 4, 300, 0, 30.0), log)
-    assert log[0] == "fast fp32 on a script: about 0.56 s per trial, from one image"
+    assert log[0] == "fast fp32 on a script: about 0.56 s per trial"
     # The two of one image and the warm-up of 1 and 3 come first: 0.84 s, then 0.84 s of baseline.
     assert log[1] == (
         "with the PyTorch baseline: about 2.2 s per trial of 4 images, "
@@ -179,11 +254,16 @@ def test_the_estimate_comes_first_and_the_engine_is_warm_before_the_baseline(clo
     assert clock.now - 100 <= 30
 
 
-def test_without_a_limit_nothing_is_estimated(clock: Clock) -> None:
+def test_without_a_limit_nothing_is_estimated(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = iter([1000.0, 1500.0])
+    monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: next(asked))
     log: list[str] = []
     _, found = measured(clock, Plan("cuda", 4, 5, 0, NONE), log)
     assert log == []
     assert len(found.turns.trials[0]) == 5
+    assert [one.gpu_memory_mib for one in found.opened] == [1000, 1500]
 
 
 def test_settling_waits_for_busy_threads() -> None:
@@ -213,6 +293,9 @@ def test_a_backend_may_bring_its_own_clock(clock: Clock) -> None:
     backend.synchronize = lambda: waited.append(1)
     timer_of(sampler, "cuda").mark()
     assert waited == [1]
+    for name in ("torch", "torch-compile"):
+        backend.name = name
+        assert isinstance(timer_of(sampler, "cuda"), TorchEvents)
     own = HostTimer(clock=clock)
     backend.timer = lambda: own
     assert timer_of(sampler, "cuda") is own

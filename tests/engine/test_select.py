@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from engine import ort_engine, select
+from engine import driver, ort_engine, select
 from engine.select import choose, open_engine, survey
 from lddgan.errors import BadInput, LddganError
 
@@ -22,11 +22,12 @@ ROOT = Path(__file__).parents[2]
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Sets why each thing is missing; None is "it is there"."""
 
-    def set_causes(gpu=None, missing=(), ort_cuda=None, torch_cuda=None) -> None:
+    def set_causes(gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT") -> None:
         monkeypatch.setattr(select, "why_no_gpu", lambda: gpu)
         monkeypatch.setattr(
             select, "why_missing", lambda name: f"{name} is gone" if name in missing else None
         )
+        monkeypatch.setattr(select, "why_no_tensorrt", lambda name: trt and f"{trt} ({name})")
         monkeypatch.setattr(select, "why_no_ort_cuda", lambda: ort_cuda)
         monkeypatch.setattr(select, "why_no_torch_cuda", lambda: torch_cuda)
 
@@ -34,17 +35,42 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_auto_takes_the_first_that_runs(machine) -> None:
+    machine(trt=None)
+    assert choose("auto", "auto") == ("trt", "cuda", "fp16")
     machine()
-    assert choose("auto", "auto", "fp32")[:2] == ("ort", "cuda")
+    assert choose("auto", "auto") == ("ort", "cuda", "fp32")
     machine(ort_cuda="CPU package")
-    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cuda")
-    assert choose("auto", "auto", "fp16")[:2] == ("ort", "cpu")
+    assert choose("auto", "auto") == ("torch", "cuda", "fp32")
+    assert choose("auto", "auto", "fp16") == ("torch", "cuda", "fp16")
     machine(gpu="no GPU")
-    assert choose("auto", "auto", "fp32")[:2] == ("ort", "cpu")
+    assert choose("auto", "auto") == ("ort", "cpu", "fp32")
     machine(gpu="no GPU", missing=("onnxruntime",))
-    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cpu")
+    assert choose("auto", "auto") == ("torch", "cpu", "fp32")
     machine(ort_cuda="CPU package", missing=("onnxruntime",))
-    assert choose("auto", "auto", "fp32")[:2] == ("torch", "cuda")
+    assert choose("auto", "auto") == ("torch", "cuda", "fp32")
+
+
+def test_the_default_precision_is_one_that_the_bundle_has(machine) -> None:
+    machine(trt=None)
+    assert choose("trt", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")
+    assert choose("trt", "auto", None, ("fp32", "fp16")) == ("trt", "cuda", "fp16")
+    assert choose("ort", "auto", None, ("fp32", "fp16")) == ("ort", "cuda", "fp32")
+    assert choose("ort", "auto", None, ("fp16",)) == ("ort", "cuda", "fp16")
+    assert choose("torch", "auto", None, ("fp16",)) == ("torch", "cuda", "fp32")
+    assert choose("torch-compile", "auto", None, ("fp32",)) == ("torch-compile", "cuda", "fp16")
+
+
+def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) -> None:
+    machine(trt=None)
+    assert choose("auto", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")
+    assert choose("auto", "auto", "fp16", ("fp32",)) == ("torch", "cuda", "fp16")
+    machine(gpu="no GPU")
+    with pytest.raises(
+        LddganError, match="torch on cuda: no GPU; torch-compile on cuda: no GPU; `"
+    ):
+        choose("auto", "auto", "fp16", ("fp32",))
+    with pytest.raises(LddganError, match="nothing runs fp16 on cpu, the bundle holds fp32"):
+        choose("auto", "cpu", "fp16", ("fp32",))
 
 
 def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
@@ -68,15 +94,16 @@ def test_nothing_that_runs_lists_every_cause(machine) -> None:
     with pytest.raises(LddganError) as caught:
         choose("auto", "auto", "fp32")
     assert str(caught.value) == (
-        "trt on cuda: no GPU; ort on cuda: no GPU; torch on cuda: no GPU; "
-        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone; "
+        "trt on cuda: no GPU; trt-rtx on cuda: no GPU; ort on cuda: no GPU; torch on cuda: no GPU; "
+        "torch-compile on cuda: no GPU; ort on cpu: onnxruntime is gone; "
+        "torch on cpu: torch is gone; "
         "`lddgan doctor` says what runs here"
     )
 
 
 @pytest.mark.parametrize(
     ("causes", "said"),
-    [({"gpu": "no GPU here"}, "no GPU here"), ({}, "this version of lddgan does not run TensorRT")],
+    [({"gpu": "no GPU here"}, "no GPU here"), ({"trt": "not installed"}, "not installed")],
 )
 def test_trt_says_why_it_cannot_run(machine, tiny_bundle: Path, causes: dict, said: str) -> None:
     machine(**causes)
@@ -90,28 +117,36 @@ def test_survey_has_every_engine_once_best_first(machine) -> None:
     found = survey()
     assert [candidate[:2] for candidate in found] == [
         ("trt", "cuda"),
+        ("trt-rtx", "cuda"),
         ("ort", "cuda"),
         ("torch", "cuda"),
+        ("torch-compile", "cuda"),
         ("ort", "cpu"),
         ("torch", "cpu"),
     ]
-    assert [c.why_not for c in found] == ["no GPU", "no GPU", "no GPU", None, None]
+    assert [c.why_not for c in found] == [*["no GPU"] * 5, None, None]
 
 
 def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
     for engine, device in (("onnx", "auto"), ("ORT", "auto"), ("ort", "gpu"), ("ort", "cuda:0")):
-        with pytest.raises(BadInput, match="engine is one of auto, torch, ort, trt; device of"):
+        with pytest.raises(BadInput, match=r"engine is one of auto, torch, .*; device of auto"):
             open_engine(tiny_bundle, engine, device=device)
 
 
 def test_torch_is_the_fp32_baseline_only(tiny_bundle: Path) -> None:
-    with pytest.raises(BadInput, match="the torch engine is the fp32 baseline, not fp16"):
+    with pytest.raises(BadInput, match="PyTorch runs fp16 on a GPU only"):
         open_engine(tiny_bundle, "torch", "fp16", "cpu")
 
 
 def test_precision_that_the_bundle_lacks_is_refused(tiny_vq_bundle: Path) -> None:
     with pytest.raises(BadInput, match="holds fp32, not fp16"):
         open_engine(tiny_vq_bundle, "ort", "fp16", "cpu")
+
+
+def test_streams_and_graphs_are_for_tensorrt(tiny_bundle: Path) -> None:
+    for options in ({"stream": object()}, {"cuda_graph": False}):
+        with pytest.raises(BadInput, match="the ort engine takes no stream and captures no CUDA"):
+            open_engine(tiny_bundle, "ort", device="cpu", **options)
 
 
 def test_description_says_what_runs(tiny_bundle: Path) -> None:
@@ -177,15 +212,15 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
     nvidia_smi(None)
-    assert "nvidia-smi is missing" in str(select.why_no_gpu())
+    assert "nvidia-smi is missing" in str(driver.why_no_gpu())
     nvidia_smi("echo 'Driver/library version mismatch'; exit 18")
-    assert select.why_no_gpu() == (
+    assert driver.why_no_gpu() == (
         "no NVIDIA GPU: the driver says 'Driver/library version mismatch'"
     )
     nvidia_smi("exit 0")
-    assert select.why_no_gpu() is not None
+    assert driver.why_no_gpu() is not None
     nvidia_smi("echo 'NVIDIA A100'")
-    assert select.why_no_gpu() is None
+    assert driver.why_no_gpu() is None
 
 
 def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:

@@ -9,9 +9,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import nn
 
-from export.bundle import open_bundle
-from export.graphs import MAX_BATCH, graph_specs
+from export.bundle import DIGITS, open_bundle
+from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from export.half import to_half
 from export.pipeline import graph_modules
 from export.to_onnx import export_graph
@@ -203,6 +204,115 @@ def test_fp16_keeps_the_vq_search_in_fp32(vq_half_decoder: Path) -> None:
     assert floats(convolutions, types) == {TensorProto.FLOAT16}
 
 
+# ---- what older parsers read ----
+
+
+def refused_by_older_parsers(graph: onnx.GraphProto) -> list[str]:
+    """Nodes that mean something else, or nothing, to a parser of opset 17."""
+    return [
+        f"{node.op_type} {node.name}"
+        for node in graph.node
+        if node.op_type in CHANGED and not SAME_AS_BEFORE.get(node.op_type, never)(node)
+    ]
+
+
+def never(node: onnx.NodeProto) -> bool:
+    return False
+
+
+CHANGED = {  # operators whose definition opset 18 changed or added
+    schema.name
+    for schema in onnx.defs.get_all_schemas_with_history()
+    if schema.domain == "" and schema.since_version == 18
+}
+SAME_AS_BEFORE = {
+    # Sizes as an input are the form of opset 13; 18 added the attribute num_outputs.
+    "Split": lambda node: len(node.input) == 2 and {a.name for a in node.attribute} <= {"axis"},
+}
+
+
+def test_operators_that_opset_18_changed_are_known() -> None:
+    assert {"ReduceMean", "ReduceMin", "ReduceMax", "Split", "Pad", "Resize"} < CHANGED
+    assert not {"ReduceSum", "ArgMin", "GatherElements", "InstanceNormalization"} & CHANGED
+
+
+@pytest.mark.parametrize("name", ALL_FILES)
+def test_older_parsers_read_the_same_kl_graphs(tiny_bundle: Path, name: str) -> None:
+    check_older_parsers_read(tiny_bundle / f"{name}.onnx")
+
+
+@pytest.mark.parametrize("which", TINY_TENSORS)
+def test_older_parsers_read_the_same_vq_graphs(tiny_vq_bundle: Path, which: str) -> None:
+    check_older_parsers_read(tiny_vq_bundle / f"{which}.fp32.onnx")
+
+
+def test_older_parsers_read_the_same_fp16_vq_decoder(vq_half_decoder: Path) -> None:
+    check_older_parsers_read(vq_half_decoder)
+
+
+def test_older_parsers_read_the_same_shipped_graphs() -> None:
+    graphs = sorted(DIGITS.glob("*.onnx"))
+    assert [path.name for path in graphs] == ["decoder.fp32.onnx", "generator.fp32.onnx"]
+    for path in graphs:
+        check_older_parsers_read(path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("which", TINY_TENSORS)
+def test_older_parsers_read_the_same_cifar10_graphs(tmp_path: Path, which: str) -> None:
+    model = zero_model("cifar10")
+    path = tmp_path / f"{which}.onnx"
+    export_graph(graph_modules(model)[which], graph_specs(model.preset)[which], path)
+    check_older_parsers_read(path)
+
+
+def check_older_parsers_read(path: Path) -> None:
+    model = onnx.load(path)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+    assert refused_by_older_parsers(model.graph) == []
+    onnx.checker.check_model(model, full_check=True)
+    parts = [node for node in model.graph.node if node.op_type == "Shape" and is_part(node)]
+    assert not parts, "a part of a shape is asked for, which was new in opset 15"
+
+
+def is_part(node: onnx.NodeProto) -> bool:
+    given = {a.name: a.i for a in node.attribute}
+    return given.get("start", 0) != 0 or "end" in given
+
+
+class Reduces(nn.Module):
+    """What the networks must not do: reductions of opset 18, and a Split into so many parts."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x_0: torch.Tensor) -> torch.Tensor:
+        if self.what == "Split":
+            first, second = x_0.chunk(2, dim=1)
+            return first * second
+        if self.what == "ReduceMin":
+            return x_0.amin(dim=1)
+        return x_0.mean(dim=1)
+
+
+@pytest.mark.parametrize("what", ["ReduceMean", "ReduceMin", "Split"])
+def test_graph_that_older_parsers_misread_is_not_written(tmp_path: Path, what: str) -> None:
+    latent = TensorSpec(name="x_0", shape=("B", 4, 8, 8), dtype="float32")
+    out = latent.model_copy(update={"name": "y"})
+    path = tmp_path / "misread.onnx"
+    with pytest.raises(onnx.checker.ValidationError, match=what):
+        export_graph(Reduces(what), GraphSpec(inputs=(latent,), outputs=(out,)), path)
+    assert not path.exists()
+
+
+def test_pixel_norm_is_of_one_image(tiny_bundle: Path) -> None:
+    graph, types = inferred(tiny_bundle / "generator.fp32.onnx", 5)
+    (reduction,) = [node for node in graph.node if node.op_type.startswith("Reduce")]
+    assert reduction.op_type == "ReduceSum"
+    assert [dim.dim_value for dim in types[reduction.output[0]].shape.dim] == [5, 1]
+
+
 # ---- sizes at the largest batch ----
 
 
@@ -225,6 +335,7 @@ def test_no_tensor_of_the_big_graphs_passes_the_index_limit(
     model = zero_model(dataset)
     path = tmp_path / f"{which}.onnx"
     export_graph(graph_modules(model)[which], graph_specs(model.preset)[which], path)
+    check_older_parsers_read(path)
     graph, types = inferred(path, MAX_BATCH)
     largest = max(map(elements, types.values()))
     assert largest <= LARGEST

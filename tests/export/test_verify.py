@@ -15,7 +15,15 @@ import torch
 
 from export import pipeline
 from export.bundle import StageAgreement
-from export.compare import changed, grey_levels, psnr, relative_error
+from export.compare import (
+    changed,
+    grey_levels,
+    is_sound,
+    mean_error,
+    mean_levels,
+    psnr,
+    relative_error,
+)
 from export.graphs import graph_specs
 from export.pipeline import export_bundle, graph_modules
 from export.to_onnx import export_graph
@@ -56,6 +64,41 @@ def test_psnr_in_closed_form() -> None:
     quarter = a.copy()
     quarter[:, :2, :2] -= 10  # mse 25
     assert psnr(a, quarter) == pytest.approx(10 * np.log10(255**2 / 25))
+
+
+def test_mean_error_is_of_the_range() -> None:
+    b = np.array([1.0, -4.0, 2.0, 0.0], np.float32)
+    assert mean_error(b, b) == 0
+    assert mean_error(b + np.array([0, 0, -0.5, 1.5], np.float32), b) == 0.125
+    for bad in (np.nan, np.inf):
+        assert mean_error(np.array([1, bad, 2, 0], np.float32), b) == np.inf
+
+
+def test_values_further_off_than_some_levels_are_counted() -> None:
+    a = np.full((1, 2, 2, 3), 200, np.uint8)
+    b = a.copy()
+    b.reshape(-1)[:4] = (201, 198, 203, 0)
+    assert [changed(a, b, levels) for levels in (0, 1, 2, 3, 200)] == [
+        4 / 12,
+        3 / 12,
+        2 / 12,
+        1 / 12,
+        0,
+    ]
+    assert mean_levels(a, b) == mean_levels(b, a) == (1 + 2 + 3 + 200) / 12
+
+
+def test_sound_is_finite_and_not_of_one_value() -> None:
+    x_0 = np.zeros((2, 4, 8, 8), np.float32)
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0] = 1
+    assert is_sound(x_0, images)
+    for bad in (np.nan, -np.inf):
+        broken = x_0.copy()
+        broken[1, 2, 3, 4] = bad
+        assert not is_sound(broken, images)
+    images[1] = 9
+    assert not is_sound(x_0, images)
 
 
 @pytest.mark.parametrize("flips", [0, 1, 5, 64])

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: building plans of a bundle's graphs, keeping and running them."""

@@ -1,0 +1,350 @@
+"""The report of a GPU machine, with a scripted command line in place of lddgan's. No GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.child import reason, run_child
+from bench.gpu_report import (
+    LIMITS,
+    QUICK_SECONDS,
+    Budget,
+    Job,
+    Reporter,
+    Site,
+    bench_command,
+    export_commands,
+    fits,
+    jobs,
+    main,
+    preparations,
+    slug,
+)
+from bench.machine import HOME, Gpu, Machine, versions
+from bench.row import BenchRow, Skipped, read_records, read_rows
+from tests.bench.child_script import write_manifest
+from tests.bench.test_results import row
+
+SCRIPT = (sys.executable, str(Path(__file__).with_name("child_script.py")))
+COMMIT = "c" * 40
+TRT = Job("cifar10", 10, "trt", "fp16", True, 5)
+STEPS = TRT._replace(cuda_graph=False)
+TORCH = Job("cifar10", 10, "torch", "fp16", False, 5)
+ORT = Job("cifar10", 10, "ort", "fp32", False, 5)
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site(COMMIT, "NVIDIA H200", versions())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the scripted child finds what to do; the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCRIPT_FOLDER", str(tmp_path))
+    monkeypatch.setenv("SCRIPT_COMMIT", COMMIT)
+    monkeypatch.setenv("PYTHONPATH", str(HOME))
+    (tmp_path / "plan.json").write_text("{}")
+    return tmp_path
+
+
+def told(folder: Path, **what: str) -> None:
+    (folder / "plan.json").write_text(json.dumps(what))
+
+
+def calls(folder: Path) -> list[str]:
+    """First word and engine of every call, and the log emptied."""
+    log = folder / "calls.txt"
+    words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [" ".join([one[0], *one[one.index("--dataset") + 1 :][:1]]) for one in words]
+
+
+def reporter(
+    site: Site, seconds: float = float("inf"), log: Callable[[str], None] = lambda _: None
+) -> Reporter:
+    return Reporter(Path("report.jsonl"), site, Budget(seconds), SCRIPT, log)
+
+
+# ---- the list ----
+
+
+def test_everything_is_measured_in_the_agreed_order() -> None:
+    todo = jobs(quick=False)
+    cells = list(dict.fromkeys((job.dataset, job.batch) for job in todo))
+    assert cells[:4] == [("lsun", 100), ("lsun", 1), ("celeba_256", 100), ("cifar10", 100)]
+    assert set(cells) == {(d, b) for d in ("lsun", "celeba_256", "cifar10") for b in (1, 10, 100)}
+    assert len(set(todo)) == len(todo) == 9 * 5 + 3
+    for cell in cells:
+        kinds = [job[2:5] for job in todo if (job.dataset, job.batch) == cell]
+        assert kinds[:5] == [
+            ("trt", "fp16", True),
+            ("trt", "fp16", False),
+            ("torch", "fp16", False),
+            ("ort", "fp32", False),
+            ("ort", "fp16", False),
+        ]
+        assert kinds[5:] == [("torch-compile", "fp16", False)] * (cell[1] == 100)
+
+
+def test_quick_is_lsun_and_asks_for_fewer_trials() -> None:
+    quick, full = jobs(quick=True), {job[:5]: job.trials for job in jobs(quick=False)}
+    assert [job[:4] for job in quick] == [
+        ("lsun", 100, "trt", "fp16"),
+        ("lsun", 100, "torch", "fp16"),
+        ("lsun", 1, "trt", "fp16"),
+        ("lsun", 1, "torch", "fp16"),
+    ]
+    assert all(job.trials < full[job[:5]] for job in quick)
+    assert QUICK_SECONDS == 600
+
+
+def test_the_commands_of_a_job(folder: Path) -> None:
+    plan = ("--dataset", "cifar10", "--engine", "trt", "--precision", "fp16")
+    assert preparations(TRT) == [
+        ("export", "--dataset", "cifar10", "--precision", "both"),
+        ("build", *plan, "--batch", "1,10,10"),
+        ("verify", *plan, "--batch", "10"),
+    ]
+    write_manifest(Path("exports") / "cifar10")
+    assert preparations(ORT) == []
+    assert [command[0] for command in preparations(STEPS)] == ["build", "verify"]
+    with_graph = " ".join(bench_command(TRT, Path("out.jsonl")))
+    assert with_graph == (
+        "bench --dataset cifar10 --device cuda --engine trt --precision fp16 --batch 10 "
+        "--trials 5 --save out.jsonl --json"
+    )
+    assert "--no-cuda-graph" in bench_command(STEPS, Path("out.jsonl"))
+    assert "--no-cuda-graph" not in bench_command(ORT, Path("out.jsonl"))
+
+
+def test_a_bundle_of_one_precision_is_exported_again_from_its_own_checkpoint(
+    folder: Path,
+) -> None:
+    write_manifest(Path("exports") / "lsun", ("fp32",))
+    (command,) = export_commands("lsun")
+    assert " ".join(command) == (
+        "export --checkpoint exports/lsun/model.safetensors --precision both --out exports/lsun"
+    )
+
+
+def test_a_gpus_name_makes_a_file_name() -> None:
+    assert slug("NVIDIA GeForce RTX 4090 (Laptop)") == "nvidia-geforce-rtx-4090-laptop"
+
+
+def test_a_row_of_a_cpu_is_not_a_gpus() -> None:
+    gpu = Gpu(name="G", driver="", sm_clock="", power_limit="")
+    on_gpu = Machine(cpu="A CPU", cores=2, load=0, gpu=gpu)
+    job, here = Job("lsun", 1, "ort", "fp32", False, 5), Site(None, "G", {})
+    assert fits(row(machine=on_gpu), job, here)
+    assert not fits(row(), job, here)
+
+
+# ---- the run ----
+
+
+def test_each_row_is_there_at_once_and_nothing_is_measured_twice(folder: Path, site: Site) -> None:
+    held: list[int] = []
+
+    def log(line: str) -> None:
+        out = Path("report.jsonl")
+        held.append(len(read_rows(out)) if out.exists() else 0)
+
+    reporter(site, log=log).run([TRT, STEPS, TORCH])
+    assert calls(folder) == [
+        f"{command} cifar10"
+        for command in (
+            *("export", "build", "verify", "bench"),  # the first
+            "bench",  # the plan is there already
+            "bench",
+        )
+    ]
+    assert held[-1] == 3 and {0, 1, 2, 3} == set(held)
+    rows = read_rows(Path("report.jsonl"))
+    assert [(r.engine.engine, r.engine.cuda_graph) for r in rows] == [
+        ("trt", True),
+        ("trt", False),
+        ("torch", False),
+    ]
+    reporter(site).run([TRT, STEPS, TORCH, ORT])  # resumed
+    assert calls(folder) == ["bench cifar10"]
+    assert len(read_rows(Path("report.jsonl"))) == 4
+
+
+def test_more_trials_another_gpu_or_other_versions_are_measured_again(
+    folder: Path, site: Site
+) -> None:
+    reporter(site).run([ORT])
+    (found,) = read_rows(Path("report.jsonl"))
+    assert fits(found, ORT, site) and fits(found, ORT._replace(trials=4), site)
+    assert not fits(found, ORT._replace(trials=6), site)
+    for other in (
+        site._replace(gpu="NVIDIA H100"),
+        site._replace(commit="0" * 40),
+        site._replace(versions=site.versions | {"torch": "3.0"}),
+    ):
+        assert not fits(found, ORT, other)
+    for job in (TORCH, ORT._replace(precision="fp16"), ORT._replace(batch=1)):
+        assert not fits(found, job, site)
+    assert not fits(found.model_copy(update={"baseline": None}), ORT, site)
+
+
+def test_what_cannot_run_is_written_down_and_the_rest_goes_on(folder: Path, site: Site) -> None:
+    told(folder, **{"--engine trt": "error: this GPU is too old", "--engine ort": "crash"})
+    reporter(site).run([TRT, STEPS, ORT, TORCH])
+    # The build is not tried again for the second job that needs it.
+    assert calls(folder) == [f"{c} cifar10" for c in ("export", "build", "bench", "bench")]
+    records = read_records(Path("report.jsonl"))
+    assert [type(record) for record in records] == [Skipped, Skipped, Skipped, BenchRow]
+    reasons = [record.reason for record in records if isinstance(record, Skipped)]
+    assert reasons == ["build: this GPU is too old"] * 2 + ["ended by signal 11 (SIGSEGV)"]
+    # Mended and run again: only what was skipped is measured, and the old reasons are gone.
+    told(folder)
+    reporter(site).run([TRT, STEPS, ORT, TORCH])
+    assert calls(folder) == [f"{c} cifar10" for c in ("build", "verify", *["bench"] * 3)]
+    assert all(isinstance(record, BenchRow) for record in read_records(Path("report.jsonl")))
+
+
+def test_a_bundle_that_cannot_be_read_is_a_reason(folder: Path, site: Site) -> None:
+    (folder / "exports" / "cifar10").mkdir(parents=True)
+    (folder / "exports" / "cifar10" / "manifest.json").write_text("{}")
+    reporter(site).run([ORT])
+    (record,) = read_records(Path("report.jsonl"))
+    assert isinstance(record, Skipped) and "is not a manifest" in record.reason
+    assert calls(folder) == []
+
+
+def test_a_second_failure_replaces_the_first(folder: Path, site: Site) -> None:
+    for why in ("one", "two"):
+        told(folder, bench=f"error: {why}")
+        reporter(site).run([ORT])
+    (record,) = read_records(Path("report.jsonl"))
+    assert isinstance(record, Skipped) and record.reason == "two"
+
+
+def test_a_failed_verification_leaves_the_verdict_to_bench(folder: Path, site: Site) -> None:
+    told(folder, verify="error: no PyTorch")
+    reporter(site).run([TRT])
+    assert [type(record) for record in read_records(Path("report.jsonl"))] == [BenchRow]
+
+
+def test_a_benchmark_that_leaves_no_row_is_not_taken_for_one(folder: Path, site: Site) -> None:
+    told(folder, bench="nothing")
+    reporter(site).run([ORT])
+    (record,) = read_records(Path("report.jsonl"))
+    assert isinstance(record, Skipped) and "left no row" in record.reason
+
+
+def test_a_child_that_hangs_is_ended(
+    folder: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIMITS, "bench", 1.0)
+    told(folder, bench="hang")
+    reporter(site).run([ORT])
+    (record,) = read_records(Path("report.jsonl"))
+    assert isinstance(record, Skipped) and record.reason == "not done within 1 s"
+
+
+def test_when_the_time_is_over_the_rest_is_written_down_and_done_the_next_time(
+    folder: Path, site: Site
+) -> None:
+    reporter(site, seconds=0).run([ORT, TORCH])
+    assert calls(folder) == []
+    records = read_records(Path("report.jsonl"))
+    assert [record.reason for record in records if isinstance(record, Skipped)] == [
+        "export: the time for the whole report was over"
+    ] * 2
+    reporter(site).run([ORT, TORCH])
+    assert len(read_rows(Path("report.jsonl"))) == 2
+
+
+def test_the_budget_is_what_is_left() -> None:
+    now = [100.0]
+    budget = Budget(600, lambda: now[0])
+    assert budget.limit("doctor") == LIMITS["doctor"]
+    now[0] += 590
+    assert budget.limit("bench") == 10
+    now[0] += 20
+    assert budget.limit("bench") == 0
+
+
+# ---- the command ----
+
+
+def test_without_a_gpu_it_says_so_and_does_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: "no NVIDIA GPU: none here")
+    assert main(["--quick"], SCRIPT) == 1
+    assert capsys.readouterr().err == "no NVIDIA GPU: none here\n"
+    assert not (folder / "calls.txt").exists()
+
+
+def test_the_whole_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told(folder, **{"--engine torch --precision fp16 --batch 1 ": "error: no torch"})
+    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
+    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
+    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
+    assert main(["--quick"], SCRIPT) == 0
+    out = folder / "bench" / "results" / "nvidia-h200.jsonl"
+    assert len(read_rows(out)) == 3 and len(read_records(out)) == 4
+    said = capfd.readouterr()
+    assert "| lsun \\* | 100 | NVIDIA H200 | trt fp16, CUDA graph | 4,000 | 100 |" in said.out
+    assert "- lsun, batch 1, torch fp16: no torch" in said.out
+    assert "trt fp16, CUDA graph: 100 ms, PyTorch 4,000 ms, 1.60 times as fast" in said.err
+
+
+def test_a_file_of_something_else_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
+    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    (folder / "notes.jsonl").write_text("my notes\n")
+    assert main(["--out", "notes.jsonl"], SCRIPT) == 2
+    assert "line 1 is not a benchmark row" in capsys.readouterr().err
+    assert (folder / "notes.jsonl").read_text() == "my notes\n"
+    assert not (folder / "calls.txt").exists()
+
+
+# ---- the child ----
+
+
+def python(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_a_childs_last_words_are_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_child(python("print('fine')"), 60) is None
+    said = run_child(python("import sys; sys.exit('error: too bad')"), 60)
+    assert said == "too bad"
+    assert "error: too bad" in capfd.readouterr().err  # passed on
+    assert run_child(python("import sys; sys.exit(3)"), 60) == "ended with exit code 3"
+    assert reason(-9, "") == "ended by signal 9 (SIGKILL)"
+
+
+GRANDCHILD = "import sys, time; time.sleep(2); open(sys.argv[1], 'w')"
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
+time.sleep(60)
+"""
+
+
+def test_a_childs_own_children_end_with_it(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    command = (*python(PARENT), GRANDCHILD, str(left))
+    assert run_child(command, 1.0) == "not done within 1 s"
+    time.sleep(2.5)  # longer than the grandchild would take
+    assert not left.exists()

@@ -153,6 +153,9 @@ class Staging:
             self._memory.close()
         self._memory = None
 
+    def __del__(self) -> None:
+        self._wait()  # before the memory is freed under a copy that is still queued
+
     def _wait(self) -> None:
         if self._copied is not None:
             self._copied.sync()

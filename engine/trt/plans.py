@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ from export.graphs import MAX_BATCH, Precision, graph_specs
 from lddgan.errors import LddganError
 from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
 from lddgan.presets import Frozen
-from lddgan.progress import Log, Meter
+from lddgan.progress import Log, Meter, to_stderr
 
 SCHEMA: Final = 1
 RECORD = "plan.json"
@@ -317,24 +316,23 @@ def ensure(
     gpu: GpuIdentity | None,
     options: BuildOptions,
     *,
-    log: Log | None = None,
+    log: Log = to_stderr,
     rebuild: bool = False,
     workspace: int | None = None,
 ) -> PlanSet:
     """Find the plans of a bundle, or build both graphs and publish them together.
 
-    Without `log` sentences and progress go to stderr, the latter as a bar on a terminal.  One
-    process builds a plan, others wait for it.  A build that fails leaves what was there untouched.
+    One process builds a plan, others wait for it.  A build that fails leaves what was there
+    untouched.
     Raises BadInput, OutOfMemory, LddganError, and KeyboardInterrupt after Ctrl-C.
     """
-    say = log or _to_stderr
     folder, key = store_folder(bundle), plan_key(bundle, library, gpu, options)
-    found = None if rebuild else find(folder, key, say)
+    found = None if rebuild else find(folder, key, log)
     if found is not None:
         return found
     for sentence in others(folder, key):
-        say(f"{sentence}: building anew")
-    with build_lock(folder, key.folder_name, say):
+        log(f"{sentence}: building anew")
+    with build_lock(folder, key.folder_name, log):
         found = None if rebuild else find(folder, key, lambda _: None)
         if found is None:
             sweep(folder, key.folder_name)
@@ -348,12 +346,12 @@ def build(
     key: PlanKey,
     options: BuildOptions,
     folder: Path,
-    log: Log | None,
+    log: Log,
     workspace: int | None,
 ) -> PlanSet:
     """Build both graphs into a temporary folder and publish it. The lock of `key` is held."""
     plans, seconds = {}, {}
-    say, timing = log or _to_stderr, folder / f"timing-{key.machine}.cache"
+    timing = folder / f"timing-{key.machine}.cache"
     with publishing(folder, key.folder_name) as temporary:
         for which, spec in graph_specs(bundle.preset).items():
             path = bundle.graph(which, options.precision)
@@ -363,7 +361,7 @@ def build(
                     path,
                     spec,
                     options,
-                    timing_cache=read_timing_cache(timing, say),
+                    timing_cache=read_timing_cache(timing, log),
                     workspace=workspace,
                     progress=meter.follow,
                 )
@@ -375,8 +373,4 @@ def build(
             {"schema_version": SCHEMA, "key": key, "plans": plans, "seconds": seconds}
         )
         atomic_write(temporary / RECORD, record.model_dump_json(indent=1).encode())
-    return PlanSet(folder / key.folder_name, record, say)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return PlanSet(folder / key.folder_name, record, log)

@@ -392,6 +392,7 @@ API cuMemAllocHost(u64 *address, size_t bytes) {
     const CUresult error = unsafe();
     return error ? error : allocate(address, bytes, false);
 }
+API cuMemFreeHost(u64 address) { return release(address); }
 API cuMemAllocAsync(u64 *address, size_t bytes, void *handle) {
     Stream *stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;

@@ -31,6 +31,8 @@ class Machine:
         self.contexts: list[Context] = []
         self.addresses = 0  # calls of set_tensor_address
         self.runs: list[tuple[str, int]] = []  # graph and batch, as they were computed
+        self.built: list[str] = []  # for tests whose builder says so
+        self.spoiled = False  # images come out darker
 
     def library(self, version: str) -> Library:
         library = Script(self.specs).library(version)
@@ -119,6 +121,8 @@ class Context:
         }
         (result,) = self.engine.session.run(None, inputs)
         as_numpy(memory, (size,), "uint8")[:] = RUBBISH
+        if self.engine.machine.spoiled and result.dtype == np.uint8:
+            result //= 2
         name = spec.outputs[0].name
         as_numpy(addresses[name], result.shape, result.dtype)[:] = result
         self.engine.machine.runs.append((self.engine.which, self.batch))
@@ -150,8 +154,3 @@ def is_capturing(stream: int) -> bool:
     driver = ctypes.CDLL("libcuda.so.1")
     assert driver.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(status)) == 0
     return status.value != 0
-
-
-def spread(images: np.ndarray[Any, Any]) -> int:
-    """Largest minus smallest grey level."""
-    return int(images.max()) - int(images.min())

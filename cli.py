@@ -219,8 +219,10 @@ def build(
         level=level,
     )
     plans = build_engine(opened, engine.value, options, rebuild=rebuild, log=to_stderr)
-    typer.echo(f"{plans.folder}: built in {sum(plans.record.seconds.values()):.0f} s")
-    typer.echo("next: `lddgan verify --engine " + engine.value + "` compares it with PyTorch")
+    seconds = sum(plans.record.seconds.values())
+    typer.echo(f"{plans.folder}: ready; building it took {seconds:.0f} s")
+    again = f"lddgan verify --bundle {opened.folder} --engine {engine.value}"
+    typer.echo(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
 
 
 @app.command()

@@ -70,7 +70,8 @@ def lddgan(machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: Any):
 def test_build_verify_bench_sample(lddgan, machine: Machine) -> None:
     out, err = lddgan("build", "--batch", "1,8,20")
     assert "digits/engines/trt-11.4.0.106-" in out and "-fp32-b1-8-20-l3-" in out
-    assert "built in 4 s" in out
+    assert "ready; building it took 4 s" in out
+    assert "`lddgan verify --bundle digits --engine trt`" in out
     assert "the decoder is fastest with" in err
     assert machine.built == ["generator.fp32.onnx", "decoder.fp32.onnx"]
 

@@ -101,6 +101,11 @@ class Gpu:
             self.stream.sync()
             return staged.bytes.copy().view(array.dtype).reshape(array.shape)
 
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        """Overwrite an array by another of its shape and dtype on this GPU."""
+        with reported():
+            target.buffer.copy_from(source.buffer, stream=self.stream)
+
     def view(self, array: Any) -> DeviceArray:
         """An array on this GPU of PyCUDA, CuPy, numba or torch, used in place and kept alive.
 

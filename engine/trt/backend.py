@@ -23,6 +23,7 @@ from lddgan.presets import Preset
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
 PARTS: Final = (1, 2, 3, 4, 5, 8, 10, 20)  # into which tuning cuts a batch for the decoder
 TUNING_RUNS: Final = 3  # of each, after one that is not timed
+ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
 
 T = TypeVar("T")
 
@@ -54,24 +55,41 @@ class Context:
         memory: Memory,
     ) -> None:
         self.library, self.logger = library, logger
-        self.tensors = (*spec.inputs, *spec.outputs)
+        self.inputs, (self.output,) = spec.inputs, spec.outputs
         self.context: IExecutionContext = library.create_context(engine, logger)
         for tensor in spec.inputs:
             if not self.context.set_input_shape(tensor.name, shape_of(tensor, batch)):
                 raise library.error(logger, f"TensorRT refused batch {batch} for {tensor.name}")
+        self.gpu = memory.gpu
         self.memory = memory.at_least(library.memory_needed(engine, self.context))
         library.set_memory(self.context, self.memory.address, self.memory.nbytes)
         self.bound: dict[str, DeviceArray] = {}  # kept alive
+        self.copies: dict[str, DeviceArray] = {}  # of inputs that are not aligned
 
     def enqueue(self, stream: int, arrays: Sequence[DeviceArray]) -> None:
         """Run on `stream`; `arrays` are the inputs and then the outputs of the graph's table."""
-        for tensor, array in zip(self.tensors, arrays, strict=True):
-            held = self.bound.get(tensor.name)
-            if held is None or held.address != array.address:
-                self.context.set_tensor_address(tensor.name, array.address)
-            self.bound[tensor.name] = array
+        *inputs, output = arrays
+        for tensor, array in zip(self.inputs, inputs, strict=True):
+            self._bind(tensor.name, self._aligned(tensor.name, array))
+        self._bind(self.output.name, output)
         if not self.context.execute_async_v3(stream):
             raise self.library.error(self.logger, "TensorRT could not run the graph")
+
+    def _bind(self, name: str, array: DeviceArray) -> None:
+        held = self.bound.get(name)
+        is_new = held is None or held.address != array.address
+        if is_new and not self.context.set_tensor_address(name, array.address):
+            raise self.library.error(self.logger, f"TensorRT refused the address of {name}")
+        self.bound[name] = array
+
+    def _aligned(self, name: str, array: DeviceArray) -> DeviceArray:
+        """The input, or a copy of one that TensorRT would refuse, as it may z[1]."""
+        if array.address % ALIGNMENT == 0:
+            return array
+        if name not in self.copies:
+            self.copies[name] = self.gpu.empty(array.shape, array.dtype)
+        self.gpu.copy(self.copies[name], array)
+        return self.copies[name]
 
 
 class Tape:

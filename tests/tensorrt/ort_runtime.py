@@ -1,8 +1,8 @@
 """TensorRT's runtime, played by ONNX Runtime in the memory of the fake GPU. A plan is an ONNX file.
 
-It refuses what TensorRT refuses: a batch outside the profile, tensors without an address, memory
-that is not there, and a capture without a run of the same context before it.  Between the runs the
-activations' memory is filled with rubbish.
+It refuses what TensorRT refuses: a batch outside the profile, tensors without an address or at one
+that is not aligned, memory that is not there, and a capture without a run of the same context
+before it.  Between the runs the activations' memory is filled with rubbish.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.tensorrt.scripted import WEAK, Script, Severity
 
 BYTES_PER_IMAGE = 1000  # of activations, whatever the graph
 RUBBISH = 0xEE
+ALIGNMENT = 256  # of a tensor; that of the activations' memory is 512
 
 
 class Machine:
@@ -93,6 +94,8 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.engine.machine.addresses += 1
+        if address % ALIGNMENT:
+            return False
         self.addresses[name] = address
         return True
 
@@ -104,7 +107,7 @@ class Context:
             return False
         self.has_run = True
         addresses, (address, size) = dict(self.addresses), self.memory
-        assert size >= self.needed()
+        assert size >= self.needed() and address % (2 * ALIGNMENT) == 0
         enqueue(stream, lambda: self.compute(addresses, address, size))
         return True
 

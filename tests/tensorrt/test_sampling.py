@@ -12,7 +12,7 @@ from engine import select
 from engine.sampler import Sampler
 from engine.select import open_engine
 from engine.trt import opening, plans
-from engine.trt.backend import MOST_GRAPHS, TrtBackend, chunks_to_try
+from engine.trt.backend import ALIGNMENT, MOST_GRAPHS, TrtBackend, chunks_to_try
 from engine.trt.build import Built, Profile
 from export.bundle import DIGITS, open_bundle
 from export.graphs import graph_specs
@@ -191,7 +191,7 @@ def test_given_noise_from_the_host_and_from_the_gpu(trt, ort: Sampler, machine: 
     made = sampler.make_from(x_T, z, noise)
     assert levels(sampler.backend.download(made.image), true) <= 1
     bound = machine.contexts[0].addresses  # of the generator's last call
-    assert bound["z"] == z[PRESET.steps - 1].address
+    assert z[PRESET.steps - 1].address % ALIGNMENT != 0  # TensorRT refuses it: it reads a copy
     assert bound["noise"] == noise[PRESET.steps - 1].address
 
 
@@ -208,7 +208,7 @@ def test_arrays_of_other_libraries_are_read_in_place(trt, ort: Sampler, machine:
     arrays = [sampler.backend.upload(array) for array in given(2)]
     made = sampler.make_from(*map(Foreign, arrays))
     assert levels(sampler.backend.download(made.image), ort.run(*given(2))) <= 1
-    assert machine.contexts[0].addresses["z"] == arrays[1][PRESET.steps - 1].address
+    assert machine.contexts[0].addresses["noise"] == arrays[2][PRESET.steps - 1].address
     with pytest.raises(BadInput, match=r"z is float32 \[2, 4, 8, 8\], expected float32 \[4, 2, 50"):
         sampler.make_from(Foreign(arrays[0]), Foreign(arrays[0]), Foreign(arrays[2]))
 

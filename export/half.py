@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.errors import LddganError
+from lddgan.networks.layers import FirDown, FirUp
 
 LARGEST_ALLOWED = 32768.0  # half of what fp16 can hold
 
@@ -19,11 +20,15 @@ LARGEST_ALLOWED = 32768.0  # half of what fp16 can hold
 def to_half(module: nn.Module) -> nn.Module:
     """Convert, in place, all that computes in fp16.
 
-    float32 remain: the posterior, the codebook and its search; group-normalisation statistics and
-    softmax are float32 in the networks themselves.
+    float32 remain: the posterior, the codebook and its search, and the FIR filters, for which
+    TensorRT 11.2 has no fp16 kernel (NVIDIA/TensorRT issue 4838); group-normalisation statistics
+    and softmax are float32 in the networks themselves.
     """
     if isinstance(module, GeneratorStep):
         module.generator.half()
+        for layer in module.modules():
+            if isinstance(layer, FirDown | FirUp):
+                layer.float()
     elif isinstance(module, DecoderToImage):
         module.autoencoder.post_quant_conv.half()
         module.autoencoder.decoder.half()

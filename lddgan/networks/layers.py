@@ -55,7 +55,10 @@ def _fir_kernel(channels: int) -> Tensor:
 
 
 class FirDown(nn.Module):
-    """Low-pass, then keep every second sample: [B,C,h,w] -> [B,C,h/2,w/2] (depthwise)."""
+    """Low-pass, then keep every second sample: [B,C,h,w] -> [B,C,h/2,w/2] (depthwise).
+
+    It computes in the dtype of its kernel, and returns that of its input.
+    """
 
     kernel: Tensor
 
@@ -70,11 +73,17 @@ class FirDown(nn.Module):
         self.kernel = _fir_kernel(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+        filtered = F.conv2d(
+            x.to(self.kernel.dtype), self.kernel, None, self.stride, self.padding, groups=x.shape[1]
+        )
+        return filtered.to(x.dtype)
 
 
 class FirUp(nn.Module):
-    """Insert zeros, then low-pass with gain 4: [B,C,h,w] -> [B,C,2h,2w] (depthwise)."""
+    """Insert zeros, then low-pass with gain 4: [B,C,h,w] -> [B,C,2h,2w] (depthwise).
+
+    It computes in the dtype of its kernel, and returns that of its input.
+    """
 
     kernel: Tensor
 
@@ -89,7 +98,10 @@ class FirUp(nn.Module):
         self.kernel = 4 * _fir_kernel(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv_transpose2d(x, self.kernel, stride=2, padding=1, groups=x.shape[1])
+        filtered = F.conv_transpose2d(
+            x.to(self.kernel.dtype), self.kernel, stride=2, padding=1, groups=x.shape[1]
+        )
+        return filtered.to(x.dtype)
 
 
 def uniform_fan_avg_(weight: Tensor, scale: float = 1.0) -> None:

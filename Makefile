@@ -1,7 +1,8 @@
 # Two commands do all the set-up on a machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+GPU := .venv-gpu/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-full check gpu-report clean
 
@@ -19,17 +20,24 @@ check: .venv/.test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gpu-report:  ## on a GPU machine: measure everything into one file; QUICK=1 takes at most 10 minutes
-	$(BIN)/python -m bench.gpu_report $(if $(QUICK),--quick)
+gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one file; QUICK=1: at most 10 minutes
+	$(GPU)/python -m bench.gpu_report $(if $(QUICK),--quick)
 
 .venv/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) -e ".[cpu]"
+	$(BIN)/python $(INSTALL) -e ".[cpu]"
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(INSTALL) -e ".[cpu,train,eval,dev]"
+	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,dev]"
+	touch $@
+
+# An environment of its own: ONNX Runtime for CPUs and for CUDA exclude each other.
+.venv-gpu/.done: pyproject.toml constraints.txt
+	nvidia-smi --list-gpus
+	test -x $(GPU)/python || $(PYTHON) -m venv .venv-gpu
+	$(GPU)/python $(INSTALL) -e ".[gpu,train]"
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-gpu build *.egg-info

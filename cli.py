@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from engine.verification import Verification
     from export.bundle import Bundle
 
 app = typer.Typer(
@@ -72,6 +74,9 @@ Precision = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
+CudaGraph = Annotated[
+    bool, typer.Option(help="Run a TensorRT engine as one CUDA graph, or step by step.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -236,6 +241,7 @@ def verify(
         int | None, typer.Option(min=1, help="Of several TensorRT engines, the one tuned for it.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="How many, at least.")] = None,
+    cuda_graph: CudaGraph = True,
     as_json: Json = False,
 ) -> None:
     """Compare an engine with PyTorch fp32, stage by stage, on fixed noise."""
@@ -244,6 +250,10 @@ def verify(
 
     require("torch", "safetensors")
     opened = chosen_bundle(dataset, bundle)
+
+    def show(found: Verification) -> None:
+        typer.echo(found.model_dump_json()) if as_json else print_verification(found)
+
     found = verify_bundle(
         opened,
         engine.value,
@@ -251,8 +261,9 @@ def verify(
         device.value,
         images=images or IMAGES,
         batch=batch,
+        cuda_graph=cuda_graph,
+        show=show,
     )
-    typer.echo(found.model_dump_json()) if as_json else print_verification(found)
     refuse(found)
 
 
@@ -271,6 +282,7 @@ def sample(
         Path | None,
         typer.Option(help="x.png: a grid; x.npz: an array; else a folder of PNGs."),
     ] = None,
+    cuda_graph: CudaGraph = True,
 ) -> None:
     """Make images."""
     from engine.output import check_output, write_images
@@ -283,7 +295,12 @@ def sample(
     out = out or Path(f"samples-{opened.preset.name}-{seed}.png")
     check_output(out)
     sampler = open_engine(
-        opened, engine.value, value_of(precision), device.value, batch=batch or num
+        opened,
+        engine.value,
+        value_of(precision),
+        device.value,
+        batch=batch or num,
+        cuda_graph=cuda_graph,
     )
     with Meter("sampling", 0, num, None, unit="images") as meter:
         batches = sampler.stream(num, seed, first, batch)
@@ -307,9 +324,7 @@ def bench(
     max_seconds: Annotated[
         float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")
     ] = None,
-    cuda_graph: Annotated[
-        bool, typer.Option(help="Run a TensorRT engine as one CUDA graph, or step by step.")
-    ] = True,
+    cuda_graph: CudaGraph = True,
     save: Annotated[Path | None, typer.Option(help="Append the row to this .jsonl file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -382,6 +397,7 @@ def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     from lddgan.errors import BadInput, LddganError
 
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     try:
         app(prog_name="lddgan")
     except LddganError as error:

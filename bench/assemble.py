@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from bench.ceilings import Ceilings, Roof, StageMilliseconds, achieved, measure_ceilings
 from bench.cost import measure_cost
-from bench.machine import Machine, commit, torch_settings, versions
+from bench.machine import Machine, commit, in_words, torch_settings, versions
 from bench.row import Agreement, BenchRow, Measured, StageTimes
 from bench.timing import Clock, Measurement, Opened, Plan, Trial, seconds, summarise
 from engine.output import png
@@ -28,6 +28,7 @@ def make_row(
     """Everything that is known of one run; measures the ceilings and the PNGs, after it."""
     preset, paper = bundle.preset, bundle.preset.paper
     on_gpu = plan.device == "cuda"
+    settings = torch_settings() if on_gpu else None
     ceilings = measure_ceilings(preset) if on_gpu else None
     cost = measure_cost(preset) if why_missing("torch") is None else None
     roof = Roof(preset, cost, ceilings)
@@ -58,9 +59,12 @@ def make_row(
         paper_source=paper.source if paper else None,
         machine=here,
         versions=versions(),
-        notes=notes(bundle, plan, found, why_no_torch, here, ceilings),
+        notes=(
+            *notes(bundle, plan, found, why_no_torch, here),
+            *gpu_notes(settings, ceilings),
+        ),
         png_ms=png_ms(found.turns.images[0]),
-        torch_settings=torch_settings() if on_gpu else None,
+        torch_settings=settings,
         ceilings=ceilings,
     )
 
@@ -114,10 +118,10 @@ def notes(
     found: Measurement,
     why_no_torch: str | None,
     here: Machine,
-    ceilings: Ceilings | None,
 ) -> tuple[str, ...]:
     """Sentences that belong to the numbers."""
     done, load = len(found.turns.trials[0]), here.load / here.cores
+    fused = found.opened[0].side.sampler.backend.fused
     said = {
         f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)} "
         "(--max-seconds)": done < plan.trials,
@@ -125,7 +129,12 @@ def notes(
         "random weights: timing only": bundle.has_random_weights,
         f"the machine was busy before the run: {load:.1f} processes per core": load > BUSY,
         "the whole is one CUDA graph launch and includes drawing the noise, as the paper's loop "
-        "does; the stages are of the same steps launched one by one": found.opened[0].fused,
-        (ceilings.note if ceilings else None) or "": bool(ceilings and ceilings.note),
+        "does; the stages are of the same steps launched one by one": fused,
     }
     return tuple(sentence for sentence, holds in said.items() if holds)
+
+
+def gpu_notes(settings: dict[str, bool] | None, ceilings: Ceilings | None) -> list[str]:
+    """How PyTorch computes fp32, and why there are no ceilings."""
+    said = [] if settings is None else [in_words(settings)]
+    return said if ceilings is None or ceilings.note is None else [*said, ceilings.note]

@@ -6,6 +6,7 @@ the GPU's memory, all by PyTorch.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from statistics import median
@@ -88,8 +89,8 @@ def measure_ceilings(preset: Preset) -> Ceilings:
             convolution=shape,
             copy_gb_per_second=copy_gb_per_second(),
         )
-    except torch.OutOfMemoryError:
-        return _unknown(shape, "the engines leave too little memory on the GPU")
+    except RuntimeError as error:  # also of cuBLAS and cuDNN, which need memory of their own
+        return _unknown(shape, str(error).strip().partition("\n")[0])
 
 
 def widest(preset: Preset) -> int:
@@ -153,8 +154,7 @@ def _median_seconds(compute: Callable[[], Any]) -> float:
         for _ in range(REPEATS):
             compute()
             marks.append(timer.mark())
-    spans = zip(marks, marks[1:], strict=False)
-    return median(timer.milliseconds(*span) for span in spans) / 1e3
+    return median(timer.milliseconds(*span) for span in itertools.pairwise(marks)) / 1e3
 
 
 def achieved(

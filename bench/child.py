@@ -14,15 +14,18 @@ from typing import IO
 JOINING = 5.0  # seconds for what a child has left in its pipe
 
 
-def run_child(command: Sequence[str], seconds: float, *, show: bool = False) -> str | None:
+def run_child(
+    command: Sequence[str], seconds: float, *, stdout: IO[str] | int | None = subprocess.DEVNULL
+) -> str | None:
     """Run `command` for at most `seconds`; returns why it failed, or None.
 
-    Its stderr is passed on, and its last line is the reason; its stdout is shown if `show`.  The
-    child has a process group of its own, which ends with it on a timeout or Ctrl-C.
+    Its stderr is passed on, and its last line is the reason; its stdout goes to `stdout`, or to
+    this process's if that is None.  The child has a process group of its own, which ends with it on
+    a timeout or Ctrl-C.
     """
     process = subprocess.Popen(
         command,
-        stdout=None if show else subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",

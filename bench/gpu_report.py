@@ -8,19 +8,24 @@ measured is written down with its reason.
 from __future__ import annotations
 
 import argparse
-import re
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
+
+from pydantic import ValidationError
 
 from bench.child import run_child
 from bench.machine import commit, gpu, versions
-from bench.report import engine_name, markdown, number
+from bench.report import engine_name, in_short, markdown, number
 from bench.row import RESULTS, BenchRow, Record, Skipped, read_records, save_records
+from bench.timing import Budget
 from engine.driver import why_no_gpu
+from engine.trt.plans import slug
+from engine.verification import Verification
 from export.bundle import CHECKPOINT, EXPORTS, MANIFEST, open_bundle
 from export.graphs import PRECISIONS, Precision
 from lddgan.errors import BadInput, LddganError
@@ -47,7 +52,9 @@ ENGINES: tuple[tuple[str, Precision, bool], ...] = (  # engine, precision, CUDA 
 )
 COMPILED_BATCH = 100  # the only one that torch.compile is measured at: it takes minutes
 TRIALS = {1: 300, 10: 100, 100: 50}  # by batch
-QUICK_CELLS, QUICK_ENGINES = CELLS[:2], (ENGINES[0], ENGINES[2])
+VERIFIED = ("trt", "ort")  # of the others the row's agreement says all
+QUICK_CELLS = CELLS[:2]
+QUICK_ENGINES = (ENGINES[2], ENGINES[0])  # what needs no build first: a build may take all the time
 QUICK_TRIALS = {1: 100, 100: 20}
 QUICK_SECONDS = 600.0  # for everything
 LIMITS = {"doctor": 120, "export": 3600, "build": 3600, "verify": 1200, "bench": 1200}  # seconds
@@ -64,10 +71,7 @@ class Job(NamedTuple):
     precision: Precision
     cuda_graph: bool
     trials: int
-
-    def __str__(self) -> str:
-        graph = ", CUDA graph" if self.cuda_graph else ""
-        return f"{self.dataset}, batch {self.batch}, {self.engine} {self.precision}{graph}"
+    built_for: int  # the batch that TensorRT tunes its engine for, at least `batch`
 
 
 class Site(NamedTuple):
@@ -78,25 +82,34 @@ class Site(NamedTuple):
     versions: dict[str, str]
 
 
-class Budget:
-    """The time that the whole report may take."""
+class Verified(NamedTuple):
+    """What `lddgan verify` said of an engine."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock, self.ends = clock, clock() + seconds
-
-    def limit(self, command: str) -> float:
-        """Seconds for one command."""
-        return max(0.0, min(LIMITS[command], self.ends - self.clock()))
+    figures: dict[str, Any] | None  # an engine.verification.Verification
+    why_failed: str | None
 
 
-def jobs(quick: bool) -> list[Job]:
+def limit(command: str, budget: Budget) -> float:
+    """Seconds for one command of a report."""
+    return max(0.0, min(LIMITS[command], budget.left))
+
+
+def jobs() -> list[Job]:
     """Everything to be measured, in its order."""
-    trials = QUICK_TRIALS if quick else TRIALS
     return [
-        Job(dataset, batch, *engine, trials[batch])
-        for dataset, batch in (QUICK_CELLS if quick else CELLS)
-        for engine in (QUICK_ENGINES if quick else ENGINES)
+        Job(dataset, batch, *engine, TRIALS[batch], built_for=batch)
+        for dataset, batch in CELLS
+        for engine in ENGINES
         if engine[0] != "torch-compile" or batch == COMPILED_BATCH
+    ]
+
+
+def quick_jobs() -> list[Job]:
+    """What --quick measures; TensorRT builds once, for the largest batch."""
+    return [
+        Job(dataset, batch, *engine, QUICK_TRIALS[batch], built_for=max(QUICK_TRIALS))
+        for engine in QUICK_ENGINES
+        for dataset, batch in QUICK_CELLS
     ]
 
 
@@ -109,11 +122,12 @@ class Reporter:
         self.out, self.site, self.budget, self.log = out, site, budget, log
         self.program = program
         self.prepared: dict[tuple[str, ...], str | None] = {}
+        self.verified: dict[tuple[str, ...], Verified] = {}
 
     def run(self, todo: Sequence[Job]) -> None:
         """Measure what the file does not hold. Raises BadInput if it holds something else."""
         for position, job in enumerate(todo, start=1):
-            title = f"{position} of {len(todo)}: {job}"
+            title = f"{position} of {len(todo)}: {words(job)}"
             if self.row_of(job) is not None:
                 self.log(f"{title}: measured before")
                 continue
@@ -130,25 +144,45 @@ class Reporter:
             return str(error)
         for command in commands:
             why_not = self.prepare(command)
-            if why_not is not None and command[0] != "verify":  # bench judges by what verify left
+            if why_not is not None:
                 return f"{command[0]}: {why_not}"
+        verified = self.verify(job)  # bench refuses what failed it
         why_not = self.command(bench_command(job, self.out))
-        if why_not is None and self.row_of(job) is None:
+        if why_not is not None:
+            return why_not
+        row = self.row_of(job)
+        if row is None:
             return "the benchmark ran but left no row of this kind beside a PyTorch baseline"
-        return why_not
+        if verified is not None:
+            self.replace(row, with_verification(row, verified))
+        return None
 
     def prepare(self, command: tuple[str, ...]) -> str | None:
         if command not in self.prepared:
             self.prepared[command] = self.command(command)
         return self.prepared[command]
 
-    def command(self, command: tuple[str, ...]) -> str | None:
+    def verify(self, job: Job) -> Verified | None:
+        """Verify the engine of a job, once; None for one that is not in VERIFIED."""
+        if job.engine not in VERIFIED:
+            return None
+        command = verify_command(job)
+        if command not in self.verified:
+            with tempfile.TemporaryFile("w+") as said:
+                why_failed = self.command(command, said)
+                said.seek(0)
+                self.verified[command] = Verified(figures_in(said.read()), why_failed)
+        return self.verified[command]
+
+    def command(
+        self, command: tuple[str, ...], stdout: IO[str] | int = subprocess.DEVNULL
+    ) -> str | None:
         """Run one command of lddgan; returns why it failed."""
-        limit = self.budget.limit(command[0])
-        if limit == 0:
+        seconds = limit(command[0], self.budget)
+        if seconds == 0:
             return "the time for the whole report was over"
         self.log(f"  lddgan {' '.join(command)}")
-        return run_child((*self.program, *command), limit)
+        return run_child((*self.program, *command), seconds, stdout=stdout)
 
     def records(self) -> list[Record]:
         return read_records(self.out) if self.out.exists() else []
@@ -157,6 +191,9 @@ class Reporter:
         """The row of a job, if the file holds one."""
         found = [r for r in self.records() if isinstance(r, BenchRow) and fits(r, job, self.site)]
         return found[-1] if found else None
+
+    def replace(self, old: BenchRow, new: BenchRow) -> None:
+        save_records([new if one == old else one for one in self.records()], self.out)
 
     def note(self, job: Job, why_not: str | None) -> None:
         """Write down why a job was skipped; what was said of it before no longer counts."""
@@ -180,11 +217,9 @@ class Reporter:
 def preparations(job: Job) -> list[tuple[str, ...]]:
     """The commands of lddgan that a job needs run before it."""
     commands = export_commands(job.dataset)
-    model = ("--dataset", job.dataset)
     if job.engine == "trt":
-        plan = (*model, "--engine", job.engine, "--precision", job.precision)
-        commands.append(("build", *plan, "--batch", f"1,{job.batch},{job.batch}"))
-        commands.append(("verify", *plan, "--batch", str(job.batch)))
+        sizes = f"1,{job.built_for},{job.built_for}"
+        commands.append(("build", *engine_options(job), "--batch", sizes))
     return commands
 
 
@@ -202,12 +237,41 @@ def export_commands(dataset: str) -> list[tuple[str, ...]]:
     return [("export", "--checkpoint", checkpoint, "--precision", "both", "--out", str(folder))]
 
 
+def verify_command(job: Job) -> tuple[str, ...]:
+    """The verification of a job's engine, of the one that is built for it."""
+    batch = ("--batch", str(job.built_for)) if job.engine == "trt" else ()
+    return ("verify", *engine_options(job), "--device", "cuda", *batch, "--json")
+
+
+def engine_options(job: Job) -> tuple[str, ...]:
+    return ("--dataset", job.dataset, "--engine", job.engine, "--precision", job.precision)
+
+
+def figures_in(said: str) -> dict[str, Any] | None:
+    """The Verification in the last line of what `lddgan verify --json` printed, if it is there."""
+    last = said.strip().rpartition("\n")[2]
+    try:
+        return Verification.model_validate_json(last).model_dump(mode="json")
+    except ValidationError:
+        return None
+
+
+def with_verification(row: BenchRow, found: Verified) -> BenchRow:
+    """A row with what verification measured, and a note if it failed.
+
+    What TensorRT's plans hold of themselves stays.
+    """
+    figures = row.engine.verification or found.figures
+    engine = row.engine.model_copy(update={"verification": figures})
+    failed = () if found.why_failed is None else (f"verify: {found.why_failed}",)
+    return row.model_copy(update={"engine": engine, "notes": (*row.notes, *failed)})
+
+
 def bench_command(job: Job, out: Path) -> tuple[str, ...]:
     """The measurement itself."""
     without_graph = job.engine == "trt" and not job.cuda_graph
     return (
-        *("bench", "--dataset", job.dataset, "--device", "cuda"),
-        *("--engine", job.engine, "--precision", job.precision),
+        *("bench", *engine_options(job), "--device", "cuda"),
         *("--batch", str(job.batch), "--trials", str(job.trials)),
         *(("--no-cuda-graph",) if without_graph else ()),
         *("--save", str(out), "--json"),
@@ -216,15 +280,19 @@ def bench_command(job: Job, out: Path) -> tuple[str, ...]:
 
 def fits(row: BenchRow, job: Job, site: Site) -> bool:
     """Whether a row is the measurement of a job at this site, with as many trials asked for."""
-    here = row.machine.gpu
     return (
         (row.dataset, row.batch, row.engine.engine, row.engine.precision) == job[:4]
         and bool(row.engine.cuda_graph) == job.cuda_graph
-        and here is not None
-        and (row.commit, here.name, row.versions) == site
+        and is_here(row, site)
         and row.trials_asked >= job.trials
         and row.baseline is not None
     )
+
+
+def is_here(row: BenchRow, site: Site) -> bool:
+    """Whether a row was measured by this code on this GPU with these versions."""
+    gpu = row.machine.gpu
+    return gpu is not None and (row.commit, gpu.name, row.versions) == site
 
 
 def is_of(record: Skipped, job: Job, site: Site) -> bool:
@@ -247,9 +315,9 @@ def skipped(job: Job, site: Site, why_not: str) -> Skipped:
     )
 
 
-def slug(gpu_name: str) -> str:
-    """A GPU's name as a file name: nvidia-h200"""
-    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
+def words(one: Job | Skipped) -> str:
+    engine = in_short(one.engine, one.precision, one.cuda_graph)
+    return f"{one.dataset}, batch {one.batch}, {engine}"
 
 
 def conclusion(records: Sequence[Record]) -> str:
@@ -259,10 +327,7 @@ def conclusion(records: Sequence[Record]) -> str:
     lines = [markdown(rows)]
     if missing:
         lines += ["", "Not measured:"]
-    for one in missing:
-        graph = ", CUDA graph" if one.cuda_graph else ""
-        what = f"{one.dataset}, batch {one.batch}, {one.engine} {one.precision}{graph}"
-        lines.append(f"- {what}: {one.reason}")
+    lines += [f"- {words(one)}: {one.reason}" for one in missing]
     return "\n".join(lines)
 
 
@@ -287,21 +352,22 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
 
 
 def report(quick: bool, out: Path | None, program: Sequence[str]) -> int:
-    """Doctor, ceilings, every job, the table."""
+    """Doctor, ceilings, every job, the table; returns 1 if no row is of this site."""
     site = Site(commit(), gpu().name, versions())
     out = out or RESULTS / f"{slug(site.gpu)}.jsonl"
     budget = Budget(QUICK_SECONDS if quick else float("inf"))
     reporter = Reporter(out, site, budget, program)
     reporter.records()  # a file of something else is refused before anything runs
     for command in ((*program, "doctor"), CEILINGS):
-        why_not = run_child(command, budget.limit("doctor"), show=True)
+        why_not = run_child(command, limit("doctor", budget), stdout=None)
         if why_not is not None:
             to_stderr(f"{command[-1]}: {why_not}")
-    reporter.run(jobs(quick))
+    reporter.run(quick_jobs() if quick else jobs())
     records = reporter.records()
     print(conclusion(records))
     print(f"\n{out}: the report")
-    return 0 if any(isinstance(record, BenchRow) for record in records) else 1
+    rows = [record for record in records if isinstance(record, BenchRow)]
+    return 0 if any(is_here(row, site) for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from engine.doctor import processor_name, usable_cores
 from engine.driver import ask_driver
@@ -70,31 +70,17 @@ class Machine(Frozen):
     cpu: str
     cores: int  # that this process may use
     load: float  # runnable processes of the last minute, when the run began
-    gpu: Gpu | None  # at the end of the run; None if it was on the CPU
-    gpu_before: Gpu | None = None
+    gpu: Gpu | None  # between two turns of the run; None if it was on the CPU
 
 
-class Before(NamedTuple):
-    """What is read before a run."""
-
-    load: float
-    gpu: Gpu | None
+def load() -> float:
+    """Runnable processes of the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
-def look(device: str) -> Before:
-    """The machine's state before a run on `device`."""
-    return Before(round(os.getloadavg()[0], 2), gpu() if device == "cuda" else None)
-
-
-def machine(device: str, before: Before) -> Machine:
-    """This machine after a run on `device`."""
-    return Machine(
-        cpu=processor_name(),
-        cores=usable_cores(),
-        load=before.load,
-        gpu=gpu() if device == "cuda" else None,
-        gpu_before=before.gpu,
-    )
+def machine(before: float, gpu: Gpu | None) -> Machine:
+    """This machine: its load before a run, its GPU during the run if it was on one."""
+    return Machine(cpu=processor_name(), cores=usable_cores(), load=before, gpu=gpu)
 
 
 def gpu() -> Gpu:
@@ -110,6 +96,14 @@ def gpu_memory_mib(device: str) -> float | None:
     return gpu().memory_used_mib if device == "cuda" else None
 
 
+# As PyTorch comes, which is how the paper measures.
+PAPERS_SETTINGS: Final = {
+    "cuda.matmul.allow_tf32": False,
+    "cudnn.allow_tf32": True,
+    "cudnn.benchmark": False,
+}
+
+
 def torch_settings() -> dict[str, bool] | None:
     """PyTorch's switches that decide how fp32 is computed, as they are; None without torch."""
     if why_missing("torch") is not None:
@@ -122,6 +116,18 @@ def torch_settings() -> dict[str, bool] | None:
         "cudnn.allow_tf32": cudnn.allow_tf32,
         "cudnn.benchmark": cudnn.benchmark,
     }
+
+
+def in_words(settings: dict[str, bool]) -> str:
+    """`torch_settings` as a sentence."""
+    products, convolutions, benchmark = (
+        "on" if settings[name] else "off" for name in PAPERS_SETTINGS
+    )
+    protocol = "" if settings == PAPERS_SETTINGS else "not "
+    return (
+        f"PyTorch's fp32: TF32 {convolutions} in convolutions and {products} in matrix products, "
+        f"cudnn.benchmark {benchmark}, which is {protocol}the paper's protocol"
+    )
 
 
 def commit() -> str | None:

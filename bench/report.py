@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.ceilings import Achieved, summary
+from bench.machine import in_words
 from bench.row import RESULTS, BenchRow, Measured, StageTimes, read_results
 from bench.timing import Summary
+from engine.sampler import equal_parts
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
 
@@ -95,9 +97,15 @@ def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
             "times as fast",
             [number(row.ratio) if row.ratio else ABSENT, "1" if row.baseline else ABSENT],
         ),
-        line("images at once", [str(min(s.chunk, row.batch)) if s else ABSENT for s in sides]),
+        line(
+            "images at once",
+            [str(equal_parts(row.batch, s.chunk)[0]) if s else ABSENT for s in sides],
+        ),
         line("peak memory, MiB", [_memory(s.peak_memory_mib) if s else ABSENT for s in sides]),
-        line("GPU memory, MiB", [_memory(s.gpu_memory_mib) if s else ABSENT for s in sides]),
+        line(
+            "GPU memory in use when warm, all processes, MiB",
+            [_memory(s.gpu_memory_mib) if s else ABSENT for s in sides],
+        ),
         line("TFLOP/s", [_tflops(s.achieved) if s else ABSENT for s in sides]),
         line("GB/s, at least", [_bytes(s.achieved) if s else ABSENT for s in sides]),
     ]
@@ -131,24 +139,28 @@ def gpu_facts(row: BenchRow) -> list[str]:
         said.append(f"TensorRT plan: {facts}")
     if row.ceilings is not None and row.ceilings.note is None:
         said.append(summary(row.ceilings))
-    for when, gpu in (("before", row.machine.gpu_before), ("after", row.machine.gpu)):
-        if gpu is not None and gpu.temperature is not None:
-            said.append(
-                f"GPU {when}: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
-                f"{gpu.power_limit}, {gpu.temperature} C"
-            )
+    gpu = row.machine.gpu
+    if gpu is not None and gpu.temperature is not None:
+        said.append(
+            f"GPU between two turns: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
+            f"{gpu.power_limit}, {gpu.temperature} C"
+        )
     return said
 
 
 def verification(row: BenchRow) -> str:
-    """What verification measured of the graphs that ran; a PyTorch engine runs none."""
+    """What verification measured of what ran. A PyTorch engine runs no graphs.
+
+    The export measures them on a CPU, which says nothing of a GPU's engine.
+    """
     if row.engine.engine.startswith("torch"):
         return ABSENT
-    found = row.engine.verification or row.verification
+    found = row.engine.verification or (row.verification if row.device == "cpu" else {})
     if "chain_psnr" not in found:
         return ABSENT
     psnr = float(found["chain_psnr"])  # infinite for equal images
-    return f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
+    shown = f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
+    return shown + (", failed" if found.get("why_failed") else "")
 
 
 def agreement(row: BenchRow) -> str:
@@ -182,7 +194,11 @@ def _mean(found: Summary) -> str:
 
 def engine_name(side: Measured) -> str:
     """Engine, precision, and whether the whole was one CUDA graph."""
-    return f"{side.engine} {side.precision}" + (", CUDA graph" if side.cuda_graph else "")
+    return in_short(side.engine, side.precision, side.cuda_graph)
+
+
+def in_short(engine: str, precision: str, cuda_graph: bool | None) -> str:
+    return f"{engine} {precision}" + (", CUDA graph" if cuda_graph else "")
 
 
 def _memory(mib: float | None) -> str:
@@ -212,6 +228,8 @@ def markdown(rows: Sequence[BenchRow]) -> str:
     lines += [_markdown_line(row) for row in shown]
     if any(row.random_weights for row in shown):
         lines += ["", "\\* random weights: timing only"]
+    for settings in sorted({in_words(row.torch_settings) for row in shown if row.torch_settings}):
+        lines += ["", settings]
     return "\n".join(lines)
 
 

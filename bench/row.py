@@ -39,14 +39,14 @@ class Measured(Frozen):
     engine: str
     precision: Precision
     where: str  # device and library
-    chunk: int  # images computed at once
+    chunk: int  # images computed at once, at most
     times: StageTimes
     images_per_second: float  # batch / p50 of the whole
     # Peak resident memory of the process once this side was warm.  The engine's is read before the
     # baseline is loaded; the baseline's holds both.
     peak_memory_mib: float | None
     # Of schema 2:
-    gpu_memory_mib: float | None = None  # in use on the whole GPU once this side was warm
+    gpu_memory_mib: float | None = None  # in use when this side was warm, by all processes
     cuda_graph: bool | None = None  # whether the whole is one launch; None on the CPU
     plan: dict[str, Any] | None = None  # facts of a TensorRT plan: profile, level, version, chunk
     verification: dict[str, Any] | None = None  # what verification measured with this plan

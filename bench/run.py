@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import cast
 
 from bench.assemble import make_row
-from bench.machine import gpu_memory_mib, look, machine, peak_memory_mib
+from bench.machine import Gpu, gpu, gpu_memory_mib, load, machine, peak_memory_mib
 from bench.row import BenchRow
 from bench.timing import (
-    WARM_UPS,
     Budget,
     Clock,
     Measurement,
@@ -19,6 +18,7 @@ from bench.timing import (
     Plan,
     Progress,
     Side,
+    made_to_fit,
     seconds,
     take_turns,
     timer_of,
@@ -36,7 +36,7 @@ from engine.select import (
 )
 from export.bundle import Bundle, open_bundle
 from export.graphs import Precision
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput
 from lddgan.progress import Log
 
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
@@ -90,15 +90,28 @@ def benchmark(
         return open_side
 
     plan = Plan(chosen.device, batch, trials, seed, limit)
-    before = look(chosen.device)
+    before = load()
+    states: list[Gpu] = []
+
     found = measure(
         opener(chosen.engine, chosen.precision, cuda_graph),
         opener(BASELINE, BASELINE_PRECISION, True) if why_not is None else None,
         plan,
         log,
-        progress,
+        watching(states, progress) if chosen.device == "cuda" else progress,
     )
-    return make_row(opened, plan, found, why_not, machine(chosen.device, before))
+    return make_row(opened, plan, found, why_not, machine(before, states[-1] if states else None))
+
+
+def watching(states: list[Gpu], progress: Progress) -> Progress:
+    """`progress`, which also adds the GPU's state after the first turn and in the middle."""
+
+    def turned(done: int, asked: int) -> None:
+        if done in (1, asked // 2):
+            states.append(gpu())
+        progress(done, asked)
+
+    return turned
 
 
 def check_arguments(batch: int, trials: int, seed: int, max_seconds: float | None) -> None:
@@ -129,46 +142,27 @@ def measure(
     engine = open_side()
     budget = Budget(plan.max_seconds, clock)
     limited = budget.limit != float("inf")
-    turn = trial_seconds(engine, plan) if limited else 0.0
+    turn = made_to_fit(trial_seconds, engine, plan, log) if limited else 0.0
     if limited and open_baseline is not None:
         log(f"{engine.sampler.description}: about {seconds(turn)} per trial")
     elif limited:
         log(estimate(plan, turn, budget))
-    opened = [warmed(engine, plan)]
+    opened = [warmed(engine, plan, log)]
     if open_baseline is not None:
         baseline = open_baseline()
         if limited:
-            turn += trial_seconds(baseline, plan)
+            turn += made_to_fit(trial_seconds, baseline, plan, log)
             log(f"with the PyTorch baseline: {estimate(plan, turn, budget)}")
-        opened.append(warmed(baseline, plan))
+        opened.append(warmed(baseline, plan, log))
     sides = [one.side for one in opened]
     turns = take_turns(sides, plan.seed, plan.batch, plan.trials, budget, progress)
-    for one in opened:
-        refuse_change(one)
     return Measurement(opened, turns)
 
 
-def warmed(side: Side, plan: Plan) -> Opened:
+def warmed(side: Side, plan: Plan, log: Log) -> Opened:
     """The side after its warm-up, and the memory in use by then."""
-    sampler = side.sampler
-    chunk, fused = sampler.chunk, sampler.backend.fused
-    warm_up(side, plan.seed, plan.batch, WARM_UPS[plan.device])
-    return Opened(side, chunk, fused, peak_memory_mib(), gpu_memory_mib(plan.device))
-
-
-def refuse_change(opened: Opened) -> None:
-    """Raise LddganError if a side is no longer what was opened: its times would be another's."""
-    sampler = opened.side.sampler
-    if sampler.chunk != opened.chunk:
-        raise LddganError(
-            f"{sampler.description} went from {opened.chunk} to {sampler.chunk} images at once "
-            "while it was measured; take a smaller --batch"
-        )
-    if sampler.backend.fused != opened.fused:
-        raise LddganError(
-            f"{sampler.description} gave up its CUDA graph while it was measured; use "
-            "--no-cuda-graph"
-        )
+    made_to_fit(warm_up, side, plan, log)
+    return Opened(side, peak_memory_mib(), gpu_memory_mib(plan.device))
 
 
 def estimate(plan: Plan, turn: float, budget: Budget) -> str:

@@ -6,17 +6,19 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from engine.sampler import Images, Made, Sampler
-from lddgan.errors import LddganError
+from engine.sampler import Images, Made, Sampler, equal_parts
+from lddgan.errors import LddganError, OutOfMemory
 from lddgan.presets import Frozen
+from lddgan.progress import Log
 
 Clock = Callable[[], float]  # seconds
 Progress = Callable[[int, int], None]  # trials done, trials asked for
 Part = tuple[int, int]  # first, count
+T = TypeVar("T")
 
 REST = 0.01  # seconds between two looks at whether this process's threads rest
 REST_AT_MOST = 1.0  # seconds
@@ -99,8 +101,6 @@ class Opened(NamedTuple):
     """A side that is warm."""
 
     side: Side
-    chunk: int  # when it was opened
-    fused: bool  # when it was opened
     peak_memory_mib: float | None
     gpu_memory_mib: float | None
 
@@ -169,8 +169,9 @@ class Budget:
 
 
 def chunks_of(batch: int, chunk: int) -> list[Part]:
-    """(first, count) of the parts that a batch is run in."""
-    return [(first, min(chunk, batch - first)) for first in range(0, batch, chunk)]
+    """(first, count) of the parts that a batch is run in: of one size, or of two."""
+    sizes = equal_parts(batch, chunk)
+    return list(zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True))
 
 
 def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
@@ -260,11 +261,28 @@ def _seconds(side: Side, trial: Trial) -> float:
     return (trial.end_to_end + apart) / 1e3
 
 
-def warm_up(side: Side, seed: int, batch: int, times: int) -> None:
-    """Run every stage for each chunk size that occurs, the ragged last one too."""
-    for count in sorted({count for _, count in chunks_of(batch, side.sampler.chunk)}):
-        for _ in range(times):
-            run_trial(side, seed, count)
+def warm_up(side: Side, plan: Plan) -> None:
+    """Run every stage for each chunk size that occurs."""
+    for count in sorted(set(equal_parts(plan.batch, side.sampler.chunk))):
+        for _ in range(WARM_UPS[plan.device]):
+            run_trial(side, plan.seed, count)
+
+
+def made_to_fit(run: Callable[[Side, Plan], T], side: Side, plan: Plan, log: Log) -> T:
+    """`run(side, plan)`, again with half the images at once while there is too little memory.
+
+    Raises OutOfMemory if the least that the engine takes does not fit.
+    """
+    sampler = side.sampler
+    while True:
+        try:
+            return run(side, plan)
+        except OutOfMemory as error:
+            size = min(sampler.chunk, plan.batch)
+            if size // 2 < sampler.backend.least:
+                raise
+            sampler.chunk = size // 2
+            log(f"{error}; measured with {sampler.chunk} images at once instead of {size}")
 
 
 def settle() -> None:

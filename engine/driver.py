@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from typing import Final
@@ -9,6 +11,7 @@ from typing import Final
 from lddgan.errors import LddganError
 
 DRIVER_SECONDS: Final = 20  # after which a driver that does not answer counts as broken
+GPU_NAME: Final = re.compile(r"\d+|GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as -i takes it
 
 
 def why_no_gpu() -> str | None:
@@ -21,13 +24,17 @@ def why_no_gpu() -> str | None:
 
 
 def ask_driver(fields: str) -> str:
-    """What nvidia-smi says of the first GPU, in its own words. Raises LddganError."""
+    """What nvidia-smi says of the GPU that CUDA sees first, in its own words.
+
+    CUDA numbers the GPUs as nvidia-smi does if CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    Raises LddganError.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         raise LddganError("no driver is installed here (nvidia-smi is missing)")
     try:
         asked = subprocess.run(
-            [program, f"--query-gpu={fields}", "--format=csv,noheader"],
+            [program, *first_visible(), f"--query-gpu={fields}", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             check=False,
@@ -39,3 +46,9 @@ def ask_driver(fields: str) -> str:
         first_line = (asked.stdout + asked.stderr).strip().partition("\n")[0]
         raise LddganError(f"the driver says {first_line!r}")
     return asked.stdout.strip().splitlines()[0]
+
+
+def first_visible() -> tuple[str, ...]:
+    """nvidia-smi's words for the first GPU of CUDA_VISIBLE_DEVICES; none if it has none for it."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    return ("-i", first) if GPU_NAME.fullmatch(first) else ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from export.graphs import GraphSpec, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
+EXACT_FP32 = {"use_tf32": "0"}  # fp16 would lose the tensor cores by it
 TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
 NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
@@ -33,7 +36,8 @@ class OrtBackend(Backend):
         self.device = device
         specs = graph_specs(bundle.preset)
         self.sessions = {
-            which: open_session(bundle.graph(which, precision), device) for which in specs
+            which: open_session(bundle.graph(which, precision), device, precision)
+            for which in specs
         }
         for which, spec in specs.items():
             check_tensors(self.sessions[which], spec, bundle.folder / graph_file(which, precision))
@@ -66,34 +70,59 @@ class OrtBackend(Backend):
         try:
             self.sessions[which].run_with_iobinding(binding)
         except onnxruntime_errors() as error:
-            first_line = str(error).splitlines()[0]
-            kind = OutOfMemory if NO_MEMORY in first_line else LddganError
-            raise kind(f"ONNX Runtime failed in the {which}: {first_line}") from error
+            cause = first_line(error)
+            kind = OutOfMemory if NO_MEMORY in cause else LddganError
+            raise kind(f"ONNX Runtime failed in the {which}: {cause}") from error
         return binding.get_outputs()[0]
 
 
-def open_session(path: Path, device: str) -> Any:
+def open_session(path: Path, device: str, precision: Precision) -> Any:
     """A session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
     provider = PROVIDERS[device]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
     # Without it the threads of one graph go on spinning while the other graph, or PyTorch, runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if device == "cuda":
+        load_cuda()
     try:
         session = onnxruntime.InferenceSession(
             path,
             options,
-            providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
+            providers=[(provider, provider_options(device, precision))],
+            enable_fallback=False,  # to the CPU, which it prints to stdout
         )
     except onnxruntime_errors() as error:
-        first_line = str(error).splitlines()[0]
-        raise BadInput(f"ONNX Runtime does not take {path}: {first_line}") from error
+        if device == "cuda" and isinstance(error, RuntimeError):  # those of a file are other types
+            raise not_started(provider, first_line(error)) from error
+        raise BadInput(f"ONNX Runtime does not take {path}: {first_line(error)}") from error
     if session.get_providers()[0] != provider:
-        raise LddganError(
-            f"ONNX Runtime could not start its {provider} (it offers {session.get_providers()}); "
-            'install a driver for CUDA 13 and pip install "onnxruntime-gpu[cuda,cudnn]"'
-        )
+        raise not_started(provider, "it could not load its CUDA libraries")
     return session
+
+
+def load_cuda() -> None:
+    """Load the CUDA libraries that pip installed; what is missing is told on stderr."""
+    with redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
+
+
+def provider_options(device: str, precision: Precision) -> dict[str, str]:
+    """How ONNX Runtime's provider of `device` computes."""
+    if device == "cpu":
+        return {}
+    return CUDA_OPTIONS | (EXACT_FP32 if precision == "fp32" else {})
+
+
+def not_started(provider: str, cause: str) -> LddganError:
+    return LddganError(
+        f"ONNX Runtime could not start its {provider}: {cause}; install a driver for CUDA 13 and "
+        'pip install "onnxruntime-gpu[cuda,cudnn]"'
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def check_tensors(session: Any, spec: GraphSpec, path: Path) -> None:

@@ -20,7 +20,8 @@ Images = NDArray[np.uint8]  # [N,H,W,3]
 Float32 = NDArray[np.float32]
 Native = Any  # an array where the backend computes
 
-LARGEST_TENSOR = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes of a float32 activation; sets the chunk
+# Elements of an activation, which set the chunk; kernels on a GPU count them in 31 bits.
+LARGEST_TENSOR = {"cpu": 1 << 26, "cuda": (1 << 31) - 1}
 
 
 class Inputs(NamedTuple):
@@ -219,7 +220,7 @@ class Sampler:
         """Images of `make(first, count)`; a chunk that does not fit the memory is halved."""
         parts, done = [], 0
         while done < count:
-            size = min(self.chunk, count - done)
+            size = equal_parts(count - done, self.chunk)[0]
             try:
                 parts.append(self._checked(make(first + done, size)))
             except OutOfMemory as error:
@@ -252,14 +253,23 @@ class Sampler:
 
 
 def default_chunk(preset: Preset, device: str) -> int:
-    """Images at once such that no activation of the decoder passes LARGEST_TENSOR bytes."""
+    """Images at once such that no activation of the decoder passes LARGEST_TENSOR elements."""
     codec = preset.codec
     widths = [codec.ch * mult for mult in codec.ch_mult]
     # Level i has widths[i] channels; upsampling into it carries widths[i+1].
     carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
     elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
     tokens = max([preset.latent_size, *codec.attention]) ** 2
-    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // (4 * max(elements, tokens**2))))
+    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // max(elements, tokens**2)))
+
+
+def equal_parts(count: int, chunk: int) -> list[int]:
+    """Sizes of the fewest parts of at most `chunk` images: equal, or with one image's difference.
+
+    The largest come first.
+    """
+    parts = -(-count // chunk)
+    return [-(-(count - part) // parts) for part in range(parts)]
 
 
 def checked_chunk(chunk: int) -> int:

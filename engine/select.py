@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from engine.driver import why_no_gpu
+from engine.loading import import_library
 from engine.sampler import Backend, Sampler
 from export.bundle import CHECKPOINT, Bundle, open_bundle
 from export.graphs import PRECISIONS, Precision
@@ -27,6 +28,17 @@ PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, 
     "torch": (BASELINE_PRECISION,),
     "torch-compile": ("fp16",),
 }
+
+CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best first
+    ("trt", "cuda"),
+    ("trt-rtx", "cuda"),
+    ("ort", "cuda"),
+    ("torch", "cuda"),
+    ("torch-compile", "cuda"),
+    ("ort", "cpu"),
+    ("torch", "cpu"),
+)
+REINSTALL_ORT_GPU: Final = "pip install --force-reinstall --no-deps onnxruntime-gpu"
 
 
 class Candidate(NamedTuple):
@@ -108,9 +120,7 @@ def choose(
     Raises LddganError with the causes.
     """
     causes = []
-    for candidate in survey():
-        if engine not in ("auto", candidate.engine) or device not in ("auto", candidate.device):
-            continue
+    for candidate in survey(engine, device):
         wanted = precision or default_precision(candidate.engine, held)
         if engine == "auto" and not _offers(candidate, wanted, held):
             continue
@@ -135,45 +145,82 @@ def _offers(candidate: Candidate, precision: Precision, held: Sequence[Precision
     return precision in held
 
 
-def survey() -> list[Candidate]:
-    """Every engine and device, best first."""
-    gpu = why_no_gpu()
-    return [
-        Candidate("trt", "cuda", gpu or why_no_tensorrt("trt")),
-        Candidate("trt-rtx", "cuda", gpu or why_no_tensorrt("trt-rtx")),
-        Candidate("ort", "cuda", gpu or why_no_ort_cuda()),
-        Candidate("torch", "cuda", gpu or why_no_torch_cuda()),
-        Candidate("torch-compile", "cuda", gpu or why_no_torch_cuda()),
-        Candidate("ort", "cpu", why_missing("onnxruntime")),
-        Candidate("torch", "cpu", why_missing("torch")),
+def survey(engine: EngineName = "auto", device: DeviceName = "auto") -> Iterator[Candidate]:
+    """The engines and devices that a request names, best first.
+
+    The library of an engine is imported when its turn comes: who stops early loads no more.
+    """
+    fitting = [
+        (name, where)
+        for name, where in CANDIDATES
+        if engine in ("auto", name) and device in ("auto", where)
     ]
+    no_gpu = why_no_gpu() if any(where == "cuda" for _, where in fitting) else None
+    for name, where in fitting:
+        cause = no_gpu if where == "cuda" else None
+        yield Candidate(name, where, cause or why_no_library(name, where))
+
+
+def why_no_library(engine: str, device: str) -> str | None:
+    """Why the library of an engine cannot be used on a device that is there."""
+    if engine in ("trt", "trt-rtx"):
+        return why_no_tensorrt("trt" if engine == "trt" else "trt-rtx")
+    if engine == "ort":
+        return why_no_ort_cuda() if device == "cuda" else why_no_ort()
+    return why_no_torch_cuda() if device == "cuda" else why_unusable("torch")
+
+
+def why_unusable(package: str) -> str | None:
+    """Why `package` cannot be imported; None if it was."""
+    missing = why_missing(package)
+    if missing is not None:
+        return missing
+    try:
+        import_library(package, "install it again")
+    except LddganError as error:
+        return str(error)
+    return None
 
 
 def why_no_tensorrt(name: Literal["trt", "trt-rtx"]) -> str | None:
     """Why a TensorRT engine cannot run, without making any of its objects."""
-    from engine.trt.library import why_missing as why_no_library
+    from engine.trt.library import why_missing as why_no_bindings
 
-    return why_missing("cuda.core") or why_no_library(name)
+    return why_unusable("cuda.core") or why_no_bindings(name)
+
+
+def why_no_ort() -> str | None:
+    unusable = why_unusable("onnxruntime")
+    if unusable is not None:
+        return unusable
+    import onnxruntime
+
+    if hasattr(onnxruntime, "get_available_providers"):
+        return None
+    return (  # onnxruntime and onnxruntime-gpu share a folder: removing one breaks the other
+        f"parts of the installed onnxruntime are missing; {REINSTALL_ORT_GPU} "
+        "(onnxruntime where there is no GPU)"
+    )
 
 
 def why_no_ort_cuda() -> str | None:
-    missing = why_missing("onnxruntime")
-    if missing is not None:
-        return missing
+    unusable = why_no_ort()
+    if unusable is not None:
+        return unusable
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return None
     return (
-        "the installed onnxruntime is the CPU package; pip uninstall -y onnxruntime && "
-        'pip install "lddgan[gpu]"'
+        "the installed onnxruntime is the CPU package; "
+        f"pip uninstall -y onnxruntime && {REINSTALL_ORT_GPU}"
     )
 
 
 def why_no_torch_cuda() -> str | None:
-    missing = why_missing("torch")
-    if missing is not None:
-        return missing
+    unusable = why_unusable("torch")
+    if unusable is not None:
+        return unusable
     import torch
 
     if torch.cuda.is_available():

@@ -131,23 +131,34 @@ def verify_bundle(
     *,
     images: int = IMAGES,
     batch: int | None = None,
+    cuda_graph: bool = True,
+    show: Callable[[Verification], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> Verification:
-    """Verify an engine of a bundle, on its GPU if PyTorch can use it; kept beside TensorRT's plans.
+    """Verify an engine of a bundle, on its GPU if PyTorch can use it.
 
-    The arguments are those of `open_engine`, which says what is raised; also an engine that failed
-    before is verified.
+    `show` is given the result before it is kept beside TensorRT's plans, where another user's
+    cannot be written.  The other arguments are those of `open_engine`, which says what is raised;
+    also an engine that failed before is verified.
     """
     from engine.select import open_engine, why_no_torch_cuda
     from engine.trt.backend import TrtBackend
     from lddgan.checkpoint import load_checkpoint
 
     sampler = open_engine(
-        bundle, engine, precision, device, batch=batch, accept_failed=True, log=log
+        bundle,
+        engine,
+        precision,
+        device,
+        batch=batch,
+        cuda_graph=cuda_graph,
+        accept_failed=True,
+        log=log,
     )
     where = "cpu" if sampler.backend.device == "cpu" or why_no_torch_cuda() else "cuda"
     model = load_checkpoint(bundle.file(CHECKPOINT))
     found = verify_engine(sampler, model, images=images, device=where, log=log)
+    show(found)
     if isinstance(sampler.backend, TrtBackend):
         sampler.backend.plans.save_verification(found)
     return found
@@ -228,11 +239,16 @@ def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, cou
 
 @contextmanager
 def _exact_fp32() -> Iterator[None]:
-    """PyTorch without TF32, which it takes for convolutions on a GPU unless told otherwise."""
+    """PyTorch without TF32: on a GPU it takes it for convolutions, and for products if told to."""
     import torch
 
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+    matmul = torch.backends.cuda.matmul
+    products, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = products
 
 
 def _stages(backend: Backend) -> Stages:

@@ -243,7 +243,7 @@ def test_build_says_why_it_cannot_and_what_could(lddgan) -> None:
 @pytest.mark.usefixtures("_no_gpu")
 def test_rtx_without_its_package_says_how_to_get_it(lddgan) -> None:
     outcome = lddgan("build", "--dataset", "digits", "--engine", "trt-rtx")
-    refused(outcome, "tensorrt_rtx is not installed; download TensorRT-RTX", code=1)
+    refused(outcome, "tensorrt_rtx is not installed; pip install tensorrt-rtx", code=1)
 
 
 @pytest.mark.usefixtures("_no_gpu")
@@ -276,5 +276,17 @@ def test_verify_passes_and_writes_json(lddgan, tiny_bundle) -> None:
 
 
 def test_a_graph_is_captured_by_tensorrt_only(lddgan, tiny_bundle) -> None:
-    outcome = lddgan("bench", "--bundle", tiny_bundle, "--engine", "ort", "--no-cuda-graph")
-    refused(outcome, "the ort engine takes no stream and captures no CUDA graph")
+    for command in ("bench", "sample", "verify"):
+        outcome = lddgan(command, "--bundle", tiny_bundle, "--engine", "ort", "--no-cuda-graph")
+        refused(outcome, "the ort engine takes no stream and captures no CUDA graph")
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PCI_BUS_ID"), ("FASTEST_FIRST",) * 2])
+def test_gpus_are_numbered_as_nvidia_smi_does_unless_told(
+    lddgan, monkeypatch, given: str | None, used: str
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", given)
+    lddgan("presets")
+    assert os.environ["CUDA_DEVICE_ORDER"] == used

@@ -261,9 +261,12 @@ class TrtBackend(Backend):
                 f"batch {batch}, the engine {self.plans.folder.name} takes {profile.min}.."
                 f"{profile.max}; `lddgan build --batch` makes another"
             )
-        return Context(
+        made = Context(
             self.library, self.logger, self.engines[which], self.specs[which], batch, self.memory
         )
+        if self.tape is not None:
+            self.library.check_capturable(made.context, self.gpu.handle)
+        return made
 
     def _kept(self, make: Callable[[], T]) -> T:
         return make() if self.tape is None else self.tape.next(make)

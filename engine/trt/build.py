@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from engine.loading import one_line
 from engine.trt.library import (
     Builder,
     IBuilderConfig,
@@ -22,11 +23,11 @@ from engine.trt.library import (
     OnnxParser,
     ParserError,
     TensorRT,
-    one_line,
+    forget,
 )
 from engine.trt.monitor import DONE, Progress, interrupt_sets, make_monitor
 from export.graphs import BATCH, MAX_BATCH, GraphSpec, Precision, TensorSpec
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, LddganError
 from lddgan.presets import Frozen
 
 DYNAMIC: Final = -1  # TensorRT's mark of a size that is not fixed
@@ -110,10 +111,13 @@ def flags_for(library: Library, precision: Precision) -> Flags:
     if hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         network.append("STRONGLY_TYPED")
     weakly_typed_half = precision == "fp16" and "STRONGLY_TYPED" not in network
-    builder = ("FP16", "OBEY_PRECISION_CONSTRAINTS") if weakly_typed_half else ()
+    builder = ["FP16", "OBEY_PRECISION_CONSTRAINTS"] if weakly_typed_half else []
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX, to be captured
+        builder.append("REQUIRE_USER_ALLOCATION")
     # cuBLAS and cuDNN, where they are still offered, would be loaded beside TensorRT.
     own = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-    return Flags(tuple(network), builder, own if hasattr(module.TacticSource, "CUBLAS") else ())
+    tactics = own if hasattr(module.TacticSource, "CUBLAS") else ()
+    return Flags(tuple(network), tuple(builder), tactics)
 
 
 def build_graph(
@@ -145,7 +149,7 @@ def build_graph(
     network: INetworkDefinition = builder.create_network(_mask(kinds, flags.network))
     parser = parse(library, logger, network, path)  # holds the weights until the plan is built
     check_tensors(library, network, spec, path)
-    if flags.builder and hasattr(module.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
+    if "FP16" in flags.builder and hasattr(module.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"):
         pin_precisions(library, network)
     config = configure(library, builder, options, flags, workspace)
     add_profile(builder, config, spec, options.profile)
@@ -228,22 +232,36 @@ def _dtype(library: Library, name: str) -> Any:
 
 
 def pin_precisions(library: Library, network: INetworkDefinition) -> None:
-    """Where networks are not strongly typed: every layer computes in the dtype the graph gives it.
+    """Where networks are not strongly typed: what computes does so in the dtype of the graph.
 
-    Left alone are layers without floating-point outputs, and those that have no choice.
+    Layers that only move data have no precision of their own.  Raises LddganError if nothing
+    computes in fp16: the plan would be fp32 in all but name.
     """
     module: TensorRT = library.module
-    floating = (module.DataType.FLOAT, module.DataType.HALF)
-    fixed = (module.LayerType.CAST, module.LayerType.CONSTANT, module.LayerType.SHAPE)
+    computing = (
+        module.LayerType.ACTIVATION,
+        module.LayerType.CONVOLUTION,
+        module.LayerType.DECONVOLUTION,
+        module.LayerType.ELEMENTWISE,
+        module.LayerType.MATRIX_MULTIPLY,
+        module.LayerType.NORMALIZATION,
+        module.LayerType.REDUCE,
+        module.LayerType.SOFTMAX,
+        module.LayerType.TOPK,
+        module.LayerType.UNARY,
+    )
+    pinned = set()
     for index in range(network.num_layers):
         layer: ILayer = network.get_layer(index)
-        if layer.type in fixed:
+        output: ITensor = layer.get_output(0)
+        if layer.type not in computing or output.is_shape_tensor:
             continue
-        for k in range(layer.num_outputs):
-            output: ITensor = layer.get_output(k)
-            if output.dtype in floating and not output.is_shape_tensor:
-                layer.precision = output.dtype
-                layer.set_output_type(k, output.dtype)
+        if output.dtype in (module.DataType.FLOAT, module.DataType.HALF):
+            layer.precision = output.dtype
+            layer.set_output_type(0, output.dtype)
+            pinned.add(output.dtype)
+    if module.DataType.HALF not in pinned:
+        raise LddganError(f"{library} sees nothing in the graph that computes in fp16")
 
 
 def configure(
@@ -307,7 +325,7 @@ def run(
     cancelled = threading.Event()
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = make_monitor(library.module, progress, cancelled)
-    logger.errors.clear()  # a timing cache that was refused is no cause of a failed build
+    forget(logger)  # a timing cache that was refused is no cause of a failed build
     with interrupt_sets(cancelled):
         plan = builder.build_serialized_network(network, config)
     if cancelled.is_set():

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final, Literal, Protocol
 
+from engine.loading import import_library, one_line
 from lddgan.errors import LddganError, OutOfMemory
 
 LibraryName = Literal["trt", "trt-rtx"]
@@ -27,6 +27,7 @@ IExecutionContext = Any
 ILayer = Any
 INetworkDefinition = Any
 IOptimizationProfile = Any
+IRuntimeConfig = Any
 ITensor = Any
 ITimingCache = Any
 OnnxParser = Any
@@ -38,20 +39,19 @@ PACKAGES: Final[dict[LibraryName, str]] = {"trt": "tensorrt", "trt-rtx": "tensor
 INSTALL: Final[dict[LibraryName, str]] = {
     "trt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index, which '
     "must be reachable)",
-    "trt-rtx": "download TensorRT-RTX from NVIDIA's developer site and pip install the "
-    "tensorrt_rtx wheel in it",
+    "trt-rtx": "pip install tensorrt-rtx",
 }
 SUPPORTED: Final[dict[LibraryName, tuple[tuple[tuple[int, int], tuple[int, int]], ...]]] = {
-    # from the first version to before the second; 10.13 is where strong typing is complete
+    # from the first version to before the second; strong typing is complete in 10.13, and RTX
+    # engines can be captured since 1.2
     "trt": (((8, 6), (9, 0)), ((10, 13), (12, 0))),
-    "trt-rtx": (((1, 0), (2, 0)),),
+    "trt-rtx": (((1, 2), (2, 0)),),
 }
 SUPPORTED_IN_WORDS: Final[dict[LibraryName, str]] = {
     "trt": "8.6, 10.13 to 10.x, or 11",
-    "trt-rtx": "1.x",
+    "trt-rtx": "1.2 to 1.x",
 }
 KEPT_WARNINGS = 8
-LONGEST_CAUSE = 400  # characters of TensorRT's own words in one sentence
 
 
 class Logger(Protocol):
@@ -80,15 +80,17 @@ class Library:
         """The error to raise when TensorRT gave nothing: `what`, and the first error that it logged
         (or, without one, the last warning).
 
-        OutOfMemory if that is the cause.
+        OutOfMemory if that is the cause.  What was logged is used up: it is not the next one's.
         """
         told = logger.errors[:1] or list(logger.warnings)[-1:]  # 8.6 warns that it cannot start
         cause = one_line(told[0]) if told else "TensorRT does not say why"
         kind = OutOfMemory if any(map(_says_out_of_memory, logger.errors)) else LddganError
+        forget(logger)
         return kind(f"{what}: {cause}")
 
     def create(self, logger: Logger, what: str, make: Callable[[], Any]) -> Any:
         """What `make` gives; raises `error` if TensorRT gives nothing."""
+        forget(logger)
         try:
             made = make()
         except TypeError as error:  # what pybind11 makes of a constructor's null pointer
@@ -115,16 +117,39 @@ class Library:
         )
 
     def create_context(self, engine: ICudaEngine, logger: Logger) -> IExecutionContext:
-        """An execution context without memory of its own: `set_memory` gives it some."""
+        """An execution context without memory of its own: `set_memory` gives it some.
+
+        TensorRT-RTX compiles kernels for each shape as it runs, by default in the background; here
+        it waits for them, because a CUDA graph keeps the kernels that it was captured with.  This
+        and `check_capturable` follow its documentation and have not run on a GPU.
+        """
         module: TensorRT = self.module
 
         def make() -> IExecutionContext:
+            if hasattr(module, "DynamicShapesKernelSpecializationStrategy"):
+                config: IRuntimeConfig = engine.create_runtime_config()
+                config.set_execution_context_allocation_strategy(
+                    module.ExecutionContextAllocationStrategy.USER_MANAGED
+                )
+                config.dynamic_shapes_kernel_specialization_strategy = (
+                    module.DynamicShapesKernelSpecializationStrategy.EAGER
+                )
+                return engine.create_execution_context(config)
             if hasattr(module, "ExecutionContextAllocationStrategy"):
                 managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
                 return engine.create_execution_context(managed)
             return engine.create_execution_context_without_device_memory()
 
         return self.create(logger, f"{self} cannot make an execution context", make)
+
+    def check_capturable(self, context: IExecutionContext, stream: int) -> None:
+        """Raise LddganError if TensorRT-RTX says that `context` cannot be captured on `stream`."""
+        if not hasattr(context, "is_stream_capturable"):
+            return
+        if not context.is_stream_capturable(stream):
+            raise LddganError(
+                f"{self} cannot run this engine inside a CUDA graph; use --no-cuda-graph"
+            )
 
     def memory_needed(self, engine: ICudaEngine, context: IExecutionContext) -> int:
         """Bytes that `context` needs for the input shapes set on it; in 8.6 for any shape."""
@@ -149,14 +174,9 @@ def load(name: LibraryName) -> Library:
     supported, with the line that mends it.
     """
     package = PACKAGES[name]
-    if importlib.util.find_spec(package) is None:
+    if find_spec(package) is None:
         raise LddganError(f"{package} is not installed; {INSTALL[name]}")
-    try:
-        module = importlib.import_module(package)
-    except (ImportError, OSError) as error:  # the bindings without the libraries they bind
-        raise LddganError(
-            f"{package} is installed but cannot be loaded ({one_line(str(error))}); {INSTALL[name]}"
-        ) from error
+    module = import_library(package, INSTALL[name])
     if not is_supported(name, module.__version__):
         raise LddganError(
             f"{package} {module.__version__} is not supported ({SUPPORTED_IN_WORDS[name]} is); "
@@ -182,6 +202,12 @@ def is_supported(name: LibraryName, version: str) -> bool:
     return any(first <= number < end for first, end in SUPPORTED[name])
 
 
+def forget(logger: Logger) -> None:
+    """Empty what was logged: whatever fails next has another cause."""
+    logger.errors.clear()
+    logger.warnings.clear()
+
+
 def _make_logger(library: TensorRT) -> Any:
     module: TensorRT = library
     severity = module.ILogger.Severity
@@ -204,9 +230,3 @@ def _make_logger(library: TensorRT) -> Any:
 def _says_out_of_memory(text: str) -> bool:
     squeezed = re.sub(r"[\s_]", "", text).lower()
     return any(words in squeezed for words in ("outofmemory", "memallocfailed", "failedallocation"))
-
-
-def one_line(text: str) -> str:
-    """The text of a library's error as part of one sentence."""
-    words = " ".join(text.split()).rstrip(".")
-    return words if len(words) <= LONGEST_CAUSE else words[:LONGEST_CAUSE] + "..."

@@ -13,7 +13,7 @@ from engine.trt.library import Library, LibraryName, load
 from engine.trt.plans import GpuIdentity, PlanSet, choose, ensure, plan_key, store_folder
 from engine.verification import Verification, refuse
 from export.bundle import Bundle
-from export.graphs import Precision, graph_specs
+from export.graphs import MAX_BATCH, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
 
@@ -69,11 +69,16 @@ def open_tensorrt(
 def suitable_plans(
     bundle: Bundle, tools: Tools, precision: Precision, batch: int | None, log: Log
 ) -> PlanSet:
-    """The plans built nearest to `batch`, or new ones with the defaults of `lddgan build`."""
+    """The plans built nearest to `batch`, or new ones with the defaults of `lddgan build`.
+
+    If none takes `batch` at once, those that take the largest batch of the defaults will do.
+    """
     options = BuildOptions(precision=precision)
     key = plan_key(bundle, tools.library, tools.identity, options)
-    size = None if batch is None else min(batch, options.profile.max)
-    found = choose(store_folder(bundle), key, size, log)
+    limits = (MAX_BATCH, options.profile.max)
+    sizes = dict.fromkeys(None if batch is None else min(batch, limit) for limit in limits)
+    candidates = (choose(store_folder(bundle), key, size, log) for size in sizes)
+    found = next((plans for plans in candidates if plans is not None), None)
     return found or ensure(
         bundle, tools.library, tools.identity, options, log=log, workspace=tools.workspace
     )

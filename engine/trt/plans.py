@@ -151,9 +151,15 @@ class PlanSet:
         return self._tuning.chunks
 
     def save_tuning(self, found: dict[int, int]) -> None:
-        """Keep what was measured, beside what is already known."""
+        """Keep what was measured, beside what is already known.
+
+        In a store that cannot be written it is kept for this process only, which is said.
+        """
         self._tuning = Tuning(chunks={**self.tuning, **found})
-        self._save(TUNING, self._tuning)
+        try:
+            self._save(TUNING, self._tuning)
+        except LddganError as error:
+            self.log(f"the tuning is not kept: {error}")
 
     @property
     def _digests(self) -> dict[str, str]:

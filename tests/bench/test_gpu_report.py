@@ -14,7 +14,6 @@ from bench.child import reason, run_child
 from bench.gpu_report import (
     LIMITS,
     QUICK_SECONDS,
-    Budget,
     Job,
     Reporter,
     Site,
@@ -22,21 +21,25 @@ from bench.gpu_report import (
     export_commands,
     fits,
     jobs,
+    limit,
     main,
     preparations,
-    slug,
+    quick_jobs,
+    verify_command,
 )
 from bench.machine import HOME, Gpu, Machine, versions
-from bench.row import BenchRow, Skipped, read_records, read_rows
+from bench.report import verification
+from bench.row import BenchRow, Skipped, read_records, read_rows, save_row
+from bench.timing import Budget
 from tests.bench.child_script import write_manifest
 from tests.bench.test_results import row
 
 SCRIPT = (sys.executable, str(Path(__file__).with_name("child_script.py")))
 COMMIT = "c" * 40
-TRT = Job("cifar10", 10, "trt", "fp16", True, 5)
+TRT = Job("cifar10", 10, "trt", "fp16", True, 5, 10)
 STEPS = TRT._replace(cuda_graph=False)
-TORCH = Job("cifar10", 10, "torch", "fp16", False, 5)
-ORT = Job("cifar10", 10, "ort", "fp32", False, 5)
+TORCH = Job("cifar10", 10, "torch", "fp16", False, 5, 10)
+ORT = Job("cifar10", 10, "ort", "fp32", False, 5, 10)
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def reporter(
 
 
 def test_everything_is_measured_in_the_agreed_order() -> None:
-    todo = jobs(quick=False)
+    todo = jobs()
     cells = list(dict.fromkeys((job.dataset, job.batch) for job in todo))
     assert cells[:4] == [("lsun", 100), ("lsun", 1), ("celeba_256", 100), ("cifar10", 100)]
     assert set(cells) == {(d, b) for d in ("lsun", "celeba_256", "cifar10") for b in (1, 10, 100)}
@@ -94,14 +97,21 @@ def test_everything_is_measured_in_the_agreed_order() -> None:
         assert kinds[5:] == [("torch-compile", "fp16", False)] * (cell[1] == 100)
 
 
-def test_quick_is_lsun_and_asks_for_fewer_trials() -> None:
-    quick, full = jobs(quick=True), {job[:5]: job.trials for job in jobs(quick=False)}
+def test_quick_is_lsun_needs_one_build_at_its_end_and_asks_for_fewer_trials(
+    folder: Path,
+) -> None:
+    quick, full = quick_jobs(), {job[:5]: job.trials for job in jobs()}
     assert [job[:4] for job in quick] == [
-        ("lsun", 100, "trt", "fp16"),
         ("lsun", 100, "torch", "fp16"),
-        ("lsun", 1, "trt", "fp16"),
         ("lsun", 1, "torch", "fp16"),
+        ("lsun", 100, "trt", "fp16"),
+        ("lsun", 1, "trt", "fp16"),
     ]
+    write_manifest(Path("exports") / "lsun")
+    assert preparations(quick[1]) == []
+    (build,) = {command for job in quick for command in preparations(job)}
+    assert build[-2:] == ("--batch", "1,100,100")
+    assert verify_command(quick[2]) == verify_command(quick[3])
     assert all(job.trials < full[job[:5]] for job in quick)
     assert QUICK_SECONDS == 600
 
@@ -111,14 +121,19 @@ def test_the_commands_of_a_job(folder: Path) -> None:
     assert preparations(TRT) == [
         ("export", "--dataset", "cifar10", "--precision", "both"),
         ("build", *plan, "--batch", "1,10,10"),
-        ("verify", *plan, "--batch", "10"),
     ]
+    assert verify_command(TRT) == (
+        *("verify", *plan, "--device", "cuda", "--batch", "10", "--json"),
+    )
+    assert " ".join(verify_command(ORT)) == (
+        "verify --dataset cifar10 --engine ort --precision fp32 --device cuda --json"
+    )
     write_manifest(Path("exports") / "cifar10")
     assert preparations(ORT) == []
-    assert [command[0] for command in preparations(STEPS)] == ["build", "verify"]
+    assert [command[0] for command in preparations(STEPS)] == ["build"]
     with_graph = " ".join(bench_command(TRT, Path("out.jsonl")))
     assert with_graph == (
-        "bench --dataset cifar10 --device cuda --engine trt --precision fp16 --batch 10 "
+        "bench --dataset cifar10 --engine trt --precision fp16 --device cuda --batch 10 "
         "--trials 5 --save out.jsonl --json"
     )
     assert "--no-cuda-graph" in bench_command(STEPS, Path("out.jsonl"))
@@ -135,14 +150,10 @@ def test_a_bundle_of_one_precision_is_exported_again_from_its_own_checkpoint(
     )
 
 
-def test_a_gpus_name_makes_a_file_name() -> None:
-    assert slug("NVIDIA GeForce RTX 4090 (Laptop)") == "nvidia-geforce-rtx-4090-laptop"
-
-
 def test_a_row_of_a_cpu_is_not_a_gpus() -> None:
     gpu = Gpu(name="G", driver="", sm_clock="", power_limit="")
     on_gpu = Machine(cpu="A CPU", cores=2, load=0, gpu=gpu)
-    job, here = Job("lsun", 1, "ort", "fp32", False, 5), Site(None, "G", {})
+    job, here = Job("lsun", 1, "ort", "fp32", False, 5, 1), Site(None, "G", {})
     assert fits(row(machine=on_gpu), job, here)
     assert not fits(row(), job, here)
 
@@ -174,7 +185,7 @@ def test_each_row_is_there_at_once_and_nothing_is_measured_twice(folder: Path, s
         ("torch", False),
     ]
     reporter(site).run([TRT, STEPS, TORCH, ORT])  # resumed
-    assert calls(folder) == ["bench cifar10"]
+    assert calls(folder) == ["verify cifar10", "bench cifar10"]
     assert len(read_rows(Path("report.jsonl"))) == 4
 
 
@@ -200,7 +211,9 @@ def test_what_cannot_run_is_written_down_and_the_rest_goes_on(folder: Path, site
     told(folder, **{"--engine trt": "error: this GPU is too old", "--engine ort": "crash"})
     reporter(site).run([TRT, STEPS, ORT, TORCH])
     # The build is not tried again for the second job that needs it.
-    assert calls(folder) == [f"{c} cifar10" for c in ("export", "build", "bench", "bench")]
+    assert calls(folder) == [
+        f"{c} cifar10" for c in ("export", "build", "verify", "bench", "bench")
+    ]
     records = read_records(Path("report.jsonl"))
     assert [type(record) for record in records] == [Skipped, Skipped, Skipped, BenchRow]
     reasons = [record.reason for record in records if isinstance(record, Skipped)]
@@ -208,7 +221,9 @@ def test_what_cannot_run_is_written_down_and_the_rest_goes_on(folder: Path, site
     # Mended and run again: only what was skipped is measured, and the old reasons are gone.
     told(folder)
     reporter(site).run([TRT, STEPS, ORT, TORCH])
-    assert calls(folder) == [f"{c} cifar10" for c in ("build", "verify", *["bench"] * 3)]
+    assert calls(folder) == [
+        f"{c} cifar10" for c in ("build", "verify", "bench", "bench", "verify", "bench")
+    ]
     assert all(isinstance(record, BenchRow) for record in read_records(Path("report.jsonl")))
 
 
@@ -229,10 +244,24 @@ def test_a_second_failure_replaces_the_first(folder: Path, site: Site) -> None:
     assert isinstance(record, Skipped) and record.reason == "two"
 
 
-def test_a_failed_verification_leaves_the_verdict_to_bench(folder: Path, site: Site) -> None:
-    told(folder, verify="error: no PyTorch")
-    reporter(site).run([TRT])
-    assert [type(record) for record in read_records(Path("report.jsonl"))] == [BenchRow]
+def test_what_verification_says_is_in_the_row(folder: Path, site: Site) -> None:
+    reporter(site).run([TRT, ORT, TORCH])
+    trt, ort, torch = read_rows(Path("report.jsonl"))
+    assert [verification(one) for one in (trt, ort, torch)] == ["equal", "equal", "-"]
+    assert trt.engine.verification == ort.engine.verification
+    assert trt.notes == ort.notes == ("from the script",)
+
+
+@pytest.mark.parametrize(("said", "shown"), [("error: off", "-"), ("refused", "equal, failed")])
+def test_a_failed_verification_is_noted_in_the_row(
+    folder: Path, site: Site, said: str, shown: str
+) -> None:
+    told(folder, verify=said)
+    reporter(site).run([TRT, STEPS, ORT])
+    trt, steps, ort = read_rows(Path("report.jsonl"))
+    note = f"verify: {said.removeprefix('error: ')}"
+    assert trt.notes == steps.notes == ort.notes == ("from the script", note)
+    assert [verification(one) for one in (trt, steps, ort)] == [shown] * 3
 
 
 def test_a_benchmark_that_leaves_no_row_is_not_taken_for_one(folder: Path, site: Site) -> None:
@@ -268,11 +297,11 @@ def test_when_the_time_is_over_the_rest_is_written_down_and_done_the_next_time(
 def test_the_budget_is_what_is_left() -> None:
     now = [100.0]
     budget = Budget(600, lambda: now[0])
-    assert budget.limit("doctor") == LIMITS["doctor"]
+    assert limit("doctor", budget) == LIMITS["doctor"]
     now[0] += 590
-    assert budget.limit("bench") == 10
+    assert limit("bench", budget) == 10
     now[0] += 20
-    assert budget.limit("bench") == 0
+    assert limit("bench", budget) == 0
 
 
 # ---- the command ----
@@ -290,7 +319,7 @@ def test_without_a_gpu_it_says_so_and_does_nothing(
 def test_the_whole_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told(folder, **{"--engine torch --precision fp16 --batch 1 ": "error: no torch"})
+    told(folder, **{"torch --precision fp16 --device cuda --batch 1 ": "error: no torch"})
     h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
     monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
     monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
@@ -303,6 +332,23 @@ def test_the_whole_command(
     assert "| lsun \\* | 100 | NVIDIA H200 | trt fp16, CUDA graph | 4,000 | 100 |" in said.out
     assert "- lsun, batch 1, torch fp16: no torch" in said.out
     assert "trt fp16, CUDA graph: 100 ms, PyTorch 4,000 ms, 1.60 times as fast" in said.err
+
+
+def test_rows_of_another_commit_are_no_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
+    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
+    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
+    here = Machine(cpu="A CPU", cores=2, load=0, gpu=h200)
+    save_row(row(machine=here, commit="0" * 40, versions=versions()), Path("out.jsonl"))
+    told(folder, bench="error: no memory")
+    assert main(["--quick", "--out", "out.jsonl"], SCRIPT) == 1
+    save_row(row(machine=here, commit=COMMIT, versions=versions()), Path("out.jsonl"))
+    assert main(["--quick", "--out", "out.jsonl"], SCRIPT) == 0
+    capfd.readouterr()
 
 
 def test_a_file_of_something_else_is_left_alone(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.assemble import gpu_notes
 from bench.ceilings import Achieved, Ceilings
 from bench.machine import (
     HOME,
@@ -17,13 +18,15 @@ from bench.machine import (
     commit,
     gpu,
     gpu_memory_mib,
-    look,
+    in_words,
+    load,
     machine,
     peak_memory_mib,
     torch_settings,
 )
 from bench.report import (
     agreement,
+    comparisons,
     engine_name,
     main,
     markdown,
@@ -51,6 +54,17 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
 
 PRESET = get_preset("lsun")
+KNOWN = Ceilings(
+    matmul_tflops=700.0,
+    convolution_tflops=650.0,
+    convolution="8x256x256x256",
+    copy_gb_per_second=4100.0,
+)
+SETTINGS = {
+    "cuda.matmul.allow_tf32": False,
+    "cudnn.allow_tf32": True,
+    "cudnn.benchmark": False,
+}
 README = "# Title\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\nEnd.\n"
 
 
@@ -157,6 +171,24 @@ def test_the_table_shows_the_verification_of_what_ran(
     )
 
 
+@pytest.mark.parametrize(
+    ("engine", "shown"),
+    [
+        (measured("trt", 1.0), "-"),
+        (measured("ort", 1.0), "-"),
+        (measured("ort", 1.0, verification={"chain_psnr": 51.04, "why_failed": None}), "51.0 dB"),
+        (
+            measured("ort", 1.0, verification={"chain_psnr": 31.04, "why_failed": "it is off"}),
+            "31.0 dB, failed",
+        ),
+    ],
+)
+def test_what_the_export_measured_on_a_cpu_is_not_shown_of_a_gpu(
+    engine: Measured, shown: str
+) -> None:
+    assert verification(row(device="cuda", engine=engine, verification={"chain_psnr": 9})) == shown
+
+
 def test_the_engines_name_says_whether_it_was_one_cuda_graph() -> None:
     assert engine_name(measured("trt", 1.0, cuda_graph=True)) == "trt fp32, CUDA graph"
     assert engine_name(measured("trt", 1.0, cuda_graph=False)) == "trt fp32"
@@ -170,11 +202,11 @@ def test_a_gpu_row_says_all_that_is_known_of_it(gpu_row: BenchRow, tmp_path: Pat
         "trt fp32, CUDA graph",
         "TFLOP/s │ 420 (60%) │ - │",
         "GB/s, at least │ 96 (2%) │ - │",
-        "GPU memory, MiB │ 9,000 │ - │",
+        "GPU memory in use when warm, all processes, MiB │ 9,000 │ - │",
         "PNG files of the batch: 812 ms more, on one core",
         "TensorRT plan: version 10.16.1, level 3",
         "matrix product 700 TFLOP/s, 3x3 convolution 8x256x256x256 650 TFLOP/s; copy 4,100 GB/s",
-        "GPU before: 345 MHz of 1980 MHz, 80.00 W of 700.00 W, 31 C",
+        "GPU between two turns: 345 MHz of 1980 MHz, 80.00 W of 700.00 W, 31 C",
         "verification: equal",
     ):
         assert said in text
@@ -215,15 +247,10 @@ def gpu_row() -> BenchRow:
     return row(
         device="cuda",
         engine=engine,
-        machine=Machine(cpu="A CPU", cores=2, load=0, gpu=h200, gpu_before=h200),
+        machine=Machine(cpu="A CPU", cores=2, load=0, gpu=h200),
         png_ms=812.0,
-        torch_settings={"cudnn.allow_tf32": True},
-        ceilings=Ceilings(
-            matmul_tflops=700.0,
-            convolution_tflops=650.0,
-            convolution="8x256x256x256",
-            copy_gb_per_second=4100.0,
-        ),
+        torch_settings=SETTINGS,
+        ceilings=KNOWN,
     )
 
 
@@ -272,8 +299,9 @@ def test_the_gpu_is_read_from_the_driver_in_its_own_words(monkeypatch: pytest.Mo
     assert (found.power_draw, found.power_limit, found.temperature) == ("76.91 W", "[N/A]", "31")
     assert (found.memory_used_mib, found.memory_total) == (1024.0, "143771 MiB")
     assert gpu_memory_mib("cuda") == 1024.0 and gpu_memory_mib("cpu") is None
-    here = machine("cuda", look("cuda"))
-    assert here.gpu == here.gpu_before == found
+    before = load()
+    here = machine(before, found)
+    assert (here.gpu, here.load) == (found, before) and before >= 0
     monkeypatch.setattr("bench.machine.ask_driver", lambda fields: "NVIDIA H200, 580")
     with pytest.raises(LddganError, match="gave 2 values and not 11"):
         gpu()
@@ -293,6 +321,25 @@ def test_torchs_settings_are_read_as_they_are() -> None:
         "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn.benchmark": False,
     }
+
+
+def test_how_pytorch_computes_fp32_is_said_of_a_gpus_rows(gpu_row: BenchRow) -> None:
+    paper = "PyTorch's fp32: TF32 on in convolutions and off in matrix products, "
+    paper += "cudnn.benchmark off, which is the paper's protocol"
+    assert in_words(SETTINGS) == paper
+    other = in_words(SETTINGS | {"cuda.matmul.allow_tf32": True})
+    assert "on in matrix products" in other and "not the paper's protocol" in other
+    assert markdown([row(), gpu_row, gpu_row]).splitlines()[-1] == paper
+    assert paper not in markdown([row()])
+    why = KNOWN.model_copy(update={"note": "ceilings not measured: full"})
+    assert gpu_notes(SETTINGS, why) == [paper, "ceilings not measured: full"]
+    assert gpu_notes(SETTINGS, KNOWN) == [paper] and gpu_notes(None, None) == []
+
+
+def test_images_at_once_are_those_of_equal_parts() -> None:
+    one = measured("ort", 1.0).model_copy(update={"chunk": 32})
+    at_once = {label: cells for label, *cells in comparisons(row(batch=100, engine=one))}
+    assert at_once["images at once"] == ["25", "4"]
 
 
 def test_agreement_of_equal_images() -> None:

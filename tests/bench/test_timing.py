@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.run import estimate, measure
+from bench.run import estimate, measure, watching
 from bench.timing import (
     Budget,
     HostTimer,
@@ -60,9 +60,17 @@ def test_summary_is_percentiles_mean_and_population_deviation() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "chunk", "parts"),
-    [(1, 4, [(0, 1)]), (4, 4, [(0, 4)]), (7, 3, [(0, 3), (3, 3), (6, 1)])],
+    [
+        (1, 4, [(0, 1)]),
+        (4, 4, [(0, 4)]),
+        (7, 3, [(0, 3), (3, 2), (5, 2)]),
+        (100, 32, [(0, 25), (25, 25), (50, 25), (75, 25)]),
+        (100, 127, [(0, 100)]),
+    ],
 )
-def test_chunks_cover_the_batch(batch: int, chunk: int, parts: list[tuple[int, int]]) -> None:
+def test_chunks_cover_the_batch_in_equal_parts(
+    batch: int, chunk: int, parts: list[tuple[int, int]]
+) -> None:
     assert chunks_of(batch, chunk) == parts
 
 
@@ -70,7 +78,7 @@ def test_a_trial_sums_its_chunks_by_stage(clock: Clock) -> None:
     calls: list[Any] = []
     trial, images = run_trial(side(fast(clock, calls), PRESET, chunk=3), seed=0, batch=7)
     assert images.shape == (7, 32, 32, 3)
-    assert [count for _, what, count in calls if what == "decode"] == [3, 3, 1]
+    assert [count for _, what, count in calls if what == "decode"] == [3, 2, 2]
     assert trial.generator == pytest.approx(4 * 7 * 10)
     assert trial.decoder == pytest.approx(7 * 100)
     assert trial.whole == pytest.approx(980)
@@ -82,8 +90,8 @@ def test_one_launch_is_the_whole_and_its_stages_are_timed_apart(clock: Clock) ->
     calls: list[Any] = []
     backend = Fused(clock, calls, launch=0.005, download=0.1)
     trial, images = run_trial(side(backend, PRESET, chunk=3), seed=0, batch=7)
-    assert [count for _, what, count in calls if what == "launch"] == [3, 3, 1]
-    assert [count for _, what, count in calls if what == "decode"] == [3, 3, 1]
+    assert [count for _, what, count in calls if what == "launch"] == [3, 2, 2]
+    assert [count for _, what, count in calls if what == "decode"] == [3, 2, 2]
     assert trial.whole == pytest.approx(7 * 5)
     assert trial.download == pytest.approx(2 * 3 * 100)  # latents and images of three chunks
     assert trial.end_to_end == pytest.approx(7 * 5 + 600)
@@ -127,27 +135,45 @@ def test_too_little_memory_ends_the_trial_and_no_smaller_chunk_is_tried(clock: C
     assert calls == [("fused", "launch", 4)]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"chunk": 2}, "went from 4 to 2 images at once"),
-        ({"fused": False}, "gave up its CUDA graph"),
-    ],
-)
-def test_a_side_that_is_no_longer_what_was_opened_is_refused(
-    clock: Clock, change: dict[str, Any], message: str
-) -> None:
-    class Fickle(Fused):
-        def run(self, program: Any, preset: Any, seed: int, first: int, count: int) -> Any:
-            if len(self.calls) > 20:
-                opened.sampler.chunk = change.get("chunk", opened.sampler.chunk)
-                self.fused = change.get("fused", self.fused)
-            return super().run(program, preset, seed, first, count)
+class Small(Scripted):
+    """A device whose memory holds three images."""
 
-    opened = side(Fickle(clock, [], 0.005, 0), PRESET, chunk=4)
-    plan = Plan("cpu", 4, 5, 0, NONE)
-    with pytest.raises(LddganError, match=message):
-        measure(lambda: opened, None, plan, lambda _: None, quiet, clock)
+    def decode(self, x_0: Any) -> Any:
+        if len(x_0) > 3:
+            raise OutOfMemory(f"no memory for {len(x_0)} images")
+        return super().decode(x_0)
+
+
+def small(clock: Clock, calls: list[Any]) -> Small:
+    return Small("small", clock, calls, STEP, DECODE)
+
+
+@pytest.mark.parametrize("limit", [NONE, 1000.0])
+def test_too_little_memory_while_warming_up_halves_the_chunk_and_starts_again(
+    clock: Clock, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
+    calls: list[Any] = []
+    log: list[str] = []
+    opened = side(small(clock, calls), PRESET, chunk=127)
+    plan = Plan("cuda", 10, 2, 0, limit)
+    found = measure(lambda: opened, None, plan, log.append, quiet, clock)
+    assert opened.sampler.chunk == 2  # 10, 5, 2
+    assert [line for line in log if "memory" in line] == [
+        "no memory for 10 images; measured with 5 images at once instead of 10",
+        "no memory for 5 images; measured with 2 images at once instead of 5",
+    ]
+    assert [len(trials) for trials in found.turns.trials] == [2]
+    decoded = [count for _, what, count in calls if what == "decode"]
+    assert decoded[-2 * 5 - 10 :] == [2] * (10 + 2 * 5)  # ten to warm up, two trials of five chunks
+
+
+def test_too_little_memory_for_the_least_that_an_engine_takes_is_an_error(clock: Clock) -> None:
+    backend = small(clock, [])
+    backend.least = 4
+    plan = Plan("cpu", 10, 2, 0, NONE)
+    with pytest.raises(OutOfMemory, match="no memory for 5 images"):
+        measure(lambda: side(backend, PRESET, 10), None, plan, lambda _: None, quiet, clock)
 
 
 def test_nan_is_an_error(clock: Clock) -> None:
@@ -159,10 +185,10 @@ def test_nan_is_an_error(clock: Clock) -> None:
 
 def test_warm_up_runs_every_stage_of_every_chunk_size(clock: Clock) -> None:
     calls: list[Any] = []
-    warm_up(side(fast(clock, calls), PRESET, chunk=3), seed=0, batch=7, times=2)
+    warm_up(side(fast(clock, calls), PRESET, chunk=3), Plan("cuda", 7, 1, 0, NONE))
     for stage, each in (("step", 4), ("decode", 1)):
         sizes = [count for _, what, count in calls if what == stage]
-        assert sizes == [1] * 2 * each + [3] * 2 * each
+        assert sizes == [2] * 10 * each + [3] * 10 * each
 
 
 def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:
@@ -177,6 +203,19 @@ def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize(("trials", "read_after"), [(1, [1]), (2, [1]), (7, [1, 3])])
+def test_the_gpu_is_read_between_turns_and_not_before_or_after(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, trials: int, read_after: list[int]
+) -> None:
+    calls: list[Any] = []
+    states: list[Any] = []
+    heard: list[int] = []
+    monkeypatch.setattr("bench.run.gpu", lambda: len(calls) // 5)  # runs of one side so far
+    follow = watching(states, lambda done, asked: heard.append(done))
+    take_turns([side(fast(clock, calls), PRESET, 4)], 0, 4, trials, Budget(NONE, clock), follow)
+    assert states == read_after and heard == [*range(1, trials + 1)]
+
+
 @pytest.mark.parametrize(
     ("limit", "done"),
     [(NONE, 5), (100.0, 5), (3 * 2.24 + 0.01, 3), (3 * 2.24 - 0.01, 2), (0.5, 1), (0.0, 1)],
@@ -188,7 +227,7 @@ def test_the_limit_cuts_trials_but_not_the_batch(clock: Clock, limit: float, don
     turns = take_turns(sides, 0, 4, 5, budget, quiet)
     assert [len(trials) for trials in turns.trials] == [done, done]
     for name in ("fast", "slow"):
-        assert [n for who, what, n in calls if (who, what) == (name, "decode")] == [3, 1] * done
+        assert [n for who, what, n in calls if (who, what) == (name, "decode")] == [2, 2] * done
 
 
 def test_no_turn_starts_that_the_slowest_says_would_not_fit(clock: Clock) -> None:
@@ -241,17 +280,17 @@ def measured(clock: Clock, plan: Plan, log: list[str]) -> tuple[list[Any], Any]:
 
 def test_the_estimate_comes_first_and_the_engine_is_warm_before_the_baseline(clock: Clock) -> None:
     log: list[str] = []
-    calls, found = measured(clock, Plan("cpu", 4, 300, 0, 30.0), log)
+    calls, found = measured(clock, Plan("cpu", 4, 300, 0, 29.0), log)
     assert log[0] == "fast fp32 on a script: about 0.56 s per trial"
-    # The two of one image and the warm-up of 1 and 3 come first: 0.84 s, then 0.84 s of baseline.
+    # The two of one image and the warm-up of two come first: 0.56 s, then 0.84 s of baseline.
     assert log[1] == (
         "with the PyTorch baseline: about 2.2 s per trial of 4 images, "
-        "12 of 300 fit in what is left of 30 s"
+        "12 of 300 fit in what is left of 29 s"
     )
     opened = calls.index(("open", "slow", 1))
-    assert {count for _, _, count in calls[1:opened]} == {1, 3}
+    assert {count for _, _, count in calls[1:opened]} == {1, 2}
     assert [len(trials) for trials in found.turns.trials] == [11, 11]  # a warm-up later
-    assert clock.now - 100 <= 30
+    assert clock.now - 100 <= 29
 
 
 def test_without_a_limit_nothing_is_estimated(

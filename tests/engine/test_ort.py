@@ -75,7 +75,7 @@ def test_file_that_is_no_graph_is_one_sentence(
     path = Path(shutil.copy(tiny_bundle / GRAPH, tmp_path))
     DAMAGES[case](path)
     with pytest.raises(BadInput) as caught:
-        open_session(path, "cpu")
+        open_session(path, "cpu", "fp32")
     message = str(caught.value)
     assert message.startswith(f"ONNX Runtime does not take {path}: ")
     assert "\n" not in message

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any, ClassVar
 
 import onnxruntime
 import pytest
@@ -23,10 +24,11 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     """Sets why each thing is missing; None is "it is there"."""
 
     def set_causes(gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT") -> None:
+        def why_unusable(name: str) -> str | None:
+            return f"{name} is gone" if name in missing else None
+
         monkeypatch.setattr(select, "why_no_gpu", lambda: gpu)
-        monkeypatch.setattr(
-            select, "why_missing", lambda name: f"{name} is gone" if name in missing else None
-        )
+        monkeypatch.setattr(select, "why_unusable", why_unusable)
         monkeypatch.setattr(select, "why_no_tensorrt", lambda name: trt and f"{trt} ({name})")
         monkeypatch.setattr(select, "why_no_ort_cuda", lambda: ort_cuda)
         monkeypatch.setattr(select, "why_no_torch_cuda", lambda: torch_cuda)
@@ -114,7 +116,7 @@ def test_trt_says_why_it_cannot_run(machine, tiny_bundle: Path, causes: dict, sa
 
 def test_survey_has_every_engine_once_best_first(machine) -> None:
     machine(gpu="no GPU")
-    found = survey()
+    found = list(survey())
     assert [candidate[:2] for candidate in found] == [
         ("trt", "cuda"),
         ("trt-rtx", "cuda"),
@@ -157,31 +159,117 @@ def test_description_says_what_runs(tiny_bundle: Path) -> None:
     assert ort.random_weights and baseline.random_weights
 
 
+# ---- libraries that are not asked for, or broken ----
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Puts a package that raises as it is imported in the place of the real one."""
+
+    def put(package: str, source: str) -> None:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(source)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    "source", ["raise OSError('libcudnn.so.9: cannot\\nopen')", "raise ImportError('no symbol')"]
+)
+def test_a_library_that_cannot_be_loaded_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, broken, source: str
+) -> None:
+    monkeypatch.setattr(select, "why_no_gpu", lambda: "no GPU")
+    broken("torch", source)
+    assert choose("auto", "auto")[:2] == ("ort", "cpu")
+    with pytest.raises(LddganError, match="torch on cpu: torch is installed but cannot be") as said:
+        choose("torch", "cpu")
+    assert "\n" not in str(said.value) and "install it again" in str(said.value)
+    assert len(list(survey())) == 7
+
+
+def test_onnxruntime_that_lost_parts_is_one_sentence(broken) -> None:
+    broken("onnxruntime", "")
+    with pytest.raises(LddganError, match="ort on cpu: parts of the installed onnxruntime are"):
+        choose("ort", "cpu")
+    assert "--force-reinstall --no-deps onnxruntime-gpu" in str(select.why_no_ort_cuda())
+
+
+def test_a_choice_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(select, "why_no_gpu", lambda: asked.append("gpu"))
+    monkeypatch.setattr(
+        select, "why_no_library", lambda engine, device: asked.append((engine, device))
+    )
+    assert choose("ort", "cpu")[:2] == ("ort", "cpu")
+    assert asked == [("ort", "cpu")]
+    asked.clear()
+    assert choose("auto", "auto")[:2] == ("trt", "cuda")
+    assert asked == ["gpu", ("trt", "cuda")]
+
+
 # ---- ONNX Runtime that leaves the GPU in silence ----
 
 
-def test_session_that_fell_back_to_the_cpu_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked = []
+@pytest.fixture
+def session_class(monkeypatch: pytest.MonkeyPatch):
+    """Puts a class in the place of InferenceSession; preload_dlls complains as the real one."""
 
-    class FallsBack:
-        def __init__(self, path, options, providers) -> None:
-            asked.extend(providers)
+    def put(kind: type) -> None:
+        fake = types.SimpleNamespace(
+            InferenceSession=kind,
+            SessionOptions=onnxruntime.SessionOptions,
+            capi=onnxruntime.capi,
+            preload_dlls=lambda: print("Failed to load libcublas.so.13"),
+        )
+        monkeypatch.setattr(ort_engine, "onnxruntime", fake)
 
-        def get_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
+    return put
 
-    fake = types.SimpleNamespace(
-        InferenceSession=FallsBack,
-        SessionOptions=onnxruntime.SessionOptions,
-        capi=onnxruntime.capi,
-    )
-    monkeypatch.setattr(ort_engine, "onnxruntime", fake)
-    with pytest.raises(LddganError, match="could not start its CUDAExecutionProvider"):
-        ort_engine.open_session(tmp_path / "x.onnx", "cuda")
-    assert [name for name, _ in asked] == ["CUDAExecutionProvider"]
-    ort_engine.open_session(tmp_path / "x.onnx", "cpu")
+
+class FallsBack:
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, path, options, providers, enable_fallback) -> None:
+        self.asked.append((*providers, enable_fallback))
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_session_that_fell_back_to_the_cpu_is_refused(session_class, tmp_path, capsys) -> None:
+    session_class(FallsBack)
+    with pytest.raises(LddganError, match="CUDAExecutionProvider: it could not load its CUDA lib"):
+        ort_engine.open_session(tmp_path / "x.onnx", "cuda", "fp32")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "Failed to load libcublas.so.13\n")
+    ort_engine.open_session(tmp_path / "x.onnx", "cpu", "fp32")
+    assert capsys.readouterr().err == ""
+    cuda = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+    assert FallsBack.asked == [
+        (("CUDAExecutionProvider", cuda), False),
+        (("CPUExecutionProvider", {}), False),
+    ]
+
+
+def test_tf32_is_for_fp16_to_use() -> None:
+    assert "use_tf32" not in ort_engine.provider_options("cuda", "fp16")
+    assert ort_engine.provider_options("cuda", "fp32")["use_tf32"] == "0"
+
+
+def test_a_provider_that_fails_is_no_bad_file(session_class, tmp_path: Path) -> None:
+    class Fails:
+        def __init__(self, *_, **__) -> None:
+            raise RuntimeError("CUDA failure 35: the driver is insufficient\nat cuda_call.cc")
+
+    session_class(Fails)
+    with pytest.raises(
+        LddganError, match=r"CUDAExecutionProvider: CUDA failure 35.*; install a"
+    ) as said:
+        ort_engine.open_session(tmp_path / "x.onnx", "cuda", "fp32")
+    assert not isinstance(said.value, BadInput) and "\n" not in str(said.value)
 
 
 @pytest.mark.skipif(
@@ -191,7 +279,7 @@ def test_session_that_fell_back_to_the_cpu_is_refused(
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_cpu_package_asked_for_cuda_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(LddganError, match="could not start its CUDAExecutionProvider"):
-        ort_engine.open_session(tiny_bundle / "decoder.fp32.onnx", "cuda")
+        ort_engine.open_session(tiny_bundle / "decoder.fp32.onnx", "cuda", "fp32")
 
 
 # ---- the GPU ----
@@ -223,19 +311,45 @@ def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
     assert driver.why_no_gpu() is None
 
 
+UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        (None, ""),
+        ("", ""),
+        ("2", "-i 2 "),
+        ("3,1", "-i 3 "),
+        (UUID, f"-i {UUID} "),
+        ("GPU-8932f937", ""),  # CUDA takes the beginning of a UUID, nvidia-smi does not
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", ""),
+    ],
+)
+def test_the_gpu_asked_about_is_the_one_that_cuda_sees_first(
+    nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+) -> None:
+    nvidia_smi('echo "$@"')
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert driver.ask_driver("name") == f"{asked}--query-gpu=name --format=csv,noheader"
+
+
 def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert "lddgan[gpu]" in str(select.why_no_ort_cuda())
+    assert str(select.why_no_ort_cuda()).endswith(
+        "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+    )
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
     )
     assert select.why_no_ort_cuda() is None
 
 
-def test_survey_without_a_gpu_imports_no_library(tmp_path: Path) -> None:
+def test_choosing_without_a_gpu_imports_what_is_chosen_only(tmp_path: Path) -> None:
     program = (
-        "import sys, engine.select as s; found = s.survey(); "
-        "assert all(c.why_not for c in found if c.device == 'cuda'), found; "
+        "import sys, engine.select as s; s.choose('auto', 'auto'); "
         "print(sorted({'torch', 'tensorrt', 'onnxruntime'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -245,4 +359,4 @@ def test_survey_without_a_gpu_imports_no_library(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.stdout == "[]\n", done.stderr
+    assert done.stdout == "['onnxruntime']\n", done.stderr

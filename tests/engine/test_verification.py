@@ -293,6 +293,18 @@ def test_no_memory_for_one_image_is_an_error(tiny_bundle: Path, tiny_model: Mode
 # ---- the record ----
 
 
+def test_the_reference_is_computed_without_tf32() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = True
+    try:
+        with verification._exact_fp32():
+            assert not matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+        assert matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    finally:
+        matmul.allow_tf32 = before
+
+
 def test_record_can_be_read_again(half: Verification) -> None:
     for record in (half, half.model_copy(update={"chain_psnr": float("inf")})):
         assert Verification.model_validate_json(record.model_dump_json()) == record

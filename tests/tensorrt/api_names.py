@@ -240,7 +240,7 @@ def main(*files: str) -> None:
         "used": sorted(names.used),
         "missing": sorted(names.missing),
         "unknown": sorted(names.unknown),
-        "half": list(flags.builder),
+        "flags": list(flags.builder),
     }
     print(json.dumps(found))
 

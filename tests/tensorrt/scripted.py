@@ -22,7 +22,11 @@ WEAK, BOTH, STRONG = "8.6.1", "10.16.1.11", "11.4.0.106"
 VERSIONS = (WEAK, BOTH, STRONG)
 
 DataType = enum.Enum("DataType", "FLOAT HALF INT32 INT64 BOOL UINT8")
-LayerType = enum.Enum("LayerType", "CAST CONSTANT SHAPE CONVOLUTION NORMALIZATION TOPK SHUFFLE")
+LayerType = enum.Enum(
+    "LayerType",
+    "CAST CONSTANT SHAPE SHUFFLE CONCATENATION ACTIVATION CONVOLUTION DECONVOLUTION ELEMENTWISE "
+    "MATRIX_MULTIPLY NORMALIZATION REDUCE SOFTMAX TOPK UNARY",
+)
 Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 DTYPES = {"float32": DataType.FLOAT, "int32": DataType.INT32, "uint8": DataType.UINT8}
 
@@ -42,7 +46,7 @@ class Script:
         self.specs = specs
         self.calls: list[tuple[Any, ...]] = []
         self.builds: list[str] = []  # the graphs that were built
-        self.layers: list[Any] = []
+        self.layers = [Layer(LayerType.CONVOLUTION, DataType.HALF)]
         self.parser_error: Any = None
         self.failures: dict[str, str] = {}  # graph -> the error that its build logs
         self.during: Callable[[], None] = lambda: None  # called as a build begins

@@ -5,7 +5,8 @@
 It writes to .venv/tensorrt-cpu:
     builder/    `import tensorrt`: the bindings of TensorRT 11 over the builder of TensorRT-RTX;
                 what it builds cannot be run here
-    bindings/   the bindings of three versions over empty libraries: names and signatures only
+    bindings/   four versions' bindings, TensorRT-RTX's among them, over empty libraries: names and
+                signatures only
 It does nothing if that is already there, and what is there is whole: it appears by one rename.
 """
 
@@ -32,6 +33,7 @@ BINDINGS = {
     "8.6.1": "tensorrt-bindings",
     "10.16.1.11": "tensorrt-cu13-bindings",
     "11.4.0.106": "tensorrt-cu13-bindings",
+    "1.7.1.116": "tensorrt-rtx-cu13-bindings",
 }
 DRIVES_RTX = "11.4.0.106"  # the bindings whose classes are laid out as TensorRT-RTX 1.7's
 LAST_PYTHON = {"8.6.1": (3, 11)}  # of the wheels that exist
@@ -86,8 +88,9 @@ def make(work: Path) -> Path:
     for version in versions():
         site = made / "bindings" / version / "site"
         unpack(download(BINDINGS[version], version, wheels), site)
-        alias(site)
-        compile_stubs(site / "tensorrt_bindings" / "tensorrt.so", site.parent / "lib")
+        bindings = next(site.glob("*_bindings/*.so"))
+        alias(site, bindings.parent.name)
+        compile_stubs(bindings, site.parent / "lib")
     builder = made / "builder"
     shutil.copytree(made / "bindings" / DRIVES_RTX / "site", builder / "site")
     unpack(download(*RTX, wheels), work / "rtx")
@@ -109,10 +112,10 @@ def unpack(wheel: Path, folder: Path) -> None:
         archive.extractall(folder)
 
 
-def alias(site: Path) -> None:
+def alias(site: Path, package: str) -> None:
     """`tensorrt`, the name that the package with the libraries has."""
     (site / "tensorrt").mkdir()
-    text = "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__\n"
+    text = f"from {package} import *\nfrom {package} import __version__\n"
     (site / "tensorrt" / "__init__.py").write_text(text)
 
 
@@ -137,7 +140,7 @@ def needed(bindings: Path) -> list[str]:
     """The TensorRT libraries that the bindings are linked with."""
     lines = output("readelf", "-d", bindings).splitlines()
     names = [line.split("[")[1].rstrip("]") for line in lines if "(NEEDED)" in line]
-    return [name for name in names if name.startswith("libnv")]
+    return [name for name in names if name.startswith(("libnv", "libtensorrt"))]
 
 
 def compile_builder(rtx: Path, folder: Path) -> None:

@@ -37,7 +37,14 @@ ONLY = {
         "ParserError.node_operator",
         "TensorRT.ExecutionContextAllocationStrategy.USER_MANAGED",
     },
+    "1.7.1.116": {  # TensorRT-RTX
+        "ICudaEngine.create_runtime_config",
+        "IExecutionContext.is_stream_capturable",
+        "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+        "TensorRT.DynamicShapesKernelSpecializationStrategy.EAGER",
+    },
 }
+FLAGS = {"8.6.1": ["FP16", "OBEY_PRECISION_CONSTRAINTS"], "1.7.1.116": ["REQUIRE_USER_ALLOCATION"]}
 EVERYWHERE = {
     "Builder.build_serialized_network",
     "INetworkDefinition.num_inputs",
@@ -64,7 +71,7 @@ def test_every_name_exists(installed: Path, version: str) -> None:
     assert used >= EVERYWHERE | ONLY[version]
     later = "TensorRT.ExecutionContextAllocationStrategy"
     assert (later in used) == (version != "8.6.1")
-    assert bool(found["half"]) == (version == "8.6.1")
+    assert found["flags"] == FLAGS.get(version, [])
 
 
 def names(source: str, **module: Any) -> api_names.Names:

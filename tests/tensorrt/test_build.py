@@ -24,6 +24,7 @@ from tests.tensorrt.scripted import (
     LayerType,
     Script,
     expected_plan,
+    flags,
 )
 
 OPTIONS = BuildOptions(precision="fp16", profile=Profile(min=1, opt=4, max=9))
@@ -91,7 +92,14 @@ def test_no_workspace_limit_unless_asked(script: Script, bundle: Bundle) -> None
     assert [call for call in script.calls if call[0] == "limit"] == []
 
 
-def test_where_types_are_weak_every_layer_keeps_the_dtype_of_the_graph(
+def test_tensorrt_rtx_is_told_that_memory_is_ours(script: Script) -> None:
+    library = script.library(STRONG, "trt-rtx")
+    library.module.BuilderFlag = flags("TF32 REQUIRE_USER_ALLOCATION")
+    assert flags_for(library, "fp16").builder == ("REQUIRE_USER_ALLOCATION",)
+    assert flags_for(script.library(STRONG), "fp16").builder == ()
+
+
+def test_where_types_are_weak_what_computes_keeps_the_dtype_of_the_graph(
     script: Script, bundle: Bundle
 ) -> None:
     half, single, integer = DataType.HALF, DataType.FLOAT, DataType.INT32
@@ -102,15 +110,28 @@ def test_where_types_are_weak_every_layer_keeps_the_dtype_of_the_graph(
         Layer(LayerType.CAST, half),
         Layer(LayerType.CONSTANT, single),
         Layer(LayerType.SHAPE, integer),
-        Layer(LayerType.SHUFFLE, single, shape_tensor=True),
+        Layer(LayerType.SHUFFLE, single),
+        Layer(LayerType.CONCATENATION, half),
+        Layer(LayerType.ELEMENTWISE, integer),
+        Layer(LayerType.ELEMENTWISE, single, shape_tensor=True),
     ]
     build(script, bundle, WEAK)
     assert [(layer.precision, layer.output_types) for layer in script.layers] == [
         (half, {0: half}),
         (single, {0: single}),
         (single, {0: single}),
-        *[(None, {})] * 4,
+        *[(None, {})] * 7,
     ]
+
+
+def test_fp16_that_no_layer_computes_in_is_refused(script: Script, bundle: Bundle) -> None:
+    script.layers = [
+        Layer(LayerType.CONVOLUTION, DataType.FLOAT),
+        Layer(LayerType.CAST, DataType.HALF),
+    ]
+    with pytest.raises(LddganError, match=r"TensorRT 8\.6\.1 sees nothing .* computes in fp16"):
+        build(script, bundle, WEAK)
+    assert script.builds == []
 
 
 @pytest.mark.parametrize("version", [BOTH, STRONG])

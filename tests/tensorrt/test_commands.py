@@ -18,6 +18,7 @@ from engine.trt import opening, plans
 from engine.trt.build import Built
 from export.bundle import DIGITS
 from export.graphs import graph_specs
+from lddgan.errors import LddganError
 from lddgan.presets import PRESETS
 from tests.tensorrt.ort_runtime import Machine
 from tests.tensorrt.scripted import STRONG
@@ -113,6 +114,19 @@ def test_a_damaged_plan_is_explained_and_built_again(lddgan, machine: Machine) -
     _, err = lddgan("sample", "--num", 1, "--out", "x.npz")
     assert "decoder.plan has 774,840 bytes, not 774,841" in err
     assert len(machine.built) == 4
+
+
+def test_a_store_of_another_user_is_used_as_it_is(lddgan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise LddganError(f"cannot write {path}: Permission denied")
+
+    lddgan("build")
+    monkeypatch.setattr(plans, "atomic_write", refuse)
+    _, err = lddgan("sample", "--num", 2, "--out", "two.npz")
+    assert "the tuning is not kept: cannot write" in err and Path("two.npz").exists()
+    out, err = lddgan("verify", "--images", 2, "--json", code=1)
+    assert json.loads(out)["why_failed"] is None
+    assert "error: cannot write" in err and "verification.json: Permission denied" in err
 
 
 def test_an_engine_that_fails_verification_is_refused_by_name(lddgan, machine: Machine) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from engine.trt.plans import choose, others
+from lddgan.errors import LddganError
 from lddgan.presets import Frozen
 from tests.tensorrt.scripted import BOTH, STRONG
 from tests.tensorrt.store import OPTIONS, OTHER_GPU, Store, flip, sized
@@ -79,6 +81,21 @@ def test_findings_are_kept_with_the_plans(store: Store) -> None:
     found = store.ensure()
     assert found.verification(Finding) == Finding(psnr=41.5, passed=True)
     assert found.tuning == {100: 20, 16: 8}
+
+
+def test_a_tuning_that_cannot_be_kept_is_said_and_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise LddganError(f"cannot write {path}: Permission denied")
+
+    plans = store.ensure()
+    monkeypatch.setattr("engine.trt.plans.atomic_write", refuse)
+    plans.save_tuning({100: 20})
+    assert plans.tuning == {100: 20}
+    assert store.lines[-1].startswith("the tuning is not kept: cannot write ")
+    with pytest.raises(LddganError, match=r"cannot write .*verification\.json: Permission denied"):
+        plans.save_verification(Finding(psnr=41.5, passed=True))
 
 
 def test_findings_about_other_plans_are_left_aside(store: Store) -> None:

@@ -52,6 +52,13 @@ def test_tensorrt_rtx_is_a_library_of_its_own(package: Any) -> None:
     assert str(load("trt-rtx")) == "TensorRT-RTX 1.7.1.3"
 
 
+def test_tensorrt_rtx_that_cannot_be_captured_is_not_supported(package: Any) -> None:
+    package("tensorrt_rtx", "__version__ = '1.1.1.26'")
+    assert why_missing("trt-rtx") == (
+        "tensorrt_rtx 1.1.1.26 is not supported (1.2 to 1.x is); pip install tensorrt-rtx"
+    )
+
+
 def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -59,7 +66,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trt is not None and trt.startswith(
         'tensorrt is not installed; pip install "lddgan[gpu]"'
     )
-    assert rtx is not None and rtx.startswith("tensorrt_rtx is not installed; download")
+    assert rtx == "tensorrt_rtx is not installed; pip install tensorrt-rtx"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,37 @@ def test_contexts_of_10_and_11_share_the_callers_memory(script: Script) -> None:
     assert library.memory_needed(made, Context86()) == 99
 
 
+class RtxConfig:
+    """Stands for IRuntimeConfig."""
+
+    dynamic_shapes_kernel_specialization_strategy = "in the background"
+    allocation = "its own"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
+
+
+def test_contexts_of_rtx_compile_their_kernels_before_they_are_captured(script: Script) -> None:
+    module = SimpleNamespace(
+        ILogger=script.library().module.ILogger,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="ours"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="at once"),
+    )
+    library = Library("trt-rtx", module, "1.7.1")
+    made = engine(create_runtime_config=RtxConfig, create_execution_context=lambda config: config)
+    context = library.create_context(made, quiet(library))
+    assert context.dynamic_shapes_kernel_specialization_strategy == "at once"
+    assert context.allocation == "ours"
+
+
+def test_a_context_that_cannot_be_captured_is_refused(script: Script) -> None:
+    library = script.library(name="trt-rtx")
+    library.check_capturable(Context10(), 7)
+    library.check_capturable(engine(is_stream_capturable=lambda stream: stream == 7), 7)
+    with pytest.raises(LddganError, match=r"cannot run .* inside a CUDA graph; use --no-"):
+        library.check_capturable(engine(is_stream_capturable=lambda stream: stream == 7), 8)
+
+
 class Runtime:
     """Takes one plan."""
 
@@ -158,6 +196,21 @@ def test_a_plan_that_is_refused(script: Script, plan: str, kind: type[LddganErro
         library.deserialize(library.logger(), plan.encode())
     assert type(refused.value) is kind
     assert str(refused.value) == f"TensorRT {BOTH} does not take the plan: Error Code 2: {plan}"
+
+
+def test_an_error_that_was_handled_is_not_the_next_ones(script: Script) -> None:
+    module = SimpleNamespace(ILogger=script.library().module.ILogger, Runtime=Runtime)
+    library = Library("trt", module, BOTH)
+    logger = library.logger()
+    with pytest.raises(OutOfMemory):
+        library.deserialize(logger, b"OutOfMemory (no more)")
+    later = library.error(logger, "no")
+    assert type(later) is LddganError
+    assert str(later) == "no: TensorRT does not say why"
+    logger.errors.append("OutOfMemory, which TensorRT got over")
+    with pytest.raises(LddganError, match=r"Error Code 2: magic tag mismatch$") as refused:
+        library.deserialize(logger, b"magic tag mismatch")
+    assert type(refused.value) is LddganError
 
 
 def test_a_runtime_that_cannot_start(script: Script) -> None:

@@ -19,7 +19,7 @@ from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.noise import sampler_noise
 from lddgan.presets import PRESETS
-from tests.tensorrt.ort_runtime import Machine
+from tests.tensorrt.ort_runtime import Context10, Machine
 from tests.tensorrt.scripted import STRONG, WEAK
 
 PRESET = PRESETS["digits"]
@@ -266,6 +266,26 @@ def test_opening_finds_the_plans_tuned_nearest_to_the_batch(trt, machine: Machin
     assert trt(batch=4).backend.plan["profile"] == "1,16,100"
     with pytest.raises(BadInput, match=r"chunk is 101, the engine .* takes 1\.\.100"):
         trt(chunk=101)
+
+
+def test_opening_finds_plans_above_the_default_profile(trt, machine: Machine) -> None:
+    bundle, tools = open_bundle(DIGITS), opening.Tools(machine.library(STRONG), opening.open_gpu())
+    options = opening.BuildOptions(precision="fp32", profile=Profile(min=127, opt=127, max=127))
+    plans.ensure(bundle, tools.library, tools.identity, options, log=lambda _: None)
+    machine.most = 127
+    assert trt(batch=127).backend.plan["profile"] == "127,127,127"
+    assert trt(batch=500).backend.plan["profile"] == "127,127,127"
+    assert trt(batch=100).backend.plan["profile"] == "1,16,100"
+    assert trt(batch=126).backend.plan["profile"] == "1,16,100"
+
+
+def test_rtx_that_cannot_be_captured_is_an_error(trt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Context10, "is_stream_capturable", lambda self, stream: False, raising=False
+    )
+    with pytest.raises(LddganError, match="use --no-cuda-graph"):
+        trt().sample(2)
+    assert len(trt(cuda_graph=False).sample(2)) == 2
 
 
 def test_engine_that_failed_verification_is_refused(trt) -> None:

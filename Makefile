@@ -34,7 +34,7 @@ gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one file; QU
 
 # An environment of its own: ONNX Runtime for CPUs and for CUDA exclude each other.
 .venv-gpu/.done: pyproject.toml constraints.txt
-	nvidia-smi --list-gpus
+	@nvidia-smi --list-gpus || { echo "error: an NVIDIA GPU and its driver are needed here"; exit 1; }
 	test -x $(GPU)/python || $(PYTHON) -m venv .venv-gpu
 	$(GPU)/python $(INSTALL) -e ".[gpu,train]"
 	touch $@

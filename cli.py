@@ -32,6 +32,7 @@ class EngineChoice(StrEnum):
     ort = "ort"
     trt = "trt"
     trt_rtx = "trt-rtx"
+    fused = "fused"
 
 
 class TensorRtChoice(StrEnum):
@@ -68,14 +69,12 @@ Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
 Device = Annotated[DeviceChoice, typer.Option(help="Where it runs.")]
 Precision = Annotated[
     PrecisionChoice | None,
-    typer.Option(
-        help="Of the bundle's graphs; default fp16 for TensorRT, if the bundle has it, else fp32."
-    ),
+    typer.Option(help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32."),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
 CudaGraph = Annotated[
-    bool, typer.Option(help="Run a TensorRT engine as one CUDA graph, or step by step.")
+    bool, typer.Option(help="Run TensorRT or fused as one CUDA graph, or step by step.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
@@ -173,6 +172,10 @@ def export(
     ] = None,
     precision: Annotated[ExportPrecision, typer.Option()] = ExportPrecision.both,
     out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
+    rewrites: Annotated[
+        str | None,
+        typer.Option(help="none, or some of them (a,b,c), instead of what suits the engines."),
+    ] = None,
 ) -> None:
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
     from lddgan.extras import require
@@ -181,13 +184,15 @@ def export(
     from export.bundle import EXPORTS
     from export.graphs import PRECISIONS
     from export.pipeline import export_bundle, model_to_export
+    from export.rewrites import TAKES, names_of
 
     model, source = model_to_export(dataset, checkpoint)
     if model.has_random_weights:
         warn_of_random_weights()
     folder = out or EXPORTS / model.preset.name
     precisions = [p for p in PRECISIONS if precision.value in (p, "both")]
-    measured = export_bundle(model, folder, precisions, checkpoint=source, log=note)
+    asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names_of(rewrites))
+    measured = export_bundle(model, folder, precisions, checkpoint=source, rewrites=asked, log=note)
     for name, found in measured.items():
         typer.echo(f"{name}: {found.summary()}")
     typer.echo(f"{folder}: published; use it with --bundle {folder}")

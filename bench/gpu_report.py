@@ -45,6 +45,7 @@ CELLS = (  # data set and batch, the most telling first
 ENGINES: tuple[tuple[str, Precision, bool], ...] = (  # engine, precision, CUDA graph
     ("trt", "fp16", True),
     ("trt", "fp16", False),
+    ("fused", "fp16", True),
     ("torch", "fp16", False),
     ("ort", "fp32", False),
     ("ort", "fp16", False),
@@ -52,9 +53,9 @@ ENGINES: tuple[tuple[str, Precision, bool], ...] = (  # engine, precision, CUDA 
 )
 COMPILED_BATCH = 100  # the only one that torch.compile is measured at: it takes minutes
 TRIALS = {1: 300, 10: 100, 100: 50}  # by batch
-VERIFIED = ("trt", "ort")  # of the others the row's agreement says all
+VERIFIED = ("trt", "fused", "ort")  # of the others the row's agreement says all
 QUICK_CELLS = CELLS[:2]
-QUICK_ENGINES = (ENGINES[2], ENGINES[0])  # what needs no build first: a build may take all the time
+QUICK_ENGINES = (ENGINES[3], ENGINES[2], ENGINES[0])  # no build first: it may take all the time
 QUICK_TRIALS = {1: 100, 100: 20}
 QUICK_SECONDS = 600.0  # for everything
 LIMITS = {"doctor": 120, "export": 3600, "build": 3600, "verify": 1200, "bench": 1200}  # seconds

@@ -20,6 +20,7 @@ HOME = Path(__file__).resolve().parent.parent
 CODE = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
 PACKAGES = (
     "torch",
+    "triton",
     "onnxruntime",
     "onnxruntime-gpu",
     "tensorrt",

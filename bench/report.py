@@ -136,7 +136,8 @@ def gpu_facts(row: BenchRow) -> list[str]:
     said = []
     if row.engine.plan is not None:
         facts = ", ".join(f"{name} {value}" for name, value in row.engine.plan.items())
-        said.append(f"TensorRT plan: {facts}")
+        of_trt = row.engine.engine.startswith("trt")
+        said.append(f"{'TensorRT plan' if of_trt else row.engine.engine}: {facts}")
     if row.ceilings is not None and row.ceilings.note is None:
         said.append(summary(row.ceilings))
     gpu = row.machine.gpu

@@ -48,7 +48,7 @@ class Measured(Frozen):
     # Of schema 2:
     gpu_memory_mib: float | None = None  # in use when this side was warm, by all processes
     cuda_graph: bool | None = None  # whether the whole is one launch; None on the CPU
-    plan: dict[str, Any] | None = None  # facts of a TensorRT plan: profile, level, version, chunk
+    plan: dict[str, Any] | None = None  # what it says of itself: profile, level, version, chunk
     verification: dict[str, Any] | None = None  # what verification measured with this plan
     achieved: Achieved | None = None  # None without torch, which counts the multiply-adds
 

@@ -17,6 +17,7 @@ PACKAGES = (
     "lddgan",
     "numpy",
     "torch",
+    "triton",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -20,8 +20,9 @@ Images = NDArray[np.uint8]  # [N,H,W,3]
 Float32 = NDArray[np.float32]
 Native = Any  # an array where the backend computes
 
-# Elements of an activation, which set the chunk; kernels on a GPU count them in 31 bits.
-LARGEST_TENSOR = {"cpu": 1 << 26, "cuda": (1 << 31) - 1}
+# Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
+# (docs/performance.md); kernels on a GPU count in 31 bits.
+LARGEST_TENSOR = {"cpu": 1 << 24, "cuda": (1 << 31) - 1}
 
 
 class Inputs(NamedTuple):
@@ -246,9 +247,10 @@ class Sampler:
             "noise": (noise, (steps, batch, *latent)),
         }
         for name, (array, shape) in expected.items():
-            if array.shape != shape or array.dtype != np.float32:
+            dtype = str(array.dtype).removeprefix("torch.")
+            if array.shape != shape or dtype != "float32":
                 raise BadInput(
-                    f"{name} is {array.dtype} {list(array.shape)}, expected float32 {list(shape)}"
+                    f"{name} is {dtype} {list(array.shape)}, expected float32 {list(shape)}"
                 )
 
 

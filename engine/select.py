@@ -15,15 +15,16 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.extras import why_missing
 from lddgan.progress import Log, to_stderr
 
-EngineName = Literal["auto", "torch", "torch-compile", "ort", "trt", "trt-rtx"]
+EngineName = Literal["auto", "torch", "torch-compile", "ort", "trt", "trt-rtx", "fused"]
 DeviceName = Literal["auto", "cpu", "cuda"]
-ENGINES: Final = ("auto", "torch", "torch-compile", "ort", "trt", "trt-rtx")
+ENGINES: Final = ("auto", "torch", "torch-compile", "ort", "trt", "trt-rtx", "fused")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 BASELINE_PRECISION: Final = "fp32"  # of the networks as published
 PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, unless asked
     "trt": ("fp16", "fp32"),
     "trt-rtx": ("fp16", "fp32"),
+    "fused": ("fp16", "fp32"),
     "ort": ("fp32", "fp16"),
     "torch": (BASELINE_PRECISION,),
     "torch-compile": ("fp16",),
@@ -32,6 +33,7 @@ PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, 
 CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best first
     ("trt", "cuda"),
     ("trt-rtx", "cuda"),
+    ("fused", "cuda"),
     ("ort", "cuda"),
     ("torch", "cuda"),
     ("torch-compile", "cuda"),
@@ -76,10 +78,11 @@ def open_engine(
     Without a `precision` it is the first of PREFERRED that the bundle has.
 
     For TensorRT: of several engines that are built, the one whose optimum is nearest to `batch` is
-    taken; if there is none it is built, which takes minutes and is said to `log`.  `cuda_graph`
-    False launches the same steps one by one.  `stream` (of torch, cuda-core or PyCUDA, or a handle)
-    is where everything runs; None is a stream of the engine's own.  One that failed `lddgan verify`
-    is refused unless `accept_failed`.
+    taken; if there is none it is built, which takes minutes and is said to `log`.  One that failed
+    `lddgan verify` is refused unless `accept_failed`.  The fused engine is tuned for `batch`, which
+    takes seconds.  For both: `cuda_graph` False launches the same steps one by one.  `stream` (of
+    torch, cuda-core or PyCUDA, or a handle) is where everything runs; None is a stream of the
+    engine's own.
 
     Raises BadInput for a bundle that cannot be read, LddganError for an engine that cannot run,
     with the cause and what mends it.  There is no fallback.
@@ -100,6 +103,18 @@ def open_engine(
             cuda_graph=cuda_graph,
             stream=stream,
             accept_failed=accept_failed,
+            log=log,
+        )
+    if chosen.engine == "fused":
+        from engine.fused.opening import open_fused
+
+        return open_fused(
+            opened,
+            chosen.precision,
+            chunk,
+            batch=batch,
+            cuda_graph=cuda_graph,
+            stream=stream,
             log=log,
         )
     if stream is not None or not cuda_graph:
@@ -165,6 +180,8 @@ def why_no_library(engine: str, device: str) -> str | None:
     """Why the library of an engine cannot be used on a device that is there."""
     if engine in ("trt", "trt-rtx"):
         return why_no_tensorrt("trt" if engine == "trt" else "trt-rtx")
+    if engine == "fused":
+        return why_no_fused()
     if engine == "ort":
         return why_no_ort_cuda() if device == "cuda" else why_no_ort()
     return why_no_torch_cuda() if device == "cuda" else why_unusable("torch")
@@ -187,6 +204,10 @@ def why_no_tensorrt(name: Literal["trt", "trt-rtx"]) -> str | None:
     from engine.trt.library import why_missing as why_no_bindings
 
     return why_unusable("cuda.core") or why_no_bindings(name)
+
+
+def why_no_fused() -> str | None:
+    return why_no_torch_cuda() or why_unusable("triton") or why_unusable("cuda.core")
 
 
 def why_no_ort() -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
 from export.stages import Differences
@@ -70,6 +70,8 @@ class Manifest(Frozen):
     files: dict[str, FileEntry]
     graphs: dict[str, GraphSpec]
     exporter: dict[str, str]  # package -> version
+    # Names in export/rewrites; an export older than them does not say.
+    rewrites: dict[Precision, tuple[str, ...]] = Field(default_factory=dict)
     verification: dict[Precision, StageAgreement]
 
     @field_validator("files")

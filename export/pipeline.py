@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from export.bundle import (
 from export.graphs import Precision, graph_specs
 from export.half import to_half
 from export.modules import DecoderToImage, GeneratorStep
-from export.rewrites import fold_upsampling
+from export.rewrites import TAKES, Graphs, rewritten
 from export.to_onnx import export_graph
 from export.verify import HalfCheck, check_half, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
@@ -43,12 +43,14 @@ def export_bundle(
     precisions: Sequence[Precision],
     *,
     checkpoint: Path | None = None,
+    rewrites: Mapping[Precision, Sequence[str]] = TAKES,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[Precision, StageAgreement]:
     """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
 
     `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
-    Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was.
+    Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
+    for unknown rewrites.
     """
     refuse_loss(model, folder)
     with publishing(folder) as temporary:
@@ -56,7 +58,7 @@ def export_bundle(
         measured: dict[Precision, StageAgreement] = {}
         for precision in precisions:
             log(f"{precision}: exporting the two graphs")
-            half = export_graphs(model, temporary, precision)
+            half = export_graphs(model, temporary, precision, rewrites[precision])
             log(f"{precision}: comparing ONNX Runtime with PyTorch")
             measured[precision] = verify(model, temporary, precision, half)
             refuse_disagreement(measured[precision], precision)
@@ -67,6 +69,7 @@ def export_bundle(
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
             exporter={package: version(package) for package in EXPORTERS},
+            rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )
         write_manifest(temporary, manifest)
@@ -113,9 +116,11 @@ def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def export_graphs(model: Model, folder: Path, precision: Precision) -> HalfCheck | None:
+def export_graphs(
+    model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
+) -> HalfCheck | None:
     """Write both graphs; for fp16 returns how the modules fare in their own dtypes."""
-    modules = graph_modules(model)
+    modules = graph_modules(model, rewrites)
     half = None
     if precision == "fp16":
         modules = {which: to_half(module) for which, module in modules.items()}
@@ -125,10 +130,13 @@ def export_graphs(model: Model, folder: Path, precision: Precision) -> HalfCheck
     return half
 
 
-def graph_modules(model: Model) -> dict[str, nn.Module]:
-    """Copies of the networks as the two graphs compute them."""
-    autoencoder = fold_upsampling(copy.deepcopy(model.autoencoder))
-    return {
-        "generator": GeneratorStep(copy.deepcopy(model.generator), model.preset).eval(),
-        "decoder": DecoderToImage(autoencoder, model.preset).eval(),
-    }
+def graph_modules(model: Model, rewrites: Sequence[str]) -> dict[str, nn.Module]:
+    """Copies of the networks as the two graphs compute them. Raises BadInput for unknown names."""
+    generator, autoencoder = copy.deepcopy((model.generator, model.autoencoder))
+    graphs = Graphs(
+        GeneratorStep(generator, model.preset).eval(),
+        DecoderToImage(autoencoder, model.preset).eval(),
+        model.preset,
+    )
+    rewritten(graphs, rewrites)
+    return {"generator": graphs.generator, "decoder": graphs.decoder}

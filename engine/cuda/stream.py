@@ -49,7 +49,7 @@ class Graph:
 
 def capture(stream: Any, enqueue: Callable[[], None]) -> Graph:
     """What `enqueue` puts on the stream, as a graph (`Gpu.capture` says what it may do)."""
-    with reported(), _no_garbage_collection():
+    with reported(), no_garbage_collection():
         builder = stream.create_graph_builder()
         # TensorRT may load modules or ask for memory while it enqueues, even after a warm-up;
         # the modes global and thread_local make that an error, and global in every thread.
@@ -88,7 +88,7 @@ def _end(builder: Any) -> None:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Arrays that garbage holds are freed on the stream, which a capture would take as its own."""
     was_enabled = gc.isenabled()
     gc.disable()

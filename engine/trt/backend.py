@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from statistics import median
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,17 +10,15 @@ from numpy.typing import NDArray
 
 from engine.cuda.device import DeviceArray, Gpu, Graph
 from engine.cuda.noise_kernel import NoiseKernel
+from engine.cuda.tuning import MOST_GRAPHS, captured_size, chunks_to_try, fastest_chunk
 from engine.sampler import Backend, Inputs, Made, Program
 from engine.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.trt.plans import PlanSet
 from engine.verification import Verification
 from export.graphs import BATCH, GraphSpec, TensorSpec
-from lddgan.errors import BadInput, OutOfMemory
+from lddgan.errors import BadInput
 from lddgan.presets import Preset
 
-MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
-PARTS: Final = (1, 2, 3, 4, 5, 8, 10, 20)  # into which tuning cuts a batch for the decoder
-TUNING_RUNS: Final = 3  # of each, after one that is not timed
 ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
 
 T = TypeVar("T")
@@ -206,21 +202,12 @@ class TrtBackend(Backend):
     def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
         if not self.fused:
             return super().run(program, preset, seed, first, count)
-        size = self._captured_size(count)
+        size = captured_size(self.recorded, count, self.least)
         recorded = self.recorded.pop(size, None) or self._record(program, preset, size)
         self.recorded[size] = recorded
         self._ask(seed, first)
         recorded.graph.launch()
         return Made(recorded.made.x_0[:count], recorded.made.image[:count])
-
-    def _captured_size(self, count: int) -> int:
-        """The smallest captured size that holds `count` and is at most twice as large.
-
-        If there is none it is `count`, or the least that the plans take.  An image is the same to
-        the bit in every run of one size.
-        """
-        fitting = [size for size in self.recorded if count <= size <= 2 * count]
-        return min(fitting, default=max(count, self.least))
 
     def _record(self, program: Program, preset: Preset, size: int) -> Recorded:
         """Run the program once to allocate, bind and warm up, then capture it."""
@@ -304,15 +291,9 @@ class TrtBackend(Backend):
         """
         latent = self.specs["decoder"].inputs[0]
         drawn = np.random.default_rng(0).standard_normal(shape_of(latent, batch), np.float32)
-        x_0, times, refused = self.upload(drawn), {}, None
-        for chunk in chunks_to_try(batch, self.plans.key.profile.min):
-            try:
-                times[chunk] = median(self._decoder_ms(x_0, chunk) for _ in range(TUNING_RUNS))
-            except OutOfMemory as error:
-                refused = error
-        if refused is not None and not times:
-            raise refused
-        best = min(times, key=times.__getitem__)
+        x_0 = self.upload(drawn)
+        chunks = chunks_to_try(batch, self.plans.key.profile.min)
+        best = fastest_chunk(chunks, lambda chunk: self._decoder_ms(x_0, chunk))
         self.plans.save_tuning({batch: best})
         return best
 
@@ -322,12 +303,6 @@ class TrtBackend(Backend):
         start = timer.mark()
         self._decode(x_0, chunk)
         return float(timer.milliseconds(start, timer.mark()))
-
-
-def chunks_to_try(batch: int, smallest: int) -> list[int]:
-    """Ways to cut a batch whose last part is not below `smallest`, the whole batch first."""
-    chunks = dict.fromkeys(math.ceil(batch / parts) for parts in PARTS)
-    return [chunk for chunk in chunks if (batch % chunk or chunk) >= smallest]
 
 
 def shape_of(tensor: TensorSpec, batch: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ Layers are numbered in the order of their use (`all_modules.N`), as in published
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from lddgan.presets import Preset
 
 EPS = 1e-6  # group normalisation
 Z_EPS = 1e-8  # normalisation of z
+Embedding = Any  # Tensor [B,...]; export/rewrites passes what its own layers read
+TIME_LAYERS = 2  # the first of `all_modules`
 NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
 
 
@@ -97,23 +100,20 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.GroupNorm_0 = AdaGN(inputs, z_emb_dim)
-        self.resample = resample(inputs) if resample else None
+        self.resample = self.resample_skip = resample(inputs) if resample else nn.Identity()
         self.Conv_0 = conv3x3(inputs, outputs)
         self.Dense_0 = linear(temb_dim, outputs)
         self.GroupNorm_1 = AdaGN(outputs, z_emb_dim)
         self.Conv_1 = conv3x3(outputs, outputs, NEARLY_ZERO)
         reshapes = inputs != outputs or resample is not None
-        self.Conv_2 = conv1x1(inputs, outputs) if reshapes else None
+        self.Conv_2 = conv1x1(inputs, outputs) if reshapes else nn.Identity()
 
-    def forward(self, x: Tensor, temb: Tensor, zemb: Tensor) -> Tensor:
-        h = F.silu(self.GroupNorm_0(x, zemb))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.Conv_0(h) + self.Dense_0(F.silu(temb))[:, :, None, None]
+    def forward(self, x: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
+        """x [B,in,h,w], and the step and the latent as `Generator` embeds them."""
+        h = self.resample(F.silu(self.GroupNorm_0(x, zemb)))
+        h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
         h = self.Conv_1(F.silu(self.GroupNorm_1(h, zemb)))
-        if self.Conv_2 is not None:
-            x = self.Conv_2(x)
-        return (x + h) * SQRT_HALF
+        return (self.Conv_2(self.resample_skip(x)) + h) * SQRT_HALF
 
 
 class PyramidDown(nn.Module):
@@ -145,15 +145,26 @@ class Generator(nn.Module):
         self.z_transform = nn.Sequential(*mapping)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        dtype = next(self.parameters()).dtype
-        module = iter(self.all_modules)
+        return self.unet(x_t, self.embed_time(t), self.embed_latent(z))
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """The step as every block takes it: int [B] -> [B,4*nf]."""
+        first, second = self.all_modules[:TIME_LAYERS]
+        temb = first(sinusoid(t, self.cfg.nf).to(self._dtype))
+        return F.silu(second(F.silu(temb)))
+
+    def embed_latent(self, z: Tensor) -> Tensor:
+        """The latent as every block takes it: [B,nz] -> [B,z_emb_dim]."""
         # Not mean: TensorRT 8.6 takes the mean of opset 18 over the batch too.
         power = z.square().sum(dim=1, keepdim=True) / self.cfg.nz  # [B,1]
         z = z / torch.sqrt(power + Z_EPS)
-        zemb = self.z_transform(z.to(dtype))
-        temb = next(module)(sinusoid(t, self.cfg.nf).to(dtype))
-        temb = next(module)(F.silu(temb))
-        h, skips = self._down(module, x_t.to(dtype), temb, zemb)
+        embedded: Tensor = self.z_transform(z.to(self._dtype))
+        return embedded
+
+    def unet(self, x_t: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
+        """x_t [B,C,h,w] and what `embed_time` and `embed_latent` give -> x_0 [B,C,h,w]."""
+        module = iter(self.all_modules[TIME_LAYERS:])
+        h, skips = self._down(module, x_t.to(self._dtype), temb, zemb)
 
         # Middle.
         h = next(module)(h, temb, zemb)
@@ -165,7 +176,7 @@ class Generator(nn.Module):
         return torch.tanh(next(module)(h))
 
     def _down(
-        self, module: Iterator[nn.Module], x_t: Tensor, temb: Tensor, zemb: Tensor
+        self, module: Iterator[nn.Module], x_t: Tensor, temb: Embedding, zemb: Embedding
     ) -> tuple[Tensor, list[Tensor]]:
         pyramid = x_t
         h = next(module)(x_t)
@@ -187,8 +198,8 @@ class Generator(nn.Module):
         module: Iterator[nn.Module],
         h: Tensor,
         skips: list[Tensor],
-        temb: Tensor,
-        zemb: Tensor,
+        temb: Embedding,
+        zemb: Embedding,
     ) -> Tensor:
         for level in reversed(range(len(self.cfg.ch_mult))):
             for _ in range(self.cfg.blocks + 1):
@@ -198,6 +209,10 @@ class Generator(nn.Module):
             if level != 0:
                 h = next(module)(h, temb, zemb)
         return h
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def _attends(self, level: int) -> bool:
         return (self.latent_size >> level) in self.cfg.attention

@@ -92,11 +92,11 @@ def write_row(words: list[str]) -> None:
     def given(option: str) -> str:
         return words[words.index(option) + 1]
 
-    trt = given("--engine") == "trt"
+    captures = given("--engine") in ("trt", "fused")
     one = measured(
         given("--engine"),
         100.0,
-        cuda_graph=trt and "--no-cuda-graph" not in words,
+        cuda_graph=captures and "--no-cuda-graph" not in words,
     ).model_copy(update={"precision": given("--precision")})
     gpu = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
     made = row(

@@ -84,17 +84,18 @@ def test_everything_is_measured_in_the_agreed_order() -> None:
     cells = list(dict.fromkeys((job.dataset, job.batch) for job in todo))
     assert cells[:4] == [("lsun", 100), ("lsun", 1), ("celeba_256", 100), ("cifar10", 100)]
     assert set(cells) == {(d, b) for d in ("lsun", "celeba_256", "cifar10") for b in (1, 10, 100)}
-    assert len(set(todo)) == len(todo) == 9 * 5 + 3
+    assert len(set(todo)) == len(todo) == 9 * 6 + 3
     for cell in cells:
         kinds = [job[2:5] for job in todo if (job.dataset, job.batch) == cell]
-        assert kinds[:5] == [
+        assert kinds[:6] == [
             ("trt", "fp16", True),
             ("trt", "fp16", False),
+            ("fused", "fp16", True),
             ("torch", "fp16", False),
             ("ort", "fp32", False),
             ("ort", "fp16", False),
         ]
-        assert kinds[5:] == [("torch-compile", "fp16", False)] * (cell[1] == 100)
+        assert kinds[6:] == [("torch-compile", "fp16", False)] * (cell[1] == 100)
 
 
 def test_quick_is_lsun_needs_one_build_at_its_end_and_asks_for_fewer_trials(
@@ -104,6 +105,8 @@ def test_quick_is_lsun_needs_one_build_at_its_end_and_asks_for_fewer_trials(
     assert [job[:4] for job in quick] == [
         ("lsun", 100, "torch", "fp16"),
         ("lsun", 1, "torch", "fp16"),
+        ("lsun", 100, "fused", "fp16"),
+        ("lsun", 1, "fused", "fp16"),
         ("lsun", 100, "trt", "fp16"),
         ("lsun", 1, "trt", "fp16"),
     ]
@@ -111,7 +114,7 @@ def test_quick_is_lsun_needs_one_build_at_its_end_and_asks_for_fewer_trials(
     assert preparations(quick[1]) == []
     (build,) = {command for job in quick for command in preparations(job)}
     assert build[-2:] == ("--batch", "1,100,100")
-    assert verify_command(quick[2]) == verify_command(quick[3])
+    assert verify_command(quick[4]) == verify_command(quick[5])
     assert all(job.trials < full[job[:5]] for job in quick)
     assert QUICK_SECONDS == 600
 
@@ -327,7 +330,7 @@ def test_the_whole_command(
     monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
     assert main(["--quick"], SCRIPT) == 0
     out = folder / "bench" / "results" / "nvidia-h200.jsonl"
-    assert len(read_rows(out)) == 3 and len(read_records(out)) == 4
+    assert len(read_rows(out)) == 5 and len(read_records(out)) == 6
     said = capfd.readouterr()
     assert "| lsun \\* | 100 | NVIDIA H200 | trt fp16, CUDA graph | 4,000 | 100 |" in said.out
     assert "- lsun, batch 1, torch fp16: no torch" in said.out

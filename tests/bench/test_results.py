@@ -28,6 +28,7 @@ from bench.report import (
     agreement,
     comparisons,
     engine_name,
+    gpu_facts,
     main,
     markdown,
     newest,
@@ -192,6 +193,11 @@ def test_what_the_export_measured_on_a_cpu_is_not_shown_of_a_gpu(
 def test_the_engines_name_says_whether_it_was_one_cuda_graph() -> None:
     assert engine_name(measured("trt", 1.0, cuda_graph=True)) == "trt fp32, CUDA graph"
     assert engine_name(measured("trt", 1.0, cuda_graph=False)) == "trt fp32"
+
+
+def test_a_row_of_the_fused_engine_says_how_its_decoder_runs() -> None:
+    fused = measured("fused", 1.0, plan={"decoder_chunk": {"100": 25}})
+    assert gpu_facts(row(device="cuda", engine=fused)) == ["fused: decoder_chunk {'100': 25}"]
 
 
 def test_a_gpu_row_says_all_that_is_known_of_it(gpu_row: BenchRow, tmp_path: Path) -> None:

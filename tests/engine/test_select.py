@@ -23,13 +23,16 @@ ROOT = Path(__file__).parents[2]
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Sets why each thing is missing; None is "it is there"."""
 
-    def set_causes(gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT") -> None:
+    def set_causes(
+        gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT", fused="no Triton"
+    ) -> None:
         def why_unusable(name: str) -> str | None:
             return f"{name} is gone" if name in missing else None
 
         monkeypatch.setattr(select, "why_no_gpu", lambda: gpu)
         monkeypatch.setattr(select, "why_unusable", why_unusable)
         monkeypatch.setattr(select, "why_no_tensorrt", lambda name: trt and f"{trt} ({name})")
+        monkeypatch.setattr(select, "why_no_fused", lambda: fused)
         monkeypatch.setattr(select, "why_no_ort_cuda", lambda: ort_cuda)
         monkeypatch.setattr(select, "why_no_torch_cuda", lambda: torch_cuda)
 
@@ -39,6 +42,8 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 def test_auto_takes_the_first_that_runs(machine) -> None:
     machine(trt=None)
     assert choose("auto", "auto") == ("trt", "cuda", "fp16")
+    machine(fused=None)
+    assert choose("auto", "auto") == ("fused", "cuda", "fp16")
     machine()
     assert choose("auto", "auto") == ("ort", "cuda", "fp32")
     machine(ort_cuda="CPU package")
@@ -60,6 +65,9 @@ def test_the_default_precision_is_one_that_the_bundle_has(machine) -> None:
     assert choose("ort", "auto", None, ("fp16",)) == ("ort", "cuda", "fp16")
     assert choose("torch", "auto", None, ("fp16",)) == ("torch", "cuda", "fp32")
     assert choose("torch-compile", "auto", None, ("fp32",)) == ("torch-compile", "cuda", "fp16")
+    machine(fused=None)
+    assert choose("fused", "auto", None, ("fp32",)) == ("fused", "cuda", "fp32")
+    assert choose("fused", "auto", "fp16", ("fp32",)) == ("fused", "cuda", "fp16")
 
 
 def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) -> None:
@@ -96,8 +104,8 @@ def test_nothing_that_runs_lists_every_cause(machine) -> None:
     with pytest.raises(LddganError) as caught:
         choose("auto", "auto", "fp32")
     assert str(caught.value) == (
-        "trt on cuda: no GPU; trt-rtx on cuda: no GPU; ort on cuda: no GPU; torch on cuda: no GPU; "
-        "torch-compile on cuda: no GPU; ort on cpu: onnxruntime is gone; "
+        "trt on cuda: no GPU; trt-rtx on cuda: no GPU; fused on cuda: no GPU; ort on cuda: no GPU; "
+        "torch on cuda: no GPU; torch-compile on cuda: no GPU; ort on cpu: onnxruntime is gone; "
         "torch on cpu: torch is gone; "
         "`lddgan doctor` says what runs here"
     )
@@ -120,13 +128,14 @@ def test_survey_has_every_engine_once_best_first(machine) -> None:
     assert [candidate[:2] for candidate in found] == [
         ("trt", "cuda"),
         ("trt-rtx", "cuda"),
+        ("fused", "cuda"),
         ("ort", "cuda"),
         ("torch", "cuda"),
         ("torch-compile", "cuda"),
         ("ort", "cpu"),
         ("torch", "cpu"),
     ]
-    assert [c.why_not for c in found] == [*["no GPU"] * 5, None, None]
+    assert [c.why_not for c in found] == [*["no GPU"] * 6, None, None]
 
 
 def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
@@ -187,7 +196,7 @@ def test_a_library_that_cannot_be_loaded_is_one_sentence(
     with pytest.raises(LddganError, match="torch on cpu: torch is installed but cannot be") as said:
         choose("torch", "cpu")
     assert "\n" not in str(said.value) and "install it again" in str(said.value)
-    assert len(list(survey())) == 7
+    assert len(list(survey())) == 8
 
 
 def test_onnxruntime_that_lost_parts_is_one_sentence(broken) -> None:

@@ -15,6 +15,7 @@ from export.bundle import DIGITS, open_bundle
 from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from export.half import to_half
 from export.pipeline import graph_modules
+from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model, build_model
 from lddgan.networks.autoencoder import Autoencoder
@@ -115,7 +116,7 @@ def floats(nodes: list[onnx.NodeProto], types: dict) -> set[int]:
 @pytest.fixture(scope="module")
 def vq_half_decoder(tiny_vq_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vq_half") / "decoder.fp16.onnx"
-    decoder = to_half(graph_modules(tiny_vq_model)["decoder"])
+    decoder = to_half(graph_modules(tiny_vq_model, TAKES["fp16"])["decoder"])
     export_graph(decoder, graph_specs(tiny_vq_model.preset)["decoder"], path)
     return path
 
@@ -274,7 +275,7 @@ def test_older_parsers_read_the_same_shipped_graphs() -> None:
 def test_older_parsers_read_the_same_cifar10_graphs(tmp_path: Path, which: str) -> None:
     model = zero_model("cifar10")
     path = tmp_path / f"{which}.onnx"
-    export_graph(graph_modules(model)[which], graph_specs(model.preset)[which], path)
+    export_graph(graph_modules(model, TAKES["fp32"])[which], graph_specs(model.preset)[which], path)
     check_older_parsers_read(path)
 
 
@@ -346,7 +347,7 @@ def test_no_tensor_of_the_big_graphs_passes_the_index_limit(
 ) -> None:
     model = zero_model(dataset)
     path = tmp_path / f"{which}.onnx"
-    export_graph(graph_modules(model)[which], graph_specs(model.preset)[which], path)
+    export_graph(graph_modules(model, TAKES["fp32"])[which], graph_specs(model.preset)[which], path)
     check_older_parsers_read(path)
     graph, types = inferred(path, MAX_BATCH)
     largest = max(map(elements, types.values()))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from export.half import HalfRange, largest_magnitude, to_half
 from export.pipeline import check_half, graph_modules
+from export.rewrites import TAKES
 from lddgan.checkpoint import Model
 from lddgan.diffusion import posterior
 from lddgan.errors import LddganError
@@ -89,7 +90,7 @@ def test_what_does_not_fit_is_refused_by_name(case: str) -> None:
 
 def test_posterior_stays_in_fp32(tiny_model: Model) -> None:
     preset = tiny_model.preset
-    module = to_half(graph_modules(tiny_model)["generator"])
+    module = to_half(graph_modules(tiny_model, TAKES["fp16"])["generator"])
     assert {p.dtype for p in module.generator.parameters()} == {torch.float16}
     generator = np.random.default_rng(0)
     x = torch.from_numpy(generator.standard_normal((2, *preset.latent_shape), np.float32))
@@ -107,7 +108,7 @@ def test_posterior_stays_in_fp32(tiny_model: Model) -> None:
 
 
 def test_codebook_stays_in_fp32_and_the_decoder_does_not(tiny_vq_model: Model) -> None:
-    codec = to_half(graph_modules(tiny_vq_model)["decoder"]).autoencoder
+    codec = to_half(graph_modules(tiny_vq_model, TAKES["fp16"])["decoder"]).autoencoder
     assert codec.quantize.embedding.weight.dtype == torch.float32
     assert {p.dtype for p in codec.decoder.parameters()} == {torch.float16}
     assert codec.post_quant_conv.weight.dtype == torch.float16
@@ -115,7 +116,7 @@ def test_codebook_stays_in_fp32_and_the_decoder_does_not(tiny_vq_model: Model) -
 
 @pytest.mark.parametrize("which", ["generator", "decoder"])
 def test_a_model_that_overflows_is_named(tiny_model: Model, which: str) -> None:
-    modules = {name: to_half(module) for name, module in graph_modules(tiny_model).items()}
+    modules = {name: to_half(module) for name, module in graph_modules(tiny_model, ()).items()}
     conv = (
         modules["generator"].generator.all_modules[2]
         if which == "generator"

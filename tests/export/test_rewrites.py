@@ -1,9 +1,13 @@
-"""Folding "nearest x2, 3x3 convolution" into one transposed convolution changes nothing."""
+"""Every rewrite computes the same function, the borders included."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,43 +16,69 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import rewrites
+from export.graphs import PRECISIONS, graph_specs
+from export.modules import DecoderToImage, GeneratorStep
 from export.pipeline import graph_modules
-from export.rewrites import fold_nearest_upsampling, fold_upsampling, transposed
+from export.rewrites import REWRITES, TAKES, Graphs, convolution_sizes, names_of, rewritten
+from export.rewrites import upsampling as up
+from export.rewrites.attention import fold_output_projection
+from export.rewrites.generator import BareGroupNorm, SkipFirst, StepTable, styles_together
+from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
+from export.rewrites.winograd import INPUTS, KERNEL, OUTPUTS, WinogradConv
+from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
-from lddgan.networks.autoencoder import Upsample
+from lddgan.errors import BadInput
+from lddgan.networks.autoencoder import AttnBlock, Upsample
+from lddgan.networks.generator import Attention, groups_of
+from lddgan.networks.layers import FirUp, GroupNorm
+
+EXACT = 1e-12  # of the range, in float64
+ROUNDED = 1e-5  # of the range, in float32
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def as_published(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, padding=1)
+def filled(layer: nn.Module, seed: int) -> nn.Module:
+    """The layer in float64 with weights that are all of some size."""
+    layer.double()
+    for index, parameter in enumerate(layer.parameters()):
+        fan_in = max(1, parameter[0].numel())
+        parameter.data = draw(seed + index, *parameter.shape) / fan_in**0.5
+    return layer.requires_grad_(False)
 
 
-def folded(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv_transpose2d(x, fold_nearest_upsampling(weight), stride=2, padding=1)
+def error(made: Tensor, true: Tensor) -> float:
+    assert made.shape == true.shape and made.dtype == true.dtype
+    return float((made - true).abs().max() / true.abs().max())
 
 
+def check(before: nn.Module, after: nn.Module, *inputs: Tensor) -> None:
+    """Equal in float64, and in float32 to within rounding."""
+    true = before(*inputs)
+    assert error(after(*inputs), true) < EXACT
+    halves = [x.float() if x.is_floating_point() else x for x in inputs]
+    single = copy.deepcopy(after).float()(*halves)
+    assert error(single.double(), true) < ROUNDED
+
+
+# ---- upsampling ----
+
+sizes = st.tuples(*[st.integers(1, 7)] * 4)
+
+
+@pytest.mark.parametrize("fold", [as_transposed, upsampling_in_phases])
 @settings(max_examples=25, deadline=None)
-@given(
-    sizes=st.tuples(*[st.integers(1, 7)] * 4), batch=st.integers(1, 3), seed=st.integers(0, 2**31)
-)
-def test_folding_is_exact_everywhere(
-    sizes: tuple[int, int, int, int], batch: int, seed: int
+@given(sizes=sizes, batch=st.integers(1, 3), seed=st.integers(0, 2**31))
+def test_nearest_upsampling_and_convolution(
+    fold: Callable[[Upsample], nn.Module], sizes: tuple[int, ...], batch: int, seed: int
 ) -> None:
     inputs, outputs, height, width = sizes
-    x = draw(seed, batch, inputs, height, width)
-    weight = draw(seed + 1, outputs, inputs, 3, 3)
-    ours, published = folded(x, weight), as_published(x, weight)
-    assert ours.shape == published.shape == (batch, outputs, 2 * height, 2 * width)
-    assert (ours - published).abs().max() < 1e-12 * inputs * 9
-
-
-def test_folding_in_float32_is_within_rounding() -> None:
-    x = draw(0, 2, 16, 9, 5, dtype=torch.float32)
-    weight = draw(1, 8, 16, 3, 3, dtype=torch.float32) / 12  # 1/sqrt(fan in)
-    assert (folded(x, weight) - as_published(x, weight)).abs().max() < 1e-5
+    upsample = Upsample(inputs)
+    upsample.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    filled(upsample, seed)
+    check(upsample, fold(upsample), draw(seed + 9, batch, inputs, height, width))
 
 
 @pytest.mark.parametrize(
@@ -59,32 +89,202 @@ def test_folding_in_float32_is_within_rounding() -> None:
 def test_comparison_notices_a_wrong_tap_map(
     monkeypatch: pytest.MonkeyPatch, taps: tuple[tuple[int, ...], ...]
 ) -> None:
-    x, weight = draw(0, 1, 3, 5, 4), draw(1, 2, 3, 3, 3)
-    monkeypatch.setattr(rewrites, "TAPS", taps)
-    assert (folded(x, weight) - as_published(x, weight)).abs().max() > 0.1
+    upsample = filled(Upsample(3), 0)
+    monkeypatch.setattr(up, "TAPS", taps)
+    x = draw(0, 1, 3, 5, 4)
+    assert error(as_transposed(upsample)(x), upsample(x)) > 0.1
 
 
-def test_transposed_module_keeps_the_bias() -> None:
-    conv = nn.Conv2d(3, 5, 3, padding=1).double()
-    x = draw(2, 2, 3, 4, 6)
-    expected = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    assert (transposed(conv)(x) - expected).abs().max() < 1e-13
+@pytest.mark.parametrize("channels", [1, 5])
+def test_fir_upsampling(channels: int) -> None:
+    fir = FirUp(channels).double()
+    check(fir, fir_in_phases(fir), draw(1, 2, channels, 6, 3))
 
 
-def test_decoder_without_upsamplings_decodes_the_same(tiny_model: Model) -> None:
-    autoencoder = copy.deepcopy(tiny_model.autoencoder).double()
-    latent = draw(3, 2, *tiny_model.preset.latent_shape)
-    expected = autoencoder.decode(latent)
-    fold_upsampling(autoencoder)
-    assert not any(isinstance(module, Upsample) for module in autoencoder.modules())
-    assert sum(isinstance(module, nn.ConvTranspose2d) for module in autoencoder.modules()) == 2
-    assert (autoencoder.decode(latent) - expected).abs().max() < 1e-12
+@pytest.mark.parametrize("fir", [FirUp, lambda channels: fir_in_phases(FirUp(channels))])
+def test_skip_convolution_before_the_filter(fir: Callable[[int], nn.Module]) -> None:
+    conv = filled(nn.Conv2d(3, 5, 1), 2)
+    assert conv.bias.abs().max() > 0.1, "a bias before the filter would show at the border"
+    before = nn.Sequential(FirUp(3).double(), conv)
+    check(before, SkipFirst(conv, fir(5).double()), draw(3, 2, 3, 4, 6))
+
+
+def test_phases_are_interleaved_by_one_operator(tmp_path: Path, tiny_model: Model) -> None:
+    spec = graph_specs(tiny_model.preset)["decoder"]
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = upsampling_in_phases(filled(Upsample(4), 0).float())
+
+        def forward(self, x_0: Tensor) -> Tensor:
+            return self.up(x_0).permute(0, 2, 3, 1)[..., :3].to(torch.uint8)
+
+    path = tmp_path / "decoder.onnx"
+    export_graph(Decoder().eval(), spec, path)
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("Conv") == 4 and operators.count("DepthToSpace") == 1
+    assert "Reshape" not in operators and "Pad" not in operators
+
+
+# ---- Winograd ----
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    channels=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    tiles=st.integers(1, 5),
+    batch=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_winograd(channels: tuple[int, int], tiles: int, batch: int, seed: int) -> None:
+    conv = filled(nn.Conv2d(*channels, 3, padding=1, bias=seed % 2 == 0), seed)
+    size = 4 * tiles
+    check(conv, WinogradConv(conv, size), draw(seed + 9, batch, channels[0], size, size))
+
+
+def test_winograd_of_many_channels_is_within_rounding() -> None:
+    conv = filled(nn.Conv2d(512, 8, 3, padding=1), 0)
+    check(conv, WinogradConv(conv, 16), F.silu(draw(1, 1, 512, 16, 16)))
+
+
+def test_winograd_matrices_are_minimal_filtering() -> None:
+    """Y = A'[(G g) * (B' d)] is the correlation of 6 samples with 3 taps, in one dimension."""
+    inputs, kernel, outputs = map(np.array, (INPUTS, KERNEL, OUTPUTS))
+    samples, taps = np.eye(6), np.eye(3)
+    for d in samples:
+        for g in taps:
+            found = outputs @ ((kernel @ g) * (inputs @ d))
+            assert np.abs(found - np.correlate(d, g, "valid")).max() < 1e-15
+
+
+# ---- attention, norms, embeddings ----
+
+
+@pytest.mark.parametrize("kind", [Attention, AttnBlock])
+def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
+    layer = filled(kind(32), 4)
+    folded = copy.deepcopy(layer)
+    fold_output_projection(folded)
+    x = draw(5, 2, 32, 3, 5).float().double()
+    # Norms and softmax are float32 in both, so float64 shows no more than their rounding.
+    assert error(folded(x), layer(x)) < 1e-6
+    assert sum(1 for _ in folded.parameters()) == sum(1 for _ in layer.parameters()) - 2
+
+
+@pytest.mark.parametrize("channels", [8, 160])
+def test_norm_without_scale_and_shift(channels: int) -> None:
+    norm = GroupNorm(groups_of(channels), channels, eps=1e-6, affine=False)
+    x = draw(6, 3, channels, 4, 5, dtype=torch.float32) * 3 + 1
+    true = F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
+    assert error(BareGroupNorm(norm)(x).double(), true) < 1e-6
+
+
+def spread(model: Model) -> Model:
+    """The model with weights of some size everywhere: the untrained network starts as nearly 0."""
+    clone = copy.deepcopy(model)
+    for seed, parameter in enumerate(clone.generator.parameters()):
+        parameter.data += 0.05 * draw(seed, *parameter.shape, dtype=torch.float32)
+    return clone
+
+
+def test_styles_and_time_embeddings(tiny_model: Model) -> None:
+    generator = spread(tiny_model).generator
+    together, table = copy.deepcopy(generator), copy.deepcopy(generator)
+    styles_together(together)
+    steps = StepTable(table, tiny_model.preset.steps)
+    x, z = draw(0, 3, 4, 8, 8, dtype=torch.float32), draw(1, 3, 10, dtype=torch.float32)
+    results = []
+    for t in range(tiny_model.preset.steps):
+        step = torch.tensor([t])
+        results.append(generator(x, step, z))
+        assert error(together(x, step, z), results[-1]) < ROUNDED
+        assert error(steps(x, step, z), results[-1]) < ROUNDED
+    assert error(results[0], results[1]) > 0.01, "the steps differ"
+    assert error(generator(x, step, z.flip(0)), results[-1]) > 0.01, "the latents differ"
+
+
+# ---- whole graphs ----
+
+
+def graphs_of(model: Model) -> Graphs:
+    clone = spread(model)
+    return Graphs(
+        GeneratorStep(clone.generator, model.preset).eval(),
+        DecoderToImage(clone.autoencoder, model.preset).eval(),
+        model.preset,
+    )
+
+
+def outputs(graphs: Graphs) -> tuple[Tensor, Tensor]:
+    """x_next of the second step and the image before it is rounded."""
+    preset = graphs.preset
+    x = draw(0, 2, *preset.latent_shape, dtype=torch.float32)
+    z = draw(1, 2, preset.generator.nz, dtype=torch.float32)
+    with torch.no_grad():
+        x_next = graphs.generator(x, torch.tensor([1], dtype=torch.int32), z, x.flip(0))
+        return x_next, graphs.decoder.autoencoder.decode(x)
+
+
+EACH = [(rewrite.name,) for rewrite in REWRITES]
+
+
+@pytest.mark.parametrize("names", [*EACH, *TAKES.values()], ids="+".join)
+@pytest.mark.parametrize("kind", ["tiny_model", "tiny_vq_model"])
+def test_graphs_compute_the_same(
+    kind: str,
+    names: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rewrites, "pays", lambda conv, size: is_plain(conv) and size >= 8)
+    before = graphs_of(request.getfixturevalue(kind))
+    after = rewritten(copy.deepcopy(before), names)
+    assert layers(after) != layers(before), "something was rewritten"
+    for made, true in zip(outputs(after), outputs(before), strict=True):
+        assert error(made, true) < 1e-4  # the bound of the recorded cases
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (3, 3) and conv.stride == (1, 1)
+
+
+def layers(graphs: Graphs) -> list[tuple[type, tuple[int, ...]]]:
+    """Types and sizes of all layers."""
+    return [
+        (type(layer), tuple(parameter.numel() for parameter in layer.parameters()))
+        for graph in (graphs.generator, graphs.decoder)
+        for layer in graph.modules()
+    ]
+
+
+def test_sizes_are_those_that_the_convolutions_see(tiny_model: Model) -> None:
+    decoder = graphs_of(tiny_model).decoder
+    convolutions = [m for m in decoder.autoencoder.decoder.modules() if isinstance(m, nn.Conv2d)]
+    seen = convolution_sizes(decoder, graph_specs(tiny_model.preset)["decoder"])
+    assert seen["autoencoder.decoder.conv_in"] == 8
+    assert seen["autoencoder.decoder.conv_out"] == 32
+    assert len(seen) == len(convolutions) + 1  # and post_quant_conv
+    assert {p.device.type for p in decoder.parameters()} == {"cpu"}
+
+
+def test_every_precision_takes_rewrites_that_there_are() -> None:
+    names = [rewrite.name for rewrite in REWRITES]
+    assert set(TAKES) == set(PRECISIONS)
+    for taken in TAKES.values():
+        assert list(taken) == [name for name in names if name in taken], "in the order of the list"
+
+
+def test_unknown_rewrites_are_named(tiny_model: Model) -> None:
+    assert names_of("none") == () and names_of("styles,winograd") == ("styles", "winograd")
+    with pytest.raises(BadInput, match="no rewrite wino; there are transposed-upsampling, "):
+        graph_modules(tiny_model, ("styles", "wino"))
 
 
 def test_exported_modules_are_copies(tiny_model: Model) -> None:
     before = sum(isinstance(module, Upsample) for module in tiny_model.autoencoder.modules())
     weights = {name: tensor.clone() for name, tensor in tiny_model.generator.state_dict().items()}
-    modules = graph_modules(tiny_model)
+    modules = graph_modules(tiny_model, TAKES["fp16"])
     modules["generator"].half()
     assert sum(isinstance(m, Upsample) for m in tiny_model.autoencoder.modules()) == before == 2
     after = tiny_model.generator.state_dict()

@@ -26,6 +26,7 @@ from export.compare import (
 )
 from export.graphs import graph_specs
 from export.pipeline import export_bundle, graph_modules
+from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from export.verify import code_flips, refuse_disagreement
 from lddgan.checkpoint import Model, random_model, random_tensor
@@ -302,7 +303,11 @@ def test_random_tensors_follow_the_rule_of_the_recorded_cases() -> None:
 def cifar10_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_model(get_preset("cifar10"))
     path = tmp_path_factory.mktemp("cifar10") / "generator.onnx"
-    export_graph(graph_modules(model)["generator"], graph_specs(model.preset)["generator"], path)
+    export_graph(
+        graph_modules(model, TAKES["fp32"])["generator"],
+        graph_specs(model.preset)["generator"],
+        path,
+    )
     return path
 
 

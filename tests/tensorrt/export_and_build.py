@@ -19,11 +19,12 @@ from lddgan.presets import get_preset
 def export(dataset: str, folder: str, precision: Precision) -> None:
     from export.half import to_half
     from export.pipeline import graph_modules
+    from export.rewrites import TAKES
     from export.to_onnx import export_graph
     from lddgan.checkpoint import random_model
 
     preset = get_preset(dataset)
-    for which, module in graph_modules(random_model(preset)).items():
+    for which, module in graph_modules(random_model(preset), TAKES[precision]).items():
         whole = to_half(module) if precision == "fp16" else module
         path = Path(folder) / graph_file(which, precision)
         export_graph(whole, graph_specs(preset)[which], path)

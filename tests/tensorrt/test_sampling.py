@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from engine import select
+from engine.cuda.tuning import MOST_GRAPHS, chunks_to_try
 from engine.sampler import Sampler
 from engine.select import open_engine
 from engine.trt import opening, plans
-from engine.trt.backend import ALIGNMENT, MOST_GRAPHS, TrtBackend, chunks_to_try
+from engine.trt.backend import ALIGNMENT, TrtBackend
 from engine.trt.build import Built, Profile
 from export.bundle import DIGITS, open_bundle
 from export.graphs import graph_specs

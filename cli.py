@@ -290,6 +290,7 @@ def sample(
     cuda_graph: CudaGraph = True,
 ) -> None:
     """Make images."""
+    from engine.doctor import usable_cores
     from engine.output import check_output, write_images
     from engine.sampler import check_request
     from engine.select import open_engine
@@ -309,7 +310,9 @@ def sample(
     )
     with Meter("sampling", 0, num, None, unit="images") as meter:
         batches = sampler.stream(num, seed, first, batch)
-        write_images(out, batches, first, meter.advance)
+        # A CPU engine keeps all cores busy itself.
+        encoders = usable_cores() if sampler.backend.device == "cuda" else 0
+        write_images(out, batches, first, meter.advance, processes=encoders)
     typer.echo(
         f"{out}: {num} images of {opened.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
         f"{sampler.description}"

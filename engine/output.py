@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
+import signal
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,10 +19,15 @@ from PIL import Image
 from engine.sampler import Images
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
+from lddgan.progress import Log, to_stderr
 
 COMPRESSION = 1  # of PNGs: level 6 takes 2.5 times as long for 5 % less
 SMALLEST_TILE = 64  # pixels; smaller images are enlarged, by whole factors, in a grid only
 GAP = 2  # pixels between the tiles of a grid
+MUCH = 0.1  # of the time; so long may PNGs hold up the engine before it is said
+LONG = 5.0  # seconds; shorter runs are not worth a word
+
+clock = time.perf_counter
 
 
 def check_output(path: Path) -> None:
@@ -34,12 +45,19 @@ def check_output(path: Path) -> None:
 
 
 def write_images(
-    path: Path, batches: Iterable[Images], first: int, progress: Callable[[int], None]
+    path: Path,
+    batches: Iterable[Images],
+    first: int,
+    progress: Callable[[int], None],
+    *,
+    processes: int = 0,
+    log: Log = to_stderr,
 ) -> int:
     """Write uint8 [N,H,W,3] batches to `path`; returns how many images.
 
     `x.png` is a grid, `x.npz` holds `images` and `first`, anything else is a folder with one PNG
-    per image, named by its index.  `progress` hears the size of each batch.
+    per image, named by its index.  `progress` hears the size of each batch.  `processes` encode the
+    PNGs of a folder while the next batch is made; with 0 it is done here, between the batches.
     """
     if path.suffix in (".png", ".npz"):
         arrays = []
@@ -49,14 +67,70 @@ def write_images(
         together = np.concatenate(arrays)
         atomic_write(path, png(grid(together)) if path.suffix == ".png" else npz(together, first))
         return len(together)
-    index = first
     make_folder(path)
+    with encoders(processes) as executor:
+        return write_folder(path, batches, first, progress, executor, log)
+
+
+def write_folder(
+    path: Path,
+    batches: Iterable[Images],
+    first: int,
+    progress: Callable[[int], None],
+    executor: Executor,
+    log: Log,
+) -> int:
+    """One PNG per image, by `executor`, at most one batch behind; returns how many."""
+    index, began, held_up = first, clock(), 0.0
+    pending: deque[Future[Path]] = deque()
     for images in batches:
+        made = clock()
         for image in images:
-            atomic_write(path / f"{index:06d}.png", png(image))
+            pending.append(executor.submit(write_png, path / f"{index:06d}.png", image))
             index += 1
+        settle(pending, len(images))
+        held_up += clock() - made
         progress(len(images))
+    made = clock()
+    settle(pending, 0)
+    ended = clock()
+    share = (held_up + ended - made) / (ended - began)
+    if share > MUCH and ended - began > LONG:
+        log(f"PNGs are the limit: {share:.0%} of the time went to encoding and writing them")
     return index - first
+
+
+def settle(pending: deque[Future[Path]], most: int) -> None:
+    """Wait until at most `most` PNGs are unfinished. Raises LddganError for one that failed."""
+    while len(pending) > most:
+        pending.popleft().result()
+
+
+def write_png(path: Path, image: Images) -> Path:
+    return atomic_write(path, png(image))
+
+
+class Here(Executor):
+    """Does at once what is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def encoders(processes: int) -> Executor:
+    """Processes that encode PNGs (Pillow holds the interpreter's lock), or none: here."""
+    if processes == 0:
+        return Here()
+    # Not forked: a GPU's driver does not survive that.
+    fresh = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, fresh, initializer=ignore_interrupt)
+
+
+def ignore_interrupt() -> None:
+    """Ctrl-C is for the process that feeds the encoders; what is begun is finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_folder(path: Path) -> None:

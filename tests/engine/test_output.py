@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine.output import check_output, grid, png, write_images
+from engine import output
+from engine.output import check_output, grid, png, write_folder, write_images
 from lddgan.errors import BadInput, LddganError
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +166,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 from engine.output import write_images
 from lddgan.errors import LddganError
@@ -199,3 +203,96 @@ def test_place_that_cannot_be_made_is_one_sentence(tmp_path: Path, name: str) ->
         write_images(tmp_path / "file" / name, [pictures(1)], 0, lambda _: None)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- encoding beside the sampling ----
+
+
+def test_processes_write_the_same_files(tmp_path: Path) -> None:
+    images = pictures(5, 8, 8)
+    for name, processes in (("here", 0), ("beside", 2)):
+        folder = tmp_path / name
+        made = write_images(folder, in_batches(images, 2), 7, lambda _: None, processes=processes)
+        assert made == 5
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("here", "beside")
+    ]
+    assert files[0] == files[1] and len(files[0]) == 5
+
+
+def test_an_error_of_a_process_arrives(tmp_path: Path) -> None:
+    class Removing:
+        """The folder is gone when the second batch comes."""
+
+        def __iter__(self):
+            yield pictures(1, 8, 8)
+            (tmp_path / "samples").rename(tmp_path / "elsewhere")
+            (tmp_path / "samples").write_text("mine")
+            yield pictures(2, 8, 8)
+
+    with pytest.raises(LddganError, match=r"cannot write .*: (Not a directory|File exists)"):
+        write_images(tmp_path / "samples", Removing(), 0, lambda _: None, processes=1)
+
+
+class Later(Executor):
+    """Does what was submitted when its result is asked for."""
+
+    def __init__(self) -> None:
+        self.unfinished = 0
+        self.most = 0
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.unfinished += 1
+        self.most = max(self.most, self.unfinished)
+        executor = self
+
+        class Waiting:
+            def result(self):
+                executor.unfinished -= 1
+                return fn(*args, **kwargs)
+
+        return Waiting()
+
+
+def test_the_engine_is_at_most_one_batch_ahead(tmp_path: Path) -> None:
+    later, unfinished = Later(), []
+    heard = lambda size: unfinished.append((size, later.unfinished))  # noqa: E731
+    batches = in_batches(pictures(7, 8, 8), 3)
+    assert write_folder(tmp_path, batches, 0, heard, later, pytest.fail) == 7
+    assert unfinished == [(3, 3), (3, 3), (1, 1)] and later.unfinished == 0
+    assert later.most == 6  # while the second batch was handed over
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+@pytest.mark.parametrize(
+    ("encoding", "making", "said"),
+    [
+        (1.0, 3.0, ["PNGs are the limit: 25% of the time went to encoding and writing them"]),
+        (0.2, 3.0, []),  # 6 %
+        (0.1, 0.3, []),  # 25 % of 1.6 s
+    ],
+)
+def test_what_holds_the_engine_up_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: float,
+    making: float,
+    said: list[str],
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(output, "clock", lambda: now[0])
+
+    def write(path: Path, image: Any) -> Path:
+        now[0] += encoding / 2
+        return path
+
+    def batches():
+        for _ in range(4):
+            now[0] += making
+            yield pictures(2, 8, 8)
+
+    monkeypatch.setattr(output, "write_png", write)
+    lines: list[str] = []
+    assert write_images(tmp_path / "samples", batches(), 0, lambda _: None, log=lines.append) == 8
+    assert lines == said

@@ -24,7 +24,7 @@ from export.rewrites import upsampling as up
 from export.rewrites.attention import fold_output_projection
 from export.rewrites.generator import BareGroupNorm, SkipFirst, StepTable, styles_together
 from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
-from export.rewrites.winograd import INPUTS, KERNEL, OUTPUTS, WinogradConv
+from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
@@ -144,18 +144,21 @@ def test_winograd(channels: tuple[int, int], tiles: int, batch: int, seed: int) 
 
 
 def test_winograd_of_many_channels_is_within_rounding() -> None:
-    conv = filled(nn.Conv2d(512, 8, 3, padding=1), 0)
-    check(conv, WinogradConv(conv, 16), F.silu(draw(1, 1, 512, 16, 16)))
+    conv = filled(nn.Conv2d(512, 32, 3, padding=1), 0)
+    x = F.silu(draw(1, 2, 512, 32, 32))
+    check(conv, WinogradConv(conv, 32), x)
+    # At 0, 1, -1, 2, -2 it is 1.3e-5: a good choice of points is part of the rewrite.
+    single = WinogradConv(copy.deepcopy(conv).float(), 32)
+    assert error(single(x.float()).double(), conv(x)) < 4e-6
 
 
 def test_winograd_matrices_are_minimal_filtering() -> None:
     """Y = A'[(G g) * (B' d)] is the correlation of 6 samples with 3 taps, in one dimension."""
-    inputs, kernel, outputs = map(np.array, (INPUTS, KERNEL, OUTPUTS))
-    samples, taps = np.eye(6), np.eye(3)
-    for d in samples:
-        for g in taps:
+    outputs, kernel, inputs = minimal_filtering()
+    for d in np.eye(6):
+        for g in np.eye(3):
             found = outputs @ ((kernel @ g) * (inputs @ d))
-            assert np.abs(found - np.correlate(d, g, "valid")).max() < 1e-15
+            assert np.abs(found - np.correlate(d, g, "valid")).max() < 1e-14
 
 
 # ---- attention, norms, embeddings ----

@@ -49,12 +49,15 @@ class DeviceChoice(StrEnum):
 class PrecisionChoice(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 class ExportPrecision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
     both = "both"
+    all = "all"
 
 
 Dataset = Annotated[
@@ -69,7 +72,10 @@ Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
 Device = Annotated[DeviceChoice, typer.Option(help="Where it runs.")]
 Precision = Annotated[
     PrecisionChoice | None,
-    typer.Option(help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32."),
+    typer.Option(
+        help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32; int8 is for "
+        "ort on a CPU."
+    ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
 Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
@@ -170,11 +176,17 @@ def export(
     checkpoint: Annotated[
         Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
     ] = None,
-    precision: Annotated[ExportPrecision, typer.Option()] = ExportPrecision.both,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="both: fp32 and fp16; all: int8 for CPUs too.")
+    ] = ExportPrecision.both,
     out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
     rewrites: Annotated[
         str | None,
         typer.Option(help="none, or some of them (a,b,c), instead of what suits the engines."),
+    ] = None,
+    accept_psnr: Annotated[
+        float | None,
+        typer.Option(help="Publish int8 graphs whose images have this many dB or more."),
     ] = None,
 ) -> None:
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
@@ -182,17 +194,25 @@ def export(
 
     require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     from export.bundle import EXPORTS
-    from export.graphs import PRECISIONS
+    from export.graphs import PRECISIONS, precisions_of
     from export.pipeline import export_bundle, model_to_export
     from export.rewrites import TAKES, names_of
+    from export.stages import INT8_PSNR
 
     model, source = model_to_export(dataset, checkpoint)
     if model.has_random_weights:
         warn_of_random_weights()
     folder = out or EXPORTS / model.preset.name
-    precisions = [p for p in PRECISIONS if precision.value in (p, "both")]
     asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names_of(rewrites))
-    measured = export_bundle(model, folder, precisions, checkpoint=source, rewrites=asked, log=note)
+    measured = export_bundle(
+        model,
+        folder,
+        precisions_of(precision.value),
+        checkpoint=source,
+        rewrites=asked,
+        int8_psnr=INT8_PSNR if accept_psnr is None else accept_psnr,
+        log=note,
+    )
     for name, found in measured.items():
         typer.echo(f"{name}: {found.summary()}")
     typer.echo(f"{folder}: published; use it with --bundle {folder}")
@@ -217,11 +237,12 @@ def build(
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.select import default_precision
+    from engine.select import default_precision, refuse_int8
     from engine.trt.build import BuildOptions, Profile
     from engine.trt.opening import build_engine
     from lddgan.progress import to_stderr
 
+    refuse_int8(value_of(precision), engine.value)
     opened = chosen_bundle(dataset, bundle)
     options = BuildOptions.checked(
         precision=value_of(precision) or default_precision(engine.value, opened.precisions),
@@ -333,16 +354,47 @@ def bench(
         float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")
     ] = None,
     cuda_graph: CudaGraph = True,
-    save: Annotated[Path | None, typer.Option(help="Append the row to this .jsonl file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            "--out",
+            help="Append to this .jsonl file; a ladder without it is kept under bench/results/.",
+        ),
+    ] = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder",
+            help="Every way to run the model, from PyTorch to the best; --max-seconds is for "
+            "each of them, default 30.",
+        ),
+    ] = False,
+    plot: Annotated[
+        bool,
+        typer.Option(
+            "--plot",
+            help="Draw the newest ladder into docs/; alone, nothing is measured.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an engine against the PyTorch baseline."""
+    """Measure an engine, or every one (--ladder), against the PyTorch baseline."""
     from bench.report import print_row
     from bench.row import save_row
     from bench.run import benchmark
     from lddgan.progress import Meter
 
     opened = chosen_bundle(dataset, bundle)
+    if ladder or plot:
+        refuse_with_ladder(engine, precision, cuda_graph)
+    if ladder:
+        limits = {"batch": batch, "trials": trials, "seed": seed, "max_seconds": max_seconds}
+        climb_ladder(opened, device, save, as_json, limits)
+    if plot:
+        draw_ladders(opened, save)
+    if ladder or plot:
+        return
     with Meter("measuring", 0, trials, None, unit="trials") as meter:
         row = benchmark(
             opened,
@@ -360,6 +412,37 @@ def bench(
     typer.echo(row.model_dump_json()) if as_json else print_row(row)
     if save is not None:
         save_row(row, save)
+
+
+def refuse_with_ladder(
+    engine: EngineChoice, precision: PrecisionChoice | None, cuda_graph: bool
+) -> None:
+    """Raise BadInput for options that choose among what a ladder takes all of."""
+    from lddgan.errors import BadInput
+
+    if engine != EngineChoice.auto or precision is not None or not cuda_graph:
+        raise BadInput(
+            "a ladder takes every engine and precision; leave out --engine, --precision and "
+            "--no-cuda-graph"
+        )
+
+
+def climb_ladder(
+    opened: Bundle, device: DeviceChoice, out: Path | None, as_json: bool, limits: dict[str, Any]
+) -> None:
+    """Measure every rung and print the table."""
+    from bench.ladder import print_ladder, run_ladder
+
+    rows = run_ladder(opened, device.value, out=out, log=note, **limits)
+    print_json([row.model_dump(mode="json") for row in rows]) if as_json else print_ladder(rows)
+
+
+def draw_ladders(opened: Bundle, out: Path | None) -> None:
+    """Draw what is kept."""
+    from bench.plot import DOCS, draw
+
+    for path in draw(opened.preset.name, out, DOCS, note):
+        note(f"{path}: drawn")
 
 
 def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:

@@ -29,7 +29,7 @@ def make_row(
     preset, paper = bundle.preset, bundle.preset.paper
     on_gpu = plan.device == "cuda"
     settings = torch_settings() if on_gpu else None
-    ceilings = measure_ceilings(preset) if on_gpu else None
+    ceilings = measure_ceilings(preset, plan.device) if on_gpu else None
     cost = measure_cost(preset) if why_missing("torch") is None else None
     roof = Roof(preset, cost, ceilings)
     sides = [

@@ -1,7 +1,7 @@
-"""What the GPU can do, measured, and what an engine reaches of it: python -m bench.ceilings
+"""What a device can do, measured, and what an engine reaches of it: python -m bench.ceilings
 
-The ceilings are a large fp16 matrix product, the decoder's widest 3x3 convolution and a copy inside
-the GPU's memory, all by PyTorch.
+The ceilings are a large matrix product, the decoder's widest 3x3 convolution and a copy inside the
+device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
 """
 
 from __future__ import annotations
@@ -10,30 +10,45 @@ import itertools
 import sys
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from bench.cost import Cost
-from bench.timing import TorchEvents
+from bench.cost import Cost, Traffic
+from bench.timing import HostTimer, Timer, TorchEvents
 from engine.driver import why_no_gpu
-from engine.select import why_no_torch_cuda
+from engine.select import why_no_library
 from export.graphs import Precision
 from lddgan.presets import Frozen, Preset, get_preset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MATRIX = 8192  # rows and columns
-PIXELS = 1 << 19  # of the convolution, over its batch: 8 images of 256x256
-COPY_BYTES = 1 << 30
-WARM_UPS, REPEATS = 5, 20
-VALUE_BYTES = {"fp32": 4, "fp16": 2}
+Device = Literal["cpu", "cuda"]
+
+
+class Sizes(NamedTuple):
+    """What is timed on a device, and how often."""
+
+    precision: Precision
+    matrix: int  # rows and columns
+    pixels: int  # of the convolution, over its batch
+    copy_bytes: int
+    warm_ups: int
+    repeats: int
+
+
+SIZES: Final = {  # the convolution: 8 images of 256x256, or one
+    "cuda": Sizes("fp16", 8192, 1 << 19, 1 << 30, warm_ups=5, repeats=20),
+    "cpu": Sizes("fp32", 2048, 1 << 16, 1 << 28, warm_ups=2, repeats=7),
+}
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of most weights and activations
 
 
 class Ceilings(Frozen):
-    """Rates of one GPU, medians; None with a note where they could not be measured."""
+    """Rates of one device, medians; None with a note where they could not be measured."""
 
-    matmul_tflops: float | None  # fp16 8192x8192 by 8192x8192, accumulated in fp32
-    convolution_tflops: float | None  # fp16 3x3, channels-last
+    precision: Precision = "fp16"  # fp16 is accumulated in fp32
+    matmul_tflops: float | None  # of square matrices
+    convolution_tflops: float | None  # 3x3, channels-last
     convolution: str  # its size: "8x256x256x256"
     copy_gb_per_second: float | None  # 10^9 bytes, read and written
     note: str | None = None
@@ -60,7 +75,7 @@ class Roof(NamedTuple):
 
     preset: Preset
     cost: Cost | None  # None without torch, which counts it
-    ceilings: Ceilings | None  # None on the CPU
+    ceilings: Ceilings | None  # None where they were not asked for
 
 
 class StageMilliseconds(NamedTuple):
@@ -71,26 +86,28 @@ class StageMilliseconds(NamedTuple):
     whole: float
 
 
-def measure_ceilings(preset: Preset) -> Ceilings:
-    """Measure the first GPU; takes a second or two. Starts CUDA through torch."""
+def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
+    """Measure the CPU or the first GPU; takes seconds. Starts CUDA through torch for a GPU."""
     size, channels = preset.image_size, widest(preset)
-    images = max(1, PIXELS // size**2)
+    images = max(1, SIZES[device].pixels // size**2)
     shape = f"{images}x{channels}x{size}x{size}"
-    why_not = why_no_torch_cuda()
+    why_not = why_no_library("torch", device)
     if why_not is not None:
-        return _unknown(shape, why_not)
+        return _unknown(device, shape, why_not)
     import torch
 
-    torch.cuda.empty_cache()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     try:
         return Ceilings(
-            matmul_tflops=matmul_tflops(),
-            convolution_tflops=convolution_tflops(images, channels, size),
+            precision=SIZES[device].precision,
+            matmul_tflops=matmul_tflops(device),
+            convolution_tflops=convolution_tflops(device, images, channels, size),
             convolution=shape,
-            copy_gb_per_second=copy_gb_per_second(),
+            copy_gb_per_second=copy_gb_per_second(device),
         )
     except RuntimeError as error:  # also of cuBLAS and cuDNN, which need memory of their own
-        return _unknown(shape, str(error).strip().partition("\n")[0])
+        return _unknown(device, shape, str(error).strip().partition("\n")[0])
 
 
 def widest(preset: Preset) -> int:
@@ -98,8 +115,9 @@ def widest(preset: Preset) -> int:
     return preset.codec.ch * max(preset.codec.ch_mult[:2])
 
 
-def _unknown(shape: str, why_not: str) -> Ceilings:
+def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:
     return Ceilings(
+        precision=SIZES[device].precision,
         matmul_tflops=None,
         convolution_tflops=None,
         convolution=shape,
@@ -108,50 +126,53 @@ def _unknown(shape: str, why_not: str) -> Ceilings:
     )
 
 
-def matmul_tflops() -> float:
-    """Rate of an fp16 matrix product on the GPU."""
-    a, b = (_random(MATRIX, MATRIX) for _ in range(2))
-    return 2 * MATRIX**3 / _median_seconds(lambda: a @ b) / 1e12
+def matmul_tflops(device: Device) -> float:
+    """Rate of a matrix product."""
+    size = SIZES[device].matrix
+    a, b = (_random(device, size, size) for _ in range(2))
+    return 2 * size**3 / _median_seconds(device, lambda: a @ b) / 1e12
 
 
-def convolution_tflops(images: int, channels: int, size: int) -> float:
-    """Rate of an fp16 channels-last 3x3 convolution, with the algorithm cuDNN finds fastest."""
+def convolution_tflops(device: Device, images: int, channels: int, size: int) -> float:
+    """Rate of a channels-last 3x3 convolution; on a GPU with what cuDNN finds fastest."""
     import torch
     from torch.nn.functional import conv2d
 
     layout = torch.channels_last
-    x = _random(images, channels, size, size).to(memory_format=layout)
-    weight = _random(channels, channels, 3, 3).to(memory_format=layout)
+    x = _random(device, images, channels, size, size).to(memory_format=layout)
+    weight = _random(device, channels, channels, 3, 3).to(memory_format=layout)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        taken = _median_seconds(lambda: conv2d(x, weight, padding=1))
+        taken = _median_seconds(device, lambda: conv2d(x, weight, padding=1))
     return 2 * 9 * images * channels**2 * size**2 / taken / 1e12
 
 
-def copy_gb_per_second() -> float:
-    """Bytes read and written by a copy inside the GPU's memory."""
+def copy_gb_per_second(device: Device) -> float:
+    """Bytes read and written by a copy inside the device's memory."""
     import torch
 
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda").zero_()
+    size = SIZES[device].copy_bytes
+    source = torch.empty(size, dtype=torch.uint8, device=device).zero_()
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _median_seconds(lambda: target.copy_(source)) / 1e9
+    return 2 * size / _median_seconds(device, lambda: target.copy_(source)) / 1e9
 
 
-def _random(*shape: int) -> Tensor:
+def _random(device: Device, *shape: int) -> Tensor:
     import torch
 
-    return torch.randn(*shape, device="cuda", dtype=torch.half)
+    dtype = torch.half if SIZES[device].precision == "fp16" else torch.float
+    return torch.randn(*shape, device=device, dtype=dtype)
 
 
-def _median_seconds(compute: Callable[[], Any]) -> float:
-    """By CUDA events, after a warm-up."""
+def _median_seconds(device: Device, compute: Callable[[], Any]) -> float:
+    """By the device's clock, after a warm-up."""
     import torch
 
-    timer = TorchEvents()
+    timer: Timer = TorchEvents() if device == "cuda" else HostTimer()
     with torch.inference_mode():
-        for _ in range(WARM_UPS):
+        for _ in range(SIZES[device].warm_ups):
             compute()
         marks = [timer.mark()]
-        for _ in range(REPEATS):
+        for _ in range(SIZES[device].repeats):
             compute()
             marks.append(timer.mark())
     return median(timer.milliseconds(*span) for span in itertools.pairwise(marks)) / 1e3
@@ -183,6 +204,26 @@ def _share(rate: float, ceiling: float | None) -> float | None:
     return None if ceiling is None else rate / ceiling
 
 
+def intensities(
+    cost: Cost, traffic: Traffic, precision: Precision, batch: int, chunk: int
+) -> tuple[float, float]:
+    """FLOP per byte of generator and decoder: what convolutions must move if nothing stays cached.
+
+    Every convolution of the published network reads its weights once per call and chunk, and reads
+    its input and writes its output once; what lies between convolutions is taken as fused.
+    """
+    chunks = -(-batch // chunk)
+    of_networks = (
+        (cost.generator_macs, cost.generator_parameters, traffic.generator),
+        (cost.decoder_macs, cost.decoder_parameters, traffic.decoder),
+    )
+    generator, decoder = (
+        2 * batch * macs / (VALUE_BYTES[precision] * (chunks * weights + batch * moved))
+        for macs, weights, moved in of_networks
+    )
+    return generator, decoder
+
+
 def least_bytes(cost: Cost, preset: Preset, precision: Precision, batch: int, chunk: int) -> int:
     """Bytes that a batch must move at the least.
 
@@ -203,10 +244,16 @@ def summary(found: Ceilings) -> str:
     if found.note is not None:
         return found.note
     return (
-        f"ceilings, fp16: matrix product {found.matmul_tflops:.0f} TFLOP/s, 3x3 convolution "
-        f"{found.convolution} {found.convolution_tflops:.0f} TFLOP/s; copy "
+        f"ceilings, {found.precision}: matrix product {_rate(found.matmul_tflops)} TFLOP/s, 3x3 "
+        f"convolution {found.convolution} {_rate(found.convolution_tflops)} TFLOP/s; copy "
         f"{found.copy_gb_per_second:,.0f} GB/s"
     )
+
+
+def _rate(tflops: float | None) -> str:
+    if tflops is None:
+        return "unknown"
+    return f"{tflops:.0f}" if tflops >= 10 else f"{tflops:.2g}"
 
 
 def main() -> int:
@@ -215,7 +262,7 @@ def main() -> int:
     if why_not is not None:
         print(why_not, file=sys.stderr)
         return 1
-    print(summary(measure_ceilings(get_preset("lsun"))))
+    print(summary(measure_ceilings(get_preset("lsun"), "cuda")))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lddgan.extras import why_missing
 from lddgan.presets import PRESETS, Frozen, Paper, Preset
@@ -11,6 +11,9 @@ from lddgan.presets import PRESETS, Frozen, Paper, Preset
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
+
+    from lddgan.networks.autoencoder import Autoencoder
+    from lddgan.networks.generator import Generator
 
 ABSENT = "-"
 COLUMNS = (
@@ -39,6 +42,13 @@ class Cost(Frozen):
     decoder_parameters: int
     generator_macs: int  # multiply-adds of one call for one image, attention included
     decoder_macs: int
+
+
+class Traffic(Frozen):
+    """Values that the convolutions of a network read and write for one image, weights apart."""
+
+    generator: int  # of one call
+    decoder: int
 
 
 class PresetRow(Frozen):
@@ -77,8 +87,17 @@ def preset_row(preset: Preset, missing: str | None = None) -> PresetRow:
     )
 
 
-def measure_cost(preset: Preset) -> Cost:
-    """Count parameters and multiply-adds on the meta device: nothing is computed. Needs torch."""
+class Networks(NamedTuple):
+    """Both networks on the meta device, where shapes are all that is computed."""
+
+    generator: Generator
+    autoencoder: Autoencoder
+    step: Callable[[], Any]  # one call for one image
+    decode: Callable[[], Any]
+
+
+def on_meta(preset: Preset) -> Networks:
+    """The networks of a preset without weights. Needs torch."""
     import torch
 
     from lddgan.networks.autoencoder import Autoencoder
@@ -89,14 +108,54 @@ def measure_cost(preset: Preset) -> Cost:
         x_t = torch.empty(1, *preset.latent_shape)
         t = torch.zeros(1, dtype=torch.int32)
         z = torch.empty(1, preset.generator.nz)
-        return Cost(
-            generator_parameters=parameters(generator),
-            decoder_parameters=parameters(
-                autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.quantize
-            ),
-            generator_macs=multiply_adds(lambda: generator(x_t, t, z)),
-            decoder_macs=multiply_adds(lambda: autoencoder.decode(x_t)),
-        )
+
+    def step() -> Any:
+        with torch.device("meta"):
+            return generator(x_t, t, z)
+
+    def decode() -> Any:
+        with torch.device("meta"):
+            return autoencoder.decode(x_t)
+
+    return Networks(generator, autoencoder, step, decode)
+
+
+def measure_cost(preset: Preset) -> Cost:
+    """Count parameters and multiply-adds on the meta device: nothing is computed. Needs torch."""
+    generator, autoencoder, step, decode = on_meta(preset)
+    return Cost(
+        generator_parameters=parameters(generator),
+        decoder_parameters=parameters(
+            autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.quantize
+        ),
+        generator_macs=multiply_adds(step),
+        decoder_macs=multiply_adds(decode),
+    )
+
+
+def measure_traffic(preset: Preset) -> Traffic:
+    """Count what the convolutions read and write, on the meta device. Needs torch."""
+    generator, autoencoder, step, decode = on_meta(preset)
+    return Traffic(
+        generator=values_moved(generator, step), decoder=values_moved(autoencoder, decode)
+    )
+
+
+def values_moved(network: nn.Module, compute: Callable[[], Any]) -> int:
+    """Values that go in and out of the network's convolutions during `compute`."""
+    import torch
+
+    moved: list[int] = []
+
+    def note(_: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        moved.append(given[0].numel() + made.numel())
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(note)
+    with torch.no_grad():
+        compute()
+    return sum(moved)
 
 
 def parameters(*modules: nn.Module | None) -> int:

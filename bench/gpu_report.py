@@ -27,7 +27,7 @@ from engine.driver import why_no_gpu
 from engine.trt.plans import slug
 from engine.verification import Verification
 from export.bundle import CHECKPOINT, EXPORTS, MANIFEST, open_bundle
-from export.graphs import PRECISIONS, Precision
+from export.graphs import FLOATS, Precision
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log, to_stderr
 
@@ -232,7 +232,7 @@ def export_commands(dataset: str) -> list[tuple[str, ...]]:
     folder = EXPORTS / dataset
     if not (folder / MANIFEST).is_file():
         return [("export", "--dataset", dataset, "--precision", "both")]
-    if set(open_bundle(folder).precisions) == set(PRECISIONS):
+    if set(FLOATS) <= set(open_bundle(folder).precisions):
         return []
     checkpoint = str(folder / CHECKPOINT)
     return [("export", "--checkpoint", checkpoint, "--precision", "both", "--out", str(folder))]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.ceilings import Achieved, summary
-from bench.machine import in_words
+from bench.machine import Machine, in_words
 from bench.row import RESULTS, BenchRow, Measured, StageTimes, read_results
 from bench.timing import Summary
 from engine.sampler import equal_parts
@@ -73,14 +73,15 @@ def _table(row: BenchRow) -> Table:
 
 def title(row: BenchRow) -> str:
     asked = "" if row.trials == row.trials_asked else f" of {row.trials_asked}"
-    return f"{row.dataset}, batch {row.batch}, {row.trials}{asked} trials, {hardware(row)}"
+    where = hardware(row.machine)
+    return f"{row.dataset}, batch {row.batch}, {row.trials}{asked} trials, {where}"
 
 
-def hardware(row: BenchRow) -> str:
+def hardware(machine: Machine) -> str:
     """What computed: the GPU, or the CPU and its cores."""
-    if row.machine.gpu is not None:
-        return row.machine.gpu.name
-    return f"{row.machine.cpu}, {row.machine.cores} cores"
+    if machine.gpu is not None:
+        return machine.gpu.name
+    return f"{machine.cpu}, {machine.cores} cores"
 
 
 def comparisons(row: BenchRow) -> list[tuple[str, str, str]]:
@@ -239,7 +240,7 @@ def newest(rows: Sequence[BenchRow]) -> list[BenchRow]:
     latest: dict[tuple[bool, str, str, int, str], BenchRow] = {}
     for row in sorted(rows, key=lambda row: row.date):
         if row.baseline is not None:
-            where = (row.machine.gpu is None, hardware(row))
+            where = (row.machine.gpu is None, hardware(row.machine))
             latest[*where, row.dataset, row.batch, engine_name(row.engine)] = row
     return [latest[key] for key in sorted(latest)]
 
@@ -250,7 +251,7 @@ def _markdown_line(row: BenchRow) -> str:
     cells = (
         row.dataset + (" \\*" if row.random_weights else ""),
         str(row.batch),
-        hardware(row),
+        hardware(row.machine),
         engine_name(row.engine),
         number(row.baseline.times.whole.p50),
         number(row.engine.times.whole.p50),

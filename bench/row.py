@@ -17,6 +17,7 @@ from lddgan.files import atomic_write
 from lddgan.presets import Frozen
 
 RESULTS = Path("bench") / "results"  # in the repository
+LADDERS = "ladder-"  # how the names of files of bench/ladder.py begin
 SKIPPED = '{"kind":"skipped"'  # how the line of a Skipped begins
 
 
@@ -158,8 +159,14 @@ def _record(path: Path, number: int, line: str) -> Record:
 
 
 def read_results(folder: Path) -> list[BenchRow]:
-    """All rows of a folder. Raises LddganError if there are none."""
-    rows = [row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path)]
+    """All rows of a folder, ladders left out. Raises LddganError if there are none."""
+    rows = kept_rows(folder)
     if not rows:
         raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
     return rows
+
+
+def kept_rows(folder: Path) -> list[BenchRow]:
+    """All rows of a folder, ladders left out; there may be none."""
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.startswith(LADDERS)]
+    return [row for path in paths for row in read_rows(path)]

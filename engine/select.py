@@ -25,10 +25,12 @@ PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, 
     "trt": ("fp16", "fp32"),
     "trt-rtx": ("fp16", "fp32"),
     "fused": ("fp16", "fp32"),
-    "ort": ("fp32", "fp16"),
+    "ort": ("fp32", "fp16", "int8"),
     "torch": (BASELINE_PRECISION,),
     "torch-compile": ("fp16",),
 }
+
+INT8_RUNS_ON: Final = ("ort", "cpu")  # its graphs are made of what ONNX Runtime has for CPUs
 
 CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best first
     ("trt", "cuda"),
@@ -132,11 +134,14 @@ def choose(
     """The first candidate that fits the request and can run.
 
     `held` are the precisions of the bundle: `auto` passes over engines that would need another.
-    Raises LddganError with the causes.
+    Raises LddganError with the causes, BadInput for int8 where it does not run.
     """
+    refuse_int8(precision, engine, device)
     causes = []
     for candidate in survey(engine, device):
         wanted = precision or default_precision(candidate.engine, held)
+        if wanted == "int8" and candidate[:2] != INT8_RUNS_ON:
+            continue
         if engine == "auto" and not _offers(candidate, wanted, held):
             continue
         if candidate.why_not is None:
@@ -145,6 +150,13 @@ def choose(
     what = f"the {engine} engine does not run" if engine != "auto" else f"nothing runs {precision}"
     cause = "; ".join(causes) or f"{what} on {device}, the bundle holds {' and '.join(held)}"
     raise LddganError(f"{cause}; `lddgan doctor` says what runs here")
+
+
+def refuse_int8(precision: Precision | None, engine: str, device: str = "auto") -> None:
+    """Raise BadInput if int8 is asked of an engine or a device that does not run it."""
+    runs_on = zip((engine, device), INT8_RUNS_ON, strict=True)
+    if precision == "int8" and any(asked not in ("auto", only) for asked, only in runs_on):
+        raise BadInput("int8 graphs run with --engine ort on --device cpu only; use fp16 or fp32")
 
 
 def default_precision(engine: str, held: Sequence[Precision]) -> Precision:

@@ -26,7 +26,8 @@ class TorchBackend(Backend):
 
     fp32 is the baseline: eager, default memory format, PyTorch's settings as they are.  fp16 (on a
     GPU only) is the same modules with `export.half.to_half`, channels-last.  `compiled`: through
-    `torch.compile`, one compilation for each batch size.
+    `torch.compile`, one compilation for each batch size.  `nhwc`: copies of the modules in fp32,
+    channels-last too.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class TorchBackend(Backend):
         precision: Precision = BASELINE_PRECISION,
         *,
         compiled: bool = False,
+        nhwc: bool = False,
     ) -> None:
         if precision == "fp16" and device != "cuda":
             raise BadInput(
@@ -45,14 +47,14 @@ class TorchBackend(Backend):
         self.name = "torch-compile" if compiled else "torch"
         self.precision: str = precision
         self.device = device
-        self.memory_format = memory_format(precision)
+        self.memory_format = torch.channels_last if nhwc else memory_format(precision)
         ready: Callable[[nn.Module], Callable[..., Tensor]] = (
             compiled_module if compiled else lambda module: module
         )
         with memory_named():
-            modules = [module.to(device) for module in graph_modules(model, precision)]
+            modules = [module.to(device) for module in graph_modules(model, precision, nhwc)]
         self.generator, self.decoder = map(ready, modules)
-        self.where = where(device, precision)
+        self.where = where(device, precision, nhwc)
 
     @torch.inference_mode()
     def upload(self, array: NDArray[Any]) -> Tensor:
@@ -76,16 +78,23 @@ class TorchBackend(Backend):
         return array.cpu().numpy()
 
 
-def graph_modules(model: Model, precision: Precision) -> tuple[nn.Module, nn.Module]:
-    """The generator's step and the decoder in a precision; fp16 leaves `model` as it is."""
-    if precision == "fp32":
+def graph_modules(
+    model: Model, precision: Precision, nhwc: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """The generator's step and the decoder in a precision.
+
+    Plain fp32 shares the weights of `model`; fp16 and channels-last (`nhwc`) leave it as it is.
+    """
+    if precision == "fp32" and not nhwc:
         return (
             GeneratorStep(model.generator, model.preset),
             DecoderToImage(model.autoencoder, model.preset),
         )
     own = Model(model.preset, *copy.deepcopy((model.generator, model.autoencoder)))
     generator, decoder = graph_modules(own, "fp32")
-    return channels_last(to_half(generator)), channels_last(to_half(decoder))
+    if precision == "fp16":
+        generator, decoder = to_half(generator), to_half(decoder)
+    return channels_last(generator), channels_last(decoder)
 
 
 def channels_last(module: nn.Module) -> nn.Module:
@@ -119,11 +128,12 @@ def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
     return call
 
 
-def where(device: str, precision: Precision) -> str:
+def where(device: str, precision: Precision, nhwc: bool = False) -> str:
     """Device and what is special, for people."""
     if device == "cuda":
-        return torch.cuda.get_device_name() + (", channels-last" if precision == "fp16" else "")
-    return f"CPU ({torch.get_num_threads()} threads)"
+        special = ", channels-last" if nhwc or precision == "fp16" else ""
+        return torch.cuda.get_device_name() + special
+    return f"CPU ({torch.get_num_threads()} threads)" + (", channels-last" if nhwc else "")
 
 
 @contextmanager

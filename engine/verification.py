@@ -56,6 +56,7 @@ AT_ONCE: Final = 32  # at most: a captured CUDA graph is replayed for other imag
 REMEDIES: Final[dict[Precision, str]] = {
     "fp16": "use --precision fp32",
     "fp32": "export the bundle again, or use another --engine",
+    "int8": "use --precision fp32",
 }
 
 

@@ -126,9 +126,10 @@ class Bundle:
     def graph(self, which: str, precision: Precision) -> Path:
         """Path of `generator` or `decoder` in a precision. Raises BadInput if not exported."""
         if precision not in self.precisions:
+            wanted = "all" if "int8" in (precision, *self.precisions) else "both"
             raise BadInput(
                 f"the bundle {self.folder} holds {' and '.join(self.precisions)}, not {precision}; "
-                f"run `lddgan export --checkpoint {self.folder / CHECKPOINT} --precision both`"
+                f"run `lddgan export --checkpoint {self.folder / CHECKPOINT} --precision {wanted}`"
             )
         return self.file(graph_file(which, precision))
 

@@ -9,12 +9,22 @@ from typing import Final, Literal
 
 from lddgan.presets import Frozen, Preset
 
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision = Literal["fp32", "fp16", "int8"]
+FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
+PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # int8: ONNX Runtime on CPUs
+
+Wanted = Literal["fp32", "fp16", "int8", "both", "all"]
 
 BATCH: Final = "B"  # the dynamic dimension
 MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements
 OPSET = 17  # the newest that TensorRT 8.6 reads
+
+
+def precisions_of(wanted: Wanted) -> tuple[Precision, ...]:
+    """What an export is asked for: one precision, "both" floats, or "all"."""
+    if wanted == "both":
+        return FLOATS
+    return PRECISIONS if wanted == "all" else (wanted,)
 
 
 class TensorSpec(Frozen):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +28,11 @@ from export.bundle import (
 from export.graphs import Precision, graph_specs
 from export.half import to_half
 from export.modules import DecoderToImage, GeneratorStep
+from export.quantise import quantise_graphs
 from export.rewrites import TAKES, Graphs, rewritten
+from export.stages import INT8_PSNR
 from export.to_onnx import export_graph
-from export.verify import HalfCheck, check_half, refuse_disagreement, verify
+from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
 from lddgan.errors import BadInput
 from lddgan.presets import get_preset
@@ -44,11 +47,13 @@ def export_bundle(
     *,
     checkpoint: Path | None = None,
     rewrites: Mapping[Precision, Sequence[str]] = TAKES,
+    int8_psnr: float = INT8_PSNR,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[Precision, StageAgreement]:
     """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
 
-    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
+    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.  Images
+    of int8 graphs may have `int8_psnr` dB or more.
     Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
     for unknown rewrites.
     """
@@ -61,7 +66,7 @@ def export_bundle(
             half = export_graphs(model, temporary, precision, rewrites[precision])
             log(f"{precision}: comparing ONNX Runtime with PyTorch")
             measured[precision] = verify(model, temporary, precision, half)
-            refuse_disagreement(measured[precision], precision)
+            refuse_disagreement(measured[precision], precision, int8_psnr=int8_psnr)
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
@@ -120,6 +125,9 @@ def export_graphs(
     model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
 ) -> HalfCheck | None:
     """Write both graphs; for fp16 returns how the modules fare in their own dtypes."""
+    if precision == "int8":
+        export_quantised(model, folder, rewrites)
+        return None
     modules = graph_modules(model, rewrites)
     half = None
     if precision == "fp16":
@@ -128,6 +136,14 @@ def export_graphs(
     for which, spec in graph_specs(model.preset).items():
         export_graph(modules[which], spec, folder / graph_file(which, precision))
     return half
+
+
+def export_quantised(model: Model, folder: Path, rewrites: Sequence[str]) -> None:
+    """Write both graphs in int8, made of fp32 graphs that are calibrated and thrown away."""
+    with tempfile.TemporaryDirectory() as name:
+        floats = Path(name)
+        export_graphs(model, floats, "fp32", rewrites)
+        quantise_graphs(model.preset, onnx_stages(floats, "fp32"), floats, folder)
 
 
 def graph_modules(model: Model, rewrites: Sequence[str]) -> dict[str, nn.Module]:

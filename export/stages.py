@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from export.compare import Images, Latents, changed, grey_levels, psnr, relative_error
@@ -13,7 +14,7 @@ from export.graphs import Precision
 from lddgan.noise import Noise, sampler_noise
 from lddgan.presets import Frozen, Preset
 
-SEED = 0  # of the noise that is compared
+SEED: Final = 0  # of the noise that is compared
 
 STAGE_TOLERANCE = 1e-4  # of the range, fp32
 CHAIN_TOLERANCE = 1e-3
@@ -23,6 +24,7 @@ LEVELS_TOLERANCE = 1  # uint8
 CHANGED_TOLERANCE = STAGE_TOLERANCE * 255
 FLIPS_TOLERANCE = 1e-3  # share of VQ codes
 PSNR_TOLERANCE = 40.0  # dB, fp16
+INT8_PSNR: Final = 32.0  # dB
 HALF_STAGE_TOLERANCE = 2e-2  # of the range, fp16: 2^-11 through some fifty layers
 
 Limit = tuple[str, float, float]  # what, found, largest allowed
@@ -62,10 +64,10 @@ class Differences(Frozen):
     code_flips: float  # share of VQ codes that differ after the chain; 0 for KL
 
 
-def draw(preset: Preset, first: int, count: int) -> Noise:
-    """The noise of images first..first+count-1 that is compared."""
+def draw(preset: Preset, first: int, count: int, *, seed: int = SEED) -> Noise:
+    """The noise of images first..first+count-1 of a seed, by default the one that is compared."""
     return sampler_noise(
-        SEED,
+        seed,
         first,
         count,
         latent_shape=preset.latent_shape,
@@ -78,7 +80,7 @@ def run_chain(stages: Stages, preset: Preset, drawn: Noise) -> Run:
     """T steps and the decoder."""
     x, steps = drawn.x_T, []
     for k in range(preset.steps):
-        x = _call(stages, preset, drawn, k, x)
+        x = stages.step(*call_inputs(preset, drawn, k, x))
         steps.append(x)
     return Run(steps, stages.decode(x))
 
@@ -86,7 +88,7 @@ def run_chain(stages: Stages, preset: Preset, drawn: Noise) -> Run:
 def run_alone(stages: Stages, preset: Preset, drawn: Noise, true: Run) -> Run:
     """Every call and the decoder on the inputs they had in the reference's run `true`."""
     inputs = [drawn.x_T, *true.steps[:-1]]
-    steps = [_call(stages, preset, drawn, k, x) for k, x in enumerate(inputs)]
+    steps = [stages.step(*call_inputs(preset, drawn, k, x)) for k, x in enumerate(inputs)]
     return Run(steps, stages.decode(true.x_0))
 
 
@@ -119,14 +121,19 @@ def passed_limit(limits: Sequence[Limit]) -> str | None:
     return None
 
 
-def limits_of(found: Differences, precision: Precision) -> list[Limit]:
-    """What is asked of a precision.
+def limits_of(
+    found: Differences, precision: Precision, *, int8_psnr: float = INT8_PSNR
+) -> list[Limit]:
+    """What is asked of a precision; `int8_psnr` is the least that int8 may have, in dB.
 
     Where VQ codes flip, images are compared by the decoder alone: one flip moves many pixels.  In
-    fp16 the latents are rounded to about 1e-3, so flips are recorded and not limited.
+    fp16 the latents are rounded to about 1e-3, in int8 to 1e-2, so flips are recorded and not
+    limited.
     """
+    image_psnr = found.decoder_psnr if found.code_flips else found.chain_psnr
+    if precision == "int8":
+        return [("image PSNR in dB", -image_psnr, -int8_psnr)]
     if precision == "fp16":
-        image_psnr = found.decoder_psnr if found.code_flips else found.chain_psnr
         return [
             ("generator error", found.generator_error, HALF_STAGE_TOLERANCE),
             ("image PSNR in dB", -image_psnr, -PSNR_TOLERANCE),
@@ -143,6 +150,9 @@ def limits_of(found: Differences, precision: Precision) -> list[Limit]:
     return limits
 
 
-def _call(stages: Stages, preset: Preset, drawn: Noise, k: int, x: Latents) -> Latents:
+def call_inputs(
+    preset: Preset, drawn: Noise, k: int, x: Latents
+) -> tuple[Latents, NDArray[np.int32], NDArray[Any], Latents]:
+    """What the generator is given in call k: x, t, z, noise."""
     t = np.array([preset.steps - 1 - k], dtype=np.int32)
-    return stages.step(x, t, drawn.z[k], drawn.noise[k])
+    return x, t, drawn.z[k], drawn.noise[k]

@@ -16,6 +16,7 @@ from export.graphs import Precision
 from export.half import largest_magnitude
 from export.modules import DecoderToImage, GeneratorStep
 from export.stages import (
+    INT8_PSNR,
     PSNR_TOLERANCE,
     Differences,
     Stages,
@@ -145,9 +146,14 @@ def codes(model: Model, x_0: Latents) -> NDArray[np.int64]:
     return nearest_code(to_tokens(latent), codebook).numpy()
 
 
-def refuse_disagreement(found: StageAgreement, precision: Precision) -> None:
-    """Raise LddganError naming the first limit that `found` passes."""
-    limits = limits_of(found, precision)
+def refuse_disagreement(
+    found: StageAgreement, precision: Precision, *, int8_psnr: float = INT8_PSNR
+) -> None:
+    """Raise LddganError naming the first limit that `found` passes.
+
+    `int8_psnr` is the least that int8 may have, in dB.
+    """
+    limits = limits_of(found, precision, int8_psnr=int8_psnr)
     if precision == "fp16":
         limits.append(
             (
@@ -158,6 +164,7 @@ def refuse_disagreement(found: StageAgreement, precision: Precision) -> None:
         )
     passed = passed_limit(limits)
     if passed is not None:
+        told = "; --accept-psnr takes a lower one" if precision == "int8" else ""
         raise LddganError(
-            f"the {precision} graphs disagree with PyTorch: {passed}; nothing was published"
+            f"the {precision} graphs disagree with PyTorch: {passed}; nothing was published{told}"
         )

@@ -13,6 +13,7 @@ INSTALL: Final = {  # package -> how to get it
     "onnx": 'pip install "lddgan[train]"',
     "onnxscript": 'pip install "lddgan[train]"',
     "sklearn": 'pip install "lddgan[train]"',
+    "matplotlib": 'pip install "lddgan[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
     "cuda.bindings": 'pip install "lddgan[gpu]"',
     "cuda.core": 'pip install "lddgan[gpu]"',

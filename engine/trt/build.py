@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from engine.loading import one_line
 from engine.trt.library import (
@@ -26,7 +26,7 @@ from engine.trt.library import (
     forget,
 )
 from engine.trt.monitor import DONE, Progress, interrupt_sets, make_monitor
-from export.graphs import BATCH, MAX_BATCH, GraphSpec, Precision, TensorSpec
+from export.graphs import BATCH, FLOATS, MAX_BATCH, GraphSpec, Precision, TensorSpec
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import Frozen
 
@@ -70,6 +70,13 @@ class BuildOptions(Frozen):
     precision: Precision
     profile: Profile = Profile(min=1, opt=16, max=100)
     level: int = Field(default=3, ge=0, le=5)  # TensorRT's builder optimization level
+
+    @field_validator("precision")
+    @classmethod
+    def _is_floating(cls, value: Precision) -> Precision:
+        if value not in FLOATS:
+            raise ValueError(f"precision is {value}; TensorRT builds {' and '.join(FLOATS)} graphs")
+        return value
 
     @classmethod
     def checked(cls, **given: Any) -> BuildOptions:

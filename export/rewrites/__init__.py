@@ -42,6 +42,7 @@ class Rewrite(NamedTuple):
     name: str
     apply: Callable[[Graphs], None]
     what: str
+    changes: tuple[str, ...]  # the graphs; the other is left as it is
 
 
 def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
@@ -143,7 +144,8 @@ def convolution_sizes(graph: nn.Module, spec: GraphSpec) -> dict[str, int]:
 def pays(conv: nn.Conv2d, size: int) -> bool:
     """Whether Winograd's form is faster on a CPU with ONNX Runtime (docs/performance.md)."""
     is_plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
-    return is_plain and min(conv.in_channels, conv.out_channels) >= 512 and size in (32, 64)
+    is_wide = conv.in_channels >= 512 and conv.out_channels >= 256
+    return is_plain and is_wide and size in (32, 64, 128)
 
 
 REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces
@@ -151,27 +153,60 @@ REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces
         "transposed-upsampling",
         transposed_upsampling,
         "nearest x2 and its 3x3 convolution as one transposed convolution",
+        ("decoder",),
     ),
     Rewrite(
         "phased-upsampling",
         phased_upsampling,
         "the same as four 2x2 convolutions, one for each parity of row and column",
+        ("decoder",),
     ),
-    Rewrite("skip-first", skip_first, "the 1x1 convolution of a skip before its FIR upsampling"),
-    Rewrite("phased-fir", phased_fir, "FIR upsampling as four 2x2 filters, without inserted zeros"),
+    Rewrite(
+        "skip-first",
+        skip_first,
+        "the 1x1 convolution of a skip before its FIR upsampling",
+        ("generator",),
+    ),
+    Rewrite(
+        "phased-fir",
+        phased_fir,
+        "FIR upsampling as four 2x2 filters, without inserted zeros",
+        ("generator",),
+    ),
     Rewrite(
         "attention-output",
         attention_output,
         "the projection after attention folded into that of its values",
+        ("generator", "decoder"),
     ),
-    Rewrite("styles", styles, "all styles of the adaptive norms by one matrix product"),
-    Rewrite("step-table", step_table, "the time embedding and its projections as constants"),
-    Rewrite("bare-norms", bare_norms, "adaptive norms without scales of ones and shifts of zeros"),
-    Rewrite("winograd", winograd, "3x3 convolutions by Winograd's F(4x4,3x3), where it pays"),
+    Rewrite(
+        "styles",
+        styles,
+        "all styles of the adaptive norms by one matrix product",
+        ("generator",),
+    ),
+    Rewrite(
+        "step-table",
+        step_table,
+        "the time embedding and its projections as constants",
+        ("generator",),
+    ),
+    Rewrite(
+        "bare-norms",
+        bare_norms,
+        "adaptive norms without scales of ones and shifts of zeros",
+        ("generator",),
+    ),
+    Rewrite(
+        "winograd",
+        winograd,
+        "3x3 convolutions by Winograd's F(4x4,3x3), where it pays",
+        ("generator", "decoder"),
+    ),
 )
 
-# fp32 graphs are made for ONNX Runtime on CPUs, fp16 graphs for GPUs.  docs/performance.md has the
-# measurements; what fp16 takes was not yet measured on a GPU.
+# fp32 and int8 graphs are made for ONNX Runtime on CPUs, fp16 graphs for GPUs.  docs/performance.md
+# has the measurements; what fp16 takes was not yet measured on a GPU.
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
     "fp32": (
         "phased-upsampling",
@@ -186,6 +221,15 @@ TAKES: Final[dict[Precision, tuple[str, ...]]] = {
     "fp16": (
         "transposed-upsampling",
         "skip-first",
+        "attention-output",
+        "styles",
+        "step-table",
+        "bare-norms",
+    ),
+    "int8": (  # Winograd's sums need more than 8 bits
+        "phased-upsampling",
+        "skip-first",
+        "phased-fir",
         "attention-output",
         "styles",
         "step-table",

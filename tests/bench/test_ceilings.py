@@ -13,15 +13,18 @@ from bench import ceilings
 from bench.ceilings import (
     Achieved,
     Ceilings,
+    Device,
     Roof,
+    Sizes,
     StageMilliseconds,
     achieved,
+    intensities,
     least_bytes,
     measure_ceilings,
     summary,
     widest,
 )
-from bench.cost import Cost
+from bench.cost import Cost, Traffic
 from engine.driver import why_no_gpu
 from engine.select import why_no_torch_cuda
 from lddgan.networks.autoencoder import Autoencoder
@@ -56,6 +59,24 @@ def test_bytes_are_weights_per_call_and_chunk_and_what_goes_in_and_out() -> None
     assert least_bytes(COST, LSUN, "fp32", 100, 32) == 4 * 4 * weights + 100 * each
 
 
+def test_intensity_is_work_over_weights_once_a_chunk_and_what_convolutions_move() -> None:
+    traffic = Traffic(generator=30, decoder=300)
+    generator, decoder = intensities(COST, traffic, "fp32", 100, 32)  # 4 chunks
+    assert generator == pytest.approx(2 * 100 * 1_000 / (4 * (4 * 10 + 100 * 30)))
+    assert decoder == pytest.approx(2 * 100 * 50_000 / (4 * (4 * 100 + 100 * 300)))
+    half = intensities(COST, traffic, "fp16", 100, 32)
+    assert half == pytest.approx((2 * generator, 2 * decoder))
+
+
+def test_a_cpu_is_measured_in_fp32_with_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Sizes("fp32", 64, 1 << 10, 1 << 12, warm_ups=1, repeats=2)
+    monkeypatch.setitem(ceilings.SIZES, "cpu", small)
+    found = measure_ceilings(get_preset("digits"), "cpu")
+    assert (found.precision, found.convolution, found.note) == ("fp32", "1x32x32x32", None)
+    assert found.matmul_tflops and found.convolution_tflops and found.copy_gb_per_second
+    assert summary(found).startswith("ceilings, fp32: matrix product ")
+
+
 def test_without_a_cost_or_ceilings_there_is_none() -> None:
     times = StageMilliseconds(1.0, 1.0, 2.0)
     assert achieved(Roof(LSUN, None, KNOWN), "fp32", 1, 1, times) is None
@@ -83,25 +104,30 @@ def test_the_convolution_is_the_decoders_largest(name: str) -> None:
     assert max(sizes)[1:] == (widest(preset), preset.image_size)
 
 
-def test_ceilings_count_the_work_that_they_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "size"), [("cuda", 8192), ("cpu", 2048)])
+def test_ceilings_count_the_work_that_they_time(
+    monkeypatch: pytest.MonkeyPatch, device: Device, size: int
+) -> None:
     counted: list[int] = []
 
-    def one_millisecond(compute: Callable[[], Any]) -> float:
+    def one_millisecond(_: Device, compute: Callable[[], Any]) -> float:
         with FlopCounterMode(display=False) as counter:
             compute()
         counted.append(counter.get_total_flops())
         return 1e-3
 
     monkeypatch.setattr(ceilings, "_median_seconds", one_millisecond)
-    monkeypatch.setattr(ceilings, "_random", lambda *shape: torch.empty(*shape, device="meta"))
-    assert ceilings.matmul_tflops() == pytest.approx(counted[0] / 1e-3 / 1e12)
-    assert ceilings.convolution_tflops(8, 256, 64) == pytest.approx(counted[1] / 1e-3 / 1e12)
-    assert counted[0] == 2 * 8192**3
+    monkeypatch.setattr(ceilings, "_random", lambda _, *shape: torch.empty(*shape, device="meta"))
+    assert ceilings.matmul_tflops(device) == pytest.approx(counted[0] / 1e-3 / 1e12)
+    found = ceilings.convolution_tflops(device, 8, 256, 64)
+    assert found == pytest.approx(counted[1] / 1e-3 / 1e12)
+    assert counted[0] == 2 * size**3
 
 
 def test_without_cuda_in_torch_the_ceilings_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "why_no_torch_cuda", lambda: "torch is built without CUDA")
-    found = measure_ceilings(LSUN)
+    why_not = "torch is built without CUDA"
+    monkeypatch.setattr(ceilings, "why_no_library", lambda library, device: why_not)
+    found = measure_ceilings(LSUN, "cuda")
     assert (found.matmul_tflops, found.convolution, found.copy_gb_per_second) == (
         None,
         "8x256x256x256",
@@ -124,12 +150,12 @@ def test_without_cuda_in_torch_the_ceilings_say_why(monkeypatch: pytest.MonkeyPa
 def test_a_full_gpu_is_a_note(
     monkeypatch: pytest.MonkeyPatch, error: RuntimeError, said: str
 ) -> None:
-    def full() -> float:
+    def full(_: Device) -> float:
         raise error
 
-    monkeypatch.setattr(ceilings, "why_no_torch_cuda", lambda: None)
+    monkeypatch.setattr(ceilings, "why_no_library", lambda library, device: None)
     monkeypatch.setattr(ceilings, "matmul_tflops", full)
-    note = summary(measure_ceilings(LSUN))
+    note = summary(measure_ceilings(LSUN, "cuda"))
     assert note.startswith("ceilings not measured: ") and said in note and "more" not in note
 
 
@@ -137,7 +163,7 @@ def test_a_full_gpu_is_a_note(
 @pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))
 @pytest.mark.skipif(why_no_torch_cuda() is not None, reason=str(why_no_torch_cuda()))
 def test_this_gpus_ceilings() -> None:
-    found = measure_ceilings(LSUN)
+    found = measure_ceilings(LSUN, "cuda")
     assert found.note is None and found.matmul_tflops and found.convolution_tflops
     assert found.copy_gb_per_second
     assert found.matmul_tflops > 1 and found.copy_gb_per_second > 10

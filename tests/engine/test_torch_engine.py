@@ -124,3 +124,20 @@ def test_the_engine_of_a_bundle(tiny_bundle: Path) -> None:
     assert opened.description.startswith("torch fp32 on CPU")
     with pytest.raises(LddganError, match="torch-compile"):
         open_engine(tiny_bundle, "torch-compile", "fp16", "cpu")
+
+
+def test_fp32_channels_last_leaves_the_model_as_it_is_and_makes_the_same_images(
+    tiny_model: Model,
+) -> None:
+    plain = sampler(TorchBackend(tiny_model, "cpu"), tiny_model)
+    backend = TorchBackend(tiny_model, "cpu", nhwc=True)
+    assert (backend.name, backend.precision) == ("torch", "fp32")
+    assert backend.where.endswith(", channels-last")
+    uploaded = backend.upload(np.zeros((2, 4, 8, 8), np.float32))
+    assert uploaded.is_contiguous(memory_format=torch.channels_last)
+    kernels = [p for p in tiny_model.generator.parameters() if p.ndim == 4 and p.shape[2] > 1]
+    assert all(kernel.is_contiguous() for kernel in kernels)
+    own = [p for p in backend.generator.parameters() if p.ndim == 4]  # type: ignore[attr-defined]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in own)
+    off = sampler(backend, tiny_model).sample(3, seed=4).astype(int) - plain.sample(3, seed=4)
+    assert abs(off).max() <= 1

@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "export_and_build.py"
 PROFILE = "1,16,127"
 KERNELS = 10e6  # bytes of code in a plan, at most
+MOST = {"fp16": 1.3, "fp32": 2.0}  # of the file: Winograd's weights are 4 times as large
 DTYPES = {"float32": "FLOAT", "int32": "INT32", "uint8": "UINT8"}
 SHIPPED = open_bundle(DIGITS)
 
@@ -43,7 +44,7 @@ def check_built(run: RunWith, dataset: str, precision: Precision, files: list[Pa
     for (which, plan), file in zip(found.items(), files, strict=True):
         assert plan["tensors"] == listed(specs[which])
         # A plan holds the weights in the graph's own dtype: fp16 must not have become fp32.
-        assert file.stat().st_size < plan["bytes"] < 1.3 * file.stat().st_size + KERNELS
+        assert file.stat().st_size < plan["bytes"] < MOST[precision] * file.stat().st_size + KERNELS
         assert plan["heard"][-1] == 100
         assert plan["heard"] == sorted(set(plan["heard"])) and len(plan["heard"]) > 5
 

@@ -1,0 +1,387 @@
+"""The ladder: its rungs, what is computed of their times, and one real climb of a tiny model."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench import rungs as rungs_module
+from bench.ceilings import Ceilings
+from bench.cost import Cost, Traffic
+from bench.ladder import (
+    COLUMNS,
+    LadderRow,
+    Site,
+    Work,
+    cells,
+    climb,
+    found_device,
+    ladder_file,
+    newest_ladder,
+    print_ladder,
+    read_ladders,
+    run_ladder,
+    save_ladders,
+    sentence,
+)
+from bench.machine import Machine
+from bench.row import kept_rows
+from bench.rungs import Rung, Workshop, changing, rungs_of
+from bench.timing import Plan, Side
+from cli import app
+from export.bundle import DIGITS, open_bundle
+from export.graphs import graph_specs
+from export.modules import DecoderToImage, GeneratorStep
+from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
+from lddgan.checkpoint import Model, random_model
+from lddgan.errors import BadInput, LddganError
+from lddgan.presets import Preset, get_preset
+from tests.bench.scripted import Clock, Scripted, side
+from tests.conftest import TINY, TINY_VQ
+
+PRESET = get_preset("digits")  # T = 4
+COST = Cost(generator_parameters=10, decoder_parameters=100, generator_macs=1000, decoder_macs=5000)
+CEILINGS = Ceilings(
+    precision="fp32",
+    matmul_tflops=2e-7,
+    convolution_tflops=4e-7,
+    convolution="1x8x8x8",
+    copy_gb_per_second=1e-3,
+)
+SITE = Site(
+    started="2025-01-01T00:00:00+00:00",
+    commit=None,
+    dataset="digits",
+    random_weights=False,
+    device="cpu",
+    batch=4,
+    seed=0,
+    trials_asked=3,
+    max_seconds=1000.0,
+    machine=Machine(cpu="A CPU", cores=2, load=0, gpu=None),
+    versions={},
+    ceilings=CEILINGS,
+    notes=("a note",),
+)
+
+
+def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:
+    plan = Plan("cpu", 4, 3, 0, limit)
+    return Work(plan, PRESET, COST, Traffic(generator=30, decoder=300), CEILINGS, log)
+
+
+class Grey(Scripted):
+    """Makes one image of one value."""
+
+    def __init__(self, level: int, *given: Any) -> None:
+        super().__init__(*given)
+        self.level = level
+
+    def decode(self, x_0: Any) -> Any:
+        return super().decode(x_0) + np.uint8(self.level)
+
+
+def scripted(name: str, clock: Clock, each: float, level: int = 0, poison: bool = False) -> Rung:
+    """A rung whose image takes `each` seconds: half in four steps, half in the decoder."""
+    backend = Grey(level, "torch" if name == "torch" else "ort", clock, [], each / 8, each / 2)
+    backend.poison = poison
+    return Rung(name, f"what {name} adds", lambda: side(backend, PRESET, chunk=4))
+
+
+def closed() -> Side:
+    raise LddganError("no such engine here")
+
+
+def ladder(clock: Clock) -> list[Rung]:
+    return [
+        scripted("torch", clock, 0.8),
+        scripted("ort", clock, 0.4),
+        Rung("closed", "nothing", closed),
+        scripted("poisoned", clock, 0.4, poison=True),
+        scripted("+ more", clock, 0.1, level=51),
+    ]
+
+
+def climbed(limit: float = 1000.0, log: Callable[[str], None] = lambda _: None) -> list[LadderRow]:
+    clock = Clock()
+    return list(climb(SITE, ladder(clock), work(log, limit), clock))
+
+
+def test_ratios_are_of_the_times_and_a_rung_that_fails_is_passed_over() -> None:
+    log: list[str] = []
+    rows = climbed(log=log.append)
+    assert [(row.number, row.rung) for row in rows] == list(
+        enumerate(["torch", "ort", "closed", "poisoned", "+ more"], start=1)
+    )
+    torch_row, ort, shut, poisoned, more = (row.found for row in rows)
+    assert torch_row is not None and ort is not None and more is not None
+    assert (torch_row.ratio, torch_row.ratio_before, torch_row.agreement) == (1, None, None)
+    assert ort.measured.times.whole.p50 == pytest.approx(1600)  # four images
+    assert ort.measured.times.generator.p50 == pytest.approx(800)
+    assert ort.measured.images_per_second == pytest.approx(2.5)
+    assert (ort.ratio, ort.ratio_before) == pytest.approx((2, 2))
+    assert (more.ratio, more.ratio_before) == pytest.approx((8, 4))  # before it ran: ort
+    assert ort.baseline_ms == more.baseline_ms == pytest.approx(3200)
+    assert shut is None and rows[2].why_not == "no such engine here"
+    assert poisoned is None and "NaN or Inf" in str(rows[3].why_not)
+    assert "closed: did not run: no such engine here" in log
+    assert sentence(rows[4]).startswith("+ more: 400 ms, 8.00 times as fast as the baseline, 3")
+
+
+def test_rates_and_images_are_held_against_ceilings_and_baseline() -> None:
+    _, ort, _, _, more = climbed()
+    assert ort.found is not None and more.found is not None
+    reached = more.found.measured.achieved
+    assert reached is not None and reached.matmul_share is not None
+    flop = 2 * 4 * (4 * 1000 + 5000)
+    assert reached.whole_tflops == pytest.approx(flop / 0.4 / 1e12)
+    assert reached.matmul_share == pytest.approx(flop / 0.4 / 1e12 / 2e-7)
+    assert more.found.intensity[0] == pytest.approx(2 * 4 * 1000 / (4 * (10 + 4 * 30)))
+    assert ort.found.agreement is not None and ort.found.agreement.psnr is None
+    assert more.found.agreement is not None
+    assert more.found.agreement.psnr == pytest.approx(20 * np.log10(255 / 51))
+    assert cells(more) == [
+        "+ more",
+        *("400", "400", "10", "8.00", "4.00"),
+        *("1.8e-07", "90%", "45%", f"{reached.gb_per_second:.4g}", "14.0", "3"),
+    ]
+    assert cells(ort)[10] == "equal"
+
+
+def test_each_rung_has_its_own_limit_and_one_turn_at_least() -> None:
+    trials = [row.found.trials for row in climbed(limit=5.0) if row.found]
+    assert trials == [1, 1, 1]  # a turn with the baseline takes 3.6 s at the least
+    trials = [row.found.trials for row in climbed(limit=8.0) if row.found]
+    assert trials == [2, 1, 2]
+
+
+def test_without_the_baseline_there_is_no_ladder() -> None:
+    clock = Clock()
+    with pytest.raises(LddganError, match="no such engine here"):
+        list(climb(SITE, [Rung("torch", "", closed), *ladder(clock)], work(), clock))
+    broken = scripted("torch", clock, 0.8, poison=True)
+    with pytest.raises(LddganError, match="NaN or Inf"):
+        list(climb(SITE, [broken], work(), clock))
+
+
+def test_rows_survive_their_file_and_the_newest_ladder_is_found(tmp_path: Path) -> None:
+    rows, path = climbed(), tmp_path / ladder_file("digits", "cpu").name
+    later = SITE.model_copy(update={"started": "2025-01-02T00:00:00+00:00"})
+    again = [row.model_copy(update={"site": later}) for row in rows[:2]]
+    save_ladders([*rows, *again], path)
+    assert read_ladders(path) == [*rows, *again]
+    assert newest_ladder(path) == again
+    assert kept_rows(tmp_path) == []  # `lddgan bench` passes over ladders
+    assert ladder_file("lsun", "cuda") == Path("bench/results/ladder-lsun-gpu.jsonl")
+    with pytest.raises(BadInput, match="holds no ladder; `lddgan bench --ladder` writes it"):
+        newest_ladder(tmp_path / "none.jsonl")
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(BadInput, match="line 8 is not a rung of a ladder"):
+        read_ladders(path)
+
+
+def test_the_table_shows_every_rung_and_every_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    print_ladder(climbed())
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0].startswith("digits, batch 4, A CPU, 2 cores; medians, each rung in turns")
+    (shown,) = [line.split() for line in lines if line.lstrip().startswith("+ more")]
+    assert shown[2:7] == ["400", "400", "10", "8.00", "4.00"]
+    assert "closed: did not run: no such engine here" in lines and "! a note" in lines
+    assert "…" not in said  # no column is cut
+    assert all(word in said for column in COLUMNS for word in column.split("\n"))
+
+
+# ---- The rungs ----
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return Workshop(open_bundle(DIGITS), "cpu", 2, tmp_path)
+
+
+def test_rungs_of_a_cpu_in_their_order_with_what_they_add(shop: Workshop) -> None:
+    found = rungs_of(shop)
+    assert [rung.name for rung in found] == [
+        "torch",
+        "torch, channels-last",
+        "torch-compile",
+        "ort, no rewrites",
+        *(f"+ {name}" for name in TAKES["fp32"]),
+        "ort fp32, the bundle",
+        "ort int8, the bundle",
+    ]
+    adds = {rung.name: rung.adds for rung in found}
+    assert all(adds[f"+ {one.name}"] == one.what for one in REWRITES if one.name in TAKES["fp32"])
+    assert len(set(adds.values())) == len(found)
+
+
+def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
+    names = [r.name for r in rungs_of(Workshop(open_bundle(DIGITS), "cuda", 2, tmp_path))]
+    assert names[:5] == [
+        *("torch", "torch, channels-last", "torch-compile", "torch fp16", "torch-compile fp16"),
+    ]
+    rewrites = [f"+ {name}" for name in TAKES["fp16"]]
+    assert names[5:] == [
+        *("ort, no rewrites", *rewrites, "ort fp16, the bundle", "fused fp16", "trt fp16"),
+    ]
+
+
+def snapshot(module: torch.nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
+    return str(module), {name: value.clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("preset", [TINY, TINY_VQ], ids=lambda preset: preset.name)
+@pytest.mark.parametrize("rewrite", REWRITES, ids=lambda rewrite: rewrite.name)
+def test_a_rewrite_leaves_the_graph_that_it_does_not_name_as_it_is(
+    rewrite: Rewrite, preset: Preset
+) -> None:
+    model = random_model(preset)
+    generator, autoencoder = copy.deepcopy((model.generator, model.autoencoder))
+    graphs = Graphs(
+        GeneratorStep(generator, preset).eval(), DecoderToImage(autoencoder, preset).eval(), preset
+    )
+    both = {"generator": graphs.generator, "decoder": graphs.decoder}
+    before = {which: snapshot(module) for which, module in both.items()}
+    rewrite.apply(graphs)
+    assert rewrite.changes and set(rewrite.changes) <= set(graph_specs(preset))
+    for which in set(both) - set(rewrite.changes):
+        text, state = snapshot(both[which])
+        assert text == before[which][0] and state.keys() == before[which][1].keys()
+        assert all(torch.equal(value, before[which][1][name]) for name, value in state.items())
+
+
+def test_a_graph_is_exported_once_for_all_rungs_that_share_it(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, tuple[str, ...]]] = []
+
+    def note(_: Model, which: str, precision: str, rewrites: Any, path: Path) -> None:
+        exported.append((which, tuple(rewrites)))
+
+    monkeypatch.setattr(rungs_module, "export_one", note)
+    taken = TAKES["fp32"]
+    steps = [taken[:count] for count in range(len(taken) + 1)]
+    paths = [[shop.graph(which, "fp32", s) for which in ("generator", "decoder")] for s in steps]
+    of = {which: sum(which in r.changes for r in REWRITES if r.name in taken) for which in
+          ("generator", "decoder")}  # fmt: skip
+    assert [which for which, _ in exported].count("generator") == 1 + of["generator"]
+    assert [which for which, _ in exported].count("decoder") == 1 + of["decoder"]
+    for (_, before), (_, after), name in zip(paths[:-1], paths[1:], taken, strict=True):
+        assert (before == after) == (name not in changing("decoder", taken))
+
+
+def test_what_cannot_be_exported_is_a_reason(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import export.pipeline  # noqa: F401 - before what it takes from export.to_onnx is replaced
+
+    def refuse(*_: Any) -> None:
+        raise torch.onnx.OnnxExporterError("no such operator\nand a long trace")
+
+    monkeypatch.setattr("export.to_onnx.export_graph", refuse)
+    with pytest.raises(
+        LddganError, match=r"^the generator could not be exported: no such operator$"
+    ):
+        shop.rewritten(())
+
+
+# ---- One real climb ----
+
+
+def few(shop: Workshop) -> Iterator[Rung]:
+    """Four rungs that need two exports, and one that cannot run."""
+    wanted = ("torch", "torch, channels-last", "+ phased-upsampling")
+    for rung in rungs_of(shop):
+        if rung.name in (*wanted, "ort fp32, the bundle"):
+            yield rung
+    yield Rung("trt", "TensorRT", lambda: shop.engine("trt", "fp16"))
+
+
+@pytest.fixture
+def _few_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.ladder.rungs_of", lambda shop: list(few(shop)))
+    monkeypatch.setattr("bench.ladder.measure_ceilings", lambda preset, device: CEILINGS)
+
+
+@pytest.mark.usefixtures("_few_rungs")
+def test_every_rung_makes_the_baselines_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out, log = tmp_path / "ladder.jsonl", []
+    bundle = open_bundle(DIGITS)
+    rows = run_ladder(bundle, "cpu", batch=3, trials=2, seed=5, out=out, log=log.append)
+    assert read_ladders(out) == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["ladder.jsonl"]  # exports are gone
+    assert [row.found is not None for row in rows] == [True] * 4 + [False]
+    assert "the trt engine does not run on cpu" in str(rows[4].why_not)
+    for row in rows[1:4]:
+        assert row.found is not None and row.found.agreement is not None
+        assert row.found.agreement.grey_levels <= 1 and row.found.trials == 2
+    engines = [row.found.measured.engine for row in rows if row.found]
+    assert engines == ["torch", "torch", "ort", "ort"]
+    assert rows[1].found is not None and "channels-last" in rows[1].found.measured.where
+    assert sum(line.startswith("exporting the") for line in log) == 2
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> Side:
+        raise KeyboardInterrupt
+
+    def two(shop: Workshop) -> list[Rung]:
+        return [rungs_of(shop)[0], Rung("next", "", interrupted)]
+
+    monkeypatch.setattr("bench.ladder.rungs_of", two)
+    monkeypatch.setattr("bench.ladder.measure_ceilings", lambda preset, device: CEILINGS)
+    out = tmp_path / "ladder.jsonl"
+    save_ladders(climbed(), out)
+    with pytest.raises(KeyboardInterrupt):
+        run_ladder(open_bundle(DIGITS), "cpu", batch=1, trials=1, seed=0, out=out)
+    assert [row.rung for row in read_ladders(out)][-2:] == ["+ more", "torch"]
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.ladder.why_no_gpu", lambda: "no NVIDIA GPU")
+    assert (found_device("auto"), found_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(LddganError, match="no NVIDIA GPU"):
+        found_device("cuda")
+    monkeypatch.setattr("bench.ladder.why_no_gpu", lambda: None)
+    assert (found_device("auto"), found_device("cpu")) == ("cuda", "cpu")
+
+
+# ---- The command ----
+
+
+@pytest.mark.parametrize("more", ["--engine=ort", "--precision=fp16", "--no-cuda-graph"])
+@pytest.mark.parametrize("asked", ["--ladder", "--plot"])
+def test_a_ladder_takes_every_engine(asked: str, more: str) -> None:
+    outcome = CliRunner().invoke(app, ["bench", "--bundle", str(DIGITS), asked, more])
+    assert isinstance(outcome.exception, BadInput)
+    assert "a ladder takes every engine and precision" in str(outcome.exception)
+
+
+@pytest.mark.usefixtures("_few_rungs")
+def test_the_command_measures_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = [scripted("torch", Clock(), 0.8)]
+    monkeypatch.setattr("bench.ladder.rungs_of", lambda shop: only)
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "--bundle", str(DIGITS), "--ladder", "--plot", "--batch", "4"]
+    outcome = CliRunner().invoke(app, [*words, "--trials", "1", "--device", "cpu"])
+    assert outcome.exit_code == 0, outcome.output
+    (row,) = read_ladders(ladder_file("digits", "cpu"))
+    assert (row.site.batch, row.site.trials_asked, row.site.max_seconds) == (4, 1, 30)
+    assert "digits, batch 4" in outcome.output and "3,200" in outcome.output
+    assert Path("docs/ladder-digits-cpu.png").is_file()

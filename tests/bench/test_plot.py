@@ -1,0 +1,159 @@
+"""The pictures of a ladder: what is drawn is read from matplotlib's own objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from bench.ladder import LadderRow, ladder_file, save_ladders
+from bench.plot import (
+    COLOURS,
+    DPI,
+    INCHES,
+    INT8,
+    batch_figure,
+    by_engine,
+    colour,
+    draw,
+    draw_ladder,
+    fastest,
+    ladder_figure,
+    roofline_figure,
+)
+from bench.row import BenchRow, save_row
+from lddgan.errors import BadInput, LddganError
+from tests.bench.test_ladder import CEILINGS, SITE, climbed
+from tests.bench.test_results import measured
+from tests.bench.test_results import row as bench_row
+
+SIZE = (INCHES[0] * DPI, INCHES[1] * DPI)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[LadderRow]:
+    """torch 3200 ms, ort 1600 ms, two that did not run, and 400 ms."""
+    return climbed()
+
+
+def axes_of(figure: Figure) -> Axes:
+    (axes,) = figure.axes
+    return axes
+
+
+def bench_rows() -> list[BenchRow]:
+    """ort and torch at batches 1 and 4, batch 1 measured twice."""
+
+    def one(day: int, batch: int, ort: float, torch: float) -> BenchRow:
+        sides: dict[str, Any] = {
+            "engine": measured("ort", ort),
+            "baseline": measured("torch", torch),
+        }
+        return bench_row(
+            date=f"2025-01-0{day}T00:00:00+00:00", dataset="digits", batch=batch, **sides
+        )
+
+    return [one(1, 1, 1000, 4000), one(2, 1, 500, 2000), one(3, 4, 250, 1000)]
+
+
+def test_the_bars_are_the_times_from_top_to_bottom(rows: list[LadderRow]) -> None:
+    axes = axes_of(ladder_figure(rows))
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    drawn = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in bars}
+    assert drawn == {0: pytest.approx(3200), 1: pytest.approx(1600), 4: pytest.approx(400)}
+    assert [label.get_text() for label in axes.get_yticklabels()] == [row.rung for row in rows]
+    bottom, top = axes.get_ylim()
+    assert top < 0 < 4 < bottom and axes.get_xlim()[0] == 0
+    texts = {round(text.get_position()[1]): text.get_text().strip() for text in axes.texts}
+    assert texts == {
+        0: "3,200 ms, 1.00x",
+        1: "1,600 ms, 2.00x, equal",
+        2: "did not run",
+        3: "did not run",
+        4: "400 ms, 8.00x, 14.0 dB",
+    }
+    assert bars[0].get_facecolor() != bars[1].get_facecolor()  # PyTorch and the rest
+
+
+def test_eight_bits_have_a_colour_of_their_own(rows: list[LadderRow]) -> None:
+    found = rows[1].found
+    assert found is not None and colour(found) == COLOURS["ort"]
+    eight = found.measured.model_copy(update={"precision": "int8"})
+    assert colour(found.model_copy(update={"measured": eight})) == INT8
+
+
+def test_the_roofline_is_the_ceilings_and_the_fastest_rungs_networks(rows: list[LadderRow]) -> None:
+    best = fastest(rows)
+    assert best.rung == "+ more" and best.found is not None
+    reached = best.found.measured.achieved
+    assert reached is not None
+    product, convolution, generator, decoder = axes_of(roofline_figure(rows)).lines
+    for roof, peak in ((product, 2e-7), (convolution, 4e-7)):
+        (left, ridge, right), (low, *flat) = roof.get_xdata(), roof.get_ydata()
+        assert low == pytest.approx(left * 1e-6)  # 0.001 GB/s
+        assert ridge == pytest.approx(peak / 1e-6) and flat == pytest.approx([peak, peak])
+        assert left < min(best.found.intensity) and right > max(best.found.intensity)
+    for point, intensity, tflops in (
+        (generator, best.found.intensity[0], reached.generator_tflops),
+        (decoder, best.found.intensity[1], reached.decoder_tflops),
+    ):
+        assert (*point.get_xdata(), *point.get_ydata()) == (intensity, tflops)
+
+
+def test_speed_is_of_the_newest_row_of_each_batch() -> None:
+    expected = {"ort fp32": {1: 2.0, 4: 4.0}, "torch fp32": {1: 0.5, 4: 1.0}}
+    assert by_engine(bench_rows()) == expected
+    lines = axes_of(batch_figure(bench_rows())).lines
+    drawn = {str(line.get_label()): line for line in lines}
+    assert {
+        name: dict(zip(*line.get_data(), strict=True)) for name, line in drawn.items()
+    } == expected
+
+
+def test_pictures_are_drawn_from_kept_rows_alone(
+    rows: list[LadderRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="holds no ladder"):
+        draw("digits", None, Path("docs"))
+    save_ladders(rows, ladder_file("digits", "cpu"))
+    for one in bench_rows():
+        save_row(one, Path("bench/results/digits-cpu.jsonl"))
+    paths = draw("digits", None, Path("docs"))
+    assert [path.name for path in paths] == [
+        f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline", "batch")
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.size == SIZE and len(set(image.convert("L").tobytes())) > 10
+
+
+def test_what_cannot_be_drawn_is_said(
+    rows: list[LadderRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unknown = CEILINGS.model_copy(update={"note": "ceilings not measured: full"})
+    site = SITE.model_copy(update={"ceilings": unknown})
+    log: list[str] = []
+    blind = [row.model_copy(update={"site": site}) for row in rows]
+    assert [path.name for path in draw_ladder(blind, tmp_path, log.append)] == [
+        "ladder-digits-cpu.png"
+    ]
+    assert log[0] == "no roofline: ceilings not measured: full"
+    assert "no rows of two batch sizes of digits on A CPU, 2 cores" in log[1]
+
+
+def test_without_matplotlib_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*packages: str) -> None:
+        raise LddganError(f"{packages[0]} is not installed")
+
+    monkeypatch.setattr("bench.plot.require", missing)
+    with pytest.raises(LddganError, match="matplotlib is not installed"):
+        draw("digits", None, tmp_path)

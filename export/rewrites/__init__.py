@@ -142,10 +142,9 @@ def convolution_sizes(graph: nn.Module, spec: GraphSpec) -> dict[str, int]:
 
 
 def pays(conv: nn.Conv2d, size: int) -> bool:
-    """Whether Winograd's form is faster on a CPU with ONNX Runtime (docs/performance.md)."""
+    """Whether Winograd's form is faster on a CPU (docs/performance.md)."""
     is_plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
-    is_wide = conv.in_channels >= 512 and conv.out_channels >= 256
-    return is_plain and is_wide and size in (32, 64, 128)
+    return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
 
 
 REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces

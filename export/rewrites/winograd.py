@@ -19,6 +19,8 @@ TAPS: Final = 3  # of the kernel, in each direction
 TILE: Final = 4  # outputs of a tile
 SPAN: Final = TILE + TAPS - 1  # inputs that they need
 
+MOST_TILES: Final = 256  # of a channel in one strip: more no longer fit a cache
+
 # Where the polynomials are evaluated, besides infinity.  With the paper's 0, 1, -1, 2, -2 the
 # rounding errors of 512 channels are six times as large.
 POINTS: Final = (0.0, math.sqrt(0.5), -math.sqrt(0.5), math.sqrt(2), -math.sqrt(2))
@@ -46,7 +48,10 @@ def minimal_filtering() -> Transforms:
 
 
 class WinogradConv(nn.Module):
-    """A 3x3 convolution with padding 1 of [B,in,n,n], n a multiple of 4."""
+    """A 3x3 convolution with padding 1 of [B,in,size,size], size a multiple of 4.
+
+    It works in strips of some rows of tiles, so that their transforms stay small.
+    """
 
     into: Tensor
     kernel: Tensor
@@ -55,7 +60,8 @@ class WinogradConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, size: int) -> None:
         super().__init__()
         assert size % TILE == 0, size
-        self.tiles = size // TILE
+        self.size, self.tiles = size, size // TILE
+        self.rows = max(1, MOST_TILES // self.tiles)  # of tiles, in a strip
         self.weight, self.bias = conv.weight, conv.bias
         dtype = conv.weight.dtype
         self.register_buffer("into", input_transform(size).to(dtype), persistent=False)
@@ -64,31 +70,41 @@ class WinogradConv(nn.Module):
         self.register_buffer("out", output_transform(size).to(dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        n, width = self.tiles, SPAN * self.tiles
         kernel = self.kernel @ self.weight @ self.kernel.T  # [out,in,SPAN,SPAN]
         kernel = kernel.permute(2, 3, 0, 1).flatten(0, 1)  # [SPAN^2,out,in]
-        tiles = self.into.T @ (x @ self.into)  # [B,in,SPAN*n,SPAN*n]
-        tiles = tiles.reshape(batch, channels, SPAN, n, SPAN, n).permute(2, 4, 1, 0, 3, 5)
-        made = kernel @ tiles.reshape(SPAN * SPAN, channels, -1)  # [SPAN^2,out,B*n*n]
-        made = made.reshape(SPAN, SPAN, -1, batch, n, n).permute(3, 2, 0, 4, 1, 5)
-        image = self.out.T @ (made.reshape(batch, -1, width, width) @ self.out)  # [B,out,size,size]
+        across = x @ self.into.flatten(1)  # [B,in,size,SPAN*tiles]
+        firsts = range(0, self.tiles, self.rows)
+        image = torch.cat([self.strip(across, kernel, first) for first in firsts], dim=2)
         return image if self.bias is None else image + self.bias[:, None, None]
+
+    def strip(self, across: Tensor, kernel: Tensor, first: int) -> Tensor:
+        """Rows of the output, [B,out,4*rows,size], from the tiles of row `first` on."""
+        batch, channels = across.shape[:2]
+        n, rows = self.tiles, min(self.rows, self.tiles - first)
+        seen = slice(max(0, TILE * first - 1), TILE * (first + rows) + 1)  # rows of the input
+        into = self.into[seen, :, first : first + rows].flatten(1)
+        tiles = into.T @ across[:, :, seen]  # [B,in,SPAN*rows,SPAN*n]
+        tiles = tiles.reshape(batch, channels, SPAN, rows, SPAN, n).permute(2, 4, 1, 0, 3, 5)
+        made = kernel @ tiles.reshape(SPAN * SPAN, channels, -1)  # [SPAN^2,out,B*rows*n]
+        made = made.reshape(SPAN, SPAN, -1, batch, rows, n).permute(3, 2, 0, 4, 1, 5)
+        made = made.reshape(batch, -1, SPAN * rows, SPAN * n)
+        out = self.out[:, :rows, : TILE * rows].flatten(0, 1)
+        return out.T @ (made @ self.out.flatten(0, 1))
 
 
 def input_transform(size: int) -> Tensor:
-    """B' of every tile of a row of `size` samples, zeros beyond its ends: [size, SPAN*tiles]."""
+    """B' of every tile of a row of `size` samples, zeros beyond its ends: [size,SPAN,tiles]."""
     tiles = size // TILE
     padded = np.zeros((size + 2, SPAN, tiles))
     for tile in range(tiles):
         padded[TILE * tile : TILE * tile + SPAN, :, tile] = minimal_filtering().inputs.T
-    return torch.from_numpy(padded[1:-1].reshape(size, -1))
+    return torch.from_numpy(padded[1:-1].copy())
 
 
 def output_transform(size: int) -> Tensor:
-    """A' of every tile of a row: [SPAN*tiles, size]."""
+    """A' of every tile of a row: [SPAN,tiles,size]."""
     tiles = size // TILE
     transform = np.zeros((SPAN, tiles, tiles, TILE))
     for tile in range(tiles):
         transform[:, tile, tile] = minimal_filtering().outputs.T
-    return torch.from_numpy(transform.reshape(SPAN * tiles, size))
+    return torch.from_numpy(transform.reshape(SPAN, tiles, size))

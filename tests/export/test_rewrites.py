@@ -143,6 +143,14 @@ def test_winograd(channels: tuple[int, int], tiles: int, batch: int, seed: int) 
     check(conv, WinogradConv(conv, size), draw(seed + 9, batch, channels[0], size, size))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_winograd_in_strips(rows: int) -> None:
+    conv = filled(nn.Conv2d(3, 2, 3, padding=1), 1)
+    strips = WinogradConv(conv, 28)
+    strips.rows = rows
+    check(conv, strips, draw(2, 2, 3, 28, 28))
+
+
 def test_winograd_of_many_channels_is_within_rounding() -> None:
     conv = filled(nn.Conv2d(512, 32, 3, padding=1), 0)
     x = F.silu(draw(1, 2, 512, 32, 32))

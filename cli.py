@@ -30,6 +30,7 @@ class EngineChoice(StrEnum):
     torch = "torch"
     torch_compile = "torch-compile"
     ort = "ort"
+    openvino = "openvino"
     trt = "trt"
     trt_rtx = "trt-rtx"
     fused = "fused"

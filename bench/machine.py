@@ -23,6 +23,7 @@ PACKAGES = (
     "triton",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "cuda-core",

@@ -32,6 +32,7 @@ COLOURS: Final = {  # of engines
     "torch": "#8a8a8a",
     "torch-compile": "#5a5a5a",
     "ort": "#2b6cb0",
+    "openvino": "#0987a0",
     "fused": "#b7791f",
     "trt": "#2f855a",
 }

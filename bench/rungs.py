@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.ceilings import Device
 from bench.timing import Side, timer_of
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
 EXPORTED: Final[dict[Device, Precision]] = {"cpu": "fp32", "cuda": "fp16"}  # graphs made for it
-BUNDLED: Final[dict[Device, tuple[Precision, ...]]] = {  # of a bundle, for ONNX Runtime on it
-    "cpu": ("fp32", "int8"),
-    "cuda": ("fp16",),
+BUNDLED: Final[dict[Device, tuple[tuple[EngineName, Precision], ...]]] = {  # what users run
+    "cpu": (("ort", "fp32"), ("openvino", "fp32"), ("ort", "int8"), ("openvino", "int8")),
+    "cuda": (("ort", "fp16"), ("fused", "fp16"), ("trt", "fp16")),
+}
+WHAT: Final[dict[str, str]] = {  # an engine is
+    "ort": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "fused": "PyTorch's convolutions and Triton kernels in one CUDA graph",
+    "trt": "TensorRT in one CUDA graph",
 }
 
 
@@ -82,19 +88,19 @@ class Workshop:
             TorchBackend(self.load(), self.device, precision, compiled=compiled, nhwc=nhwc)
         )
 
-    def rewritten(self, rewrites: Sequence[str]) -> Side:
-        """ONNX Runtime on graphs exported with some rewrites. They are not verified."""
-        from engine.ort_engine import OrtBackend
-
+    def rewritten(self, rewrites: Sequence[str], engine: EngineName = "ort") -> Side:
+        """An engine on graphs exported with some rewrites. They are not verified."""
         precision = EXPORTED[self.device]
         folder = self.folder / str(len(rewrites))
         folder.mkdir()
         for which in ("generator", "decoder"):
             os.link(self.graph(which, precision, rewrites), folder / graph_file(which, precision))
         files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
-        side = self.side(OrtBackend(Bundle(folder, files), precision, self.device))
-        shutil.rmtree(folder)  # the session holds what it needs
-        return side
+        sampler = open_engine(
+            Bundle(folder, files), engine, precision, self.device, batch=self.batch, log=self.log
+        )
+        shutil.rmtree(folder)  # the engine holds what it needs
+        return Side(sampler, timer_of(sampler, self.device))
 
     def graph(self, which: str, precision: Precision, rewrites: Sequence[str]) -> Path:
         """A graph's file; it is exported unless a rung before had the same rewrites of it."""
@@ -138,13 +144,11 @@ def export_one(
 
 def rungs_of(shop: Workshop) -> list[Rung]:
     """The rungs in their order; the first is the baseline."""
-    on_gpu = shop.device == "cuda"
     return [
         *torch_rungs(shop),
-        *(half_torch_rungs(shop) if on_gpu else []),
+        *(half_torch_rungs(shop) if shop.device == "cuda" else []),
         *rewrite_rungs(shop),
         *bundle_rungs(shop),
-        *(gpu_rungs(shop) if on_gpu else []),
     ]
 
 
@@ -182,14 +186,21 @@ def half_torch_rungs(shop: Workshop) -> list[Rung]:
 
 
 def rewrite_rungs(shop: Workshop) -> list[Rung]:
-    """ONNX Runtime on the plain export, then with one rewrite more each."""
+    """Plain exports, then ONNX Runtime with one rewrite more each."""
     from export.rewrites import REWRITES, TAKES
 
     precision = EXPORTED[shop.device]
     taken, what = TAKES[precision], {rewrite.name: rewrite.what for rewrite in REWRITES}
-    plain = f"ONNX Runtime on the plain {precision} export"
+    plain: tuple[EngineName, ...] = ("openvino", "ort") if shop.device == "cpu" else ("ort",)
     return [
-        Rung("ort, no rewrites", plain, partial(shop.rewritten, ())),
+        *(
+            Rung(
+                f"{engine}, no rewrites",
+                f"{WHAT[engine]} on the plain {precision} export",
+                partial(shop.rewritten, (), engine),
+            )
+            for engine in plain
+        ),
         *(
             Rung(f"+ {name}", what[name], partial(shop.rewritten, taken[: number + 1]))
             for number, name in enumerate(taken)
@@ -198,24 +209,12 @@ def rewrite_rungs(shop: Workshop) -> list[Rung]:
 
 
 def bundle_rungs(shop: Workshop) -> list[Rung]:
-    """ONNX Runtime on the bundle as it was exported, in every precision for the device."""
+    """The bundle as it was exported, by every engine of the device."""
     return [
         Rung(
-            f"ort {precision}, the bundle",
-            f"the {precision} graphs that users run",
-            partial(shop.engine, "ort", precision),
+            f"{engine} {precision}, the bundle",
+            f"{WHAT[engine]} on the {precision} graphs that users run",
+            partial(shop.engine, engine, precision),
         )
-        for precision in BUNDLED[shop.device]
-    ]
-
-
-def gpu_rungs(shop: Workshop) -> list[Rung]:
-    """What only a GPU runs."""
-    what = {
-        "fused": "PyTorch's convolutions and Triton kernels in one CUDA graph",
-        "trt": "TensorRT in one CUDA graph",
-    }
-    return [
-        Rung(f"{name} fp16", adds, partial(shop.engine, cast(EngineName, name), "fp16"))
-        for name, adds in what.items()
+        for engine, precision in BUNDLED[shop.device]
     ]

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal, NamedTuple
+from contextlib import suppress
+from typing import Final, Literal, NamedTuple, get_args
 
 from engine.driver import why_no_gpu
 from engine.loading import import_library
-from engine.sampler import Backend, Sampler
+from engine.sampler import Backend, Sampler, equal_parts
 from export.bundle import CHECKPOINT, Bundle, open_bundle
 from export.graphs import PRECISIONS, Precision
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.extras import why_missing
 from lddgan.progress import Log, to_stderr
 
-EngineName = Literal["auto", "torch", "torch-compile", "ort", "trt", "trt-rtx", "fused"]
+EngineName = Literal["auto", "torch", "torch-compile", "ort", "openvino", "trt", "trt-rtx", "fused"]
 DeviceName = Literal["auto", "cpu", "cuda"]
-ENGINES: Final = ("auto", "torch", "torch-compile", "ort", "trt", "trt-rtx", "fused")
-DEVICES: Final = ("auto", "cpu", "cuda")
+ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
+DEVICES: Final[tuple[DeviceName, ...]] = get_args(DeviceName)
 
 BASELINE_PRECISION: Final = "fp32"  # of the networks as published
 PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, unless asked
     "trt": ("fp16", "fp32"),
     "trt-rtx": ("fp16", "fp32"),
     "fused": ("fp16", "fp32"),
+    "openvino": ("fp32", "fp16", "int8"),
     "ort": ("fp32", "fp16", "int8"),
     "torch": (BASELINE_PRECISION,),
     "torch-compile": ("fp16",),
 }
 
-INT8_RUNS_ON: Final = ("ort", "cpu")  # its graphs are made of what ONNX Runtime has for CPUs
+INT8_RUNS_ON: Final = (("openvino", "cpu"), ("ort", "cpu"))  # what its graphs are made for
 
 CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best first
     ("trt", "cuda"),
@@ -39,6 +41,7 @@ CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best fi
     ("ort", "cuda"),
     ("torch", "cuda"),
     ("torch-compile", "cuda"),
+    ("openvino", "cpu"),
     ("ort", "cpu"),
     ("torch", "cpu"),
 )
@@ -81,10 +84,10 @@ def open_engine(
 
     For TensorRT: of several engines that are built, the one whose optimum is nearest to `batch` is
     taken; if there is none it is built, which takes minutes and is said to `log`.  One that failed
-    `lddgan verify` is refused unless `accept_failed`.  The fused engine is tuned for `batch`, which
-    takes seconds.  For both: `cuda_graph` False launches the same steps one by one.  `stream` (of
-    torch, cuda-core or PyCUDA, or a handle) is where everything runs; None is a stream of the
-    engine's own.
+    `lddgan verify` is refused unless `accept_failed`.  The fused engine is tuned and OpenVINO
+    compiled for `batch`, which takes seconds.  For TensorRT and fused: `cuda_graph` False launches
+    the same steps one by one.  `stream` (of torch, cuda-core or PyCUDA, or a handle) is where
+    everything runs; None is a stream of the engine's own.
 
     Raises BadInput for a bundle that cannot be read, LddganError for an engine that cannot run,
     with the cause and what mends it.  There is no fallback.
@@ -121,6 +124,8 @@ def open_engine(
         )
     if stream is not None or not cuda_graph:
         raise BadInput(f"the {chosen.engine} engine takes no stream and captures no CUDA graph")
+    if chosen.engine == "openvino":
+        return _open_openvino(opened, chosen, chunk, batch, log)
     opener = _open_ort if chosen.engine == "ort" else _open_torch
     return opener(opened, chosen, chunk, log)
 
@@ -140,7 +145,7 @@ def choose(
     causes = []
     for candidate in survey(engine, device):
         wanted = precision or default_precision(candidate.engine, held)
-        if wanted == "int8" and candidate[:2] != INT8_RUNS_ON:
+        if wanted == "int8" and candidate[:2] not in INT8_RUNS_ON:
             continue
         if engine == "auto" and not _offers(candidate, wanted, held):
             continue
@@ -154,9 +159,14 @@ def choose(
 
 def refuse_int8(precision: Precision | None, engine: str, device: str = "auto") -> None:
     """Raise BadInput if int8 is asked of an engine or a device that does not run it."""
-    runs_on = zip((engine, device), INT8_RUNS_ON, strict=True)
-    if precision == "int8" and any(asked not in ("auto", only) for asked, only in runs_on):
-        raise BadInput("int8 graphs run with --engine ort on --device cpu only; use fp16 or fp32")
+    runs = any(
+        engine in ("auto", name) and device in ("auto", where) for name, where in INT8_RUNS_ON
+    )
+    if precision == "int8" and not runs:
+        engines = " or ".join(name for name, _ in INT8_RUNS_ON)
+        raise BadInput(
+            f"int8 graphs run with --engine {engines} on --device cpu only; use fp16 or fp32"
+        )
 
 
 def default_precision(engine: str, held: Sequence[Precision]) -> Precision:
@@ -194,6 +204,8 @@ def why_no_library(engine: str, device: str) -> str | None:
         return why_no_tensorrt("trt" if engine == "trt" else "trt-rtx")
     if engine == "fused":
         return why_no_fused()
+    if engine == "openvino":
+        return why_unusable("openvino")
     if engine == "ort":
         return why_no_ort_cuda() if device == "cuda" else why_no_ort()
     return why_no_torch_cuda() if device == "cuda" else why_unusable("torch")
@@ -278,6 +290,19 @@ def _open_ort(bundle: Bundle, chosen: Chosen, chunk: int | None, log: Log) -> Sa
     from engine.ort_engine import OrtBackend
 
     return _sampler(OrtBackend(bundle, chosen.precision, chosen.device), bundle, chunk, log)
+
+
+def _open_openvino(
+    bundle: Bundle, chosen: Chosen, chunk: int | None, batch: int | None, log: Log
+) -> Sampler:
+    from engine.openvino_engine import OpenVinoBackend
+
+    backend = OpenVinoBackend(bundle, chosen.precision)
+    sampler = _sampler(backend, bundle, chunk, log)
+    if batch is not None:
+        with suppress(OutOfMemory):  # raised again, and the chunk halved, when images are made
+            backend.prepared(equal_parts(batch, sampler.chunk)[0])
+    return sampler
 
 
 def _sampler(backend: Backend, bundle: Bundle, chunk: int | None, log: Log) -> Sampler:

@@ -17,6 +17,7 @@ INSTALL: Final = {  # package -> how to get it
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
     "cuda.bindings": 'pip install "lddgan[gpu]"',
     "cuda.core": 'pip install "lddgan[gpu]"',
+    "openvino": 'pip install "lddgan[cpu]"',
     "onnxruntime": 'pip install "lddgan[cpu]" (or "lddgan[gpu]")',
 }
 

@@ -214,10 +214,13 @@ def test_rungs_of_a_cpu_in_their_order_with_what_they_add(shop: Workshop) -> Non
         "torch",
         "torch, channels-last",
         "torch-compile",
+        "openvino, no rewrites",
         "ort, no rewrites",
         *(f"+ {name}" for name in TAKES["fp32"]),
         "ort fp32, the bundle",
+        "openvino fp32, the bundle",
         "ort int8, the bundle",
+        "openvino int8, the bundle",
     ]
     adds = {rung.name: rung.adds for rung in found}
     assert all(adds[f"+ {one.name}"] == one.what for one in REWRITES if one.name in TAKES["fp32"])
@@ -230,9 +233,8 @@ def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
         *("torch", "torch, channels-last", "torch-compile", "torch fp16", "torch-compile fp16"),
     ]
     rewrites = [f"+ {name}" for name in TAKES["fp16"]]
-    assert names[5:] == [
-        *("ort, no rewrites", *rewrites, "ort fp16, the bundle", "fused fp16", "trt fp16"),
-    ]
+    engines = [f"{name} fp16, the bundle" for name in ("ort", "fused", "trt")]
+    assert names[5:] == ["ort, no rewrites", *rewrites, *engines]
 
 
 def snapshot(module: torch.nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
@@ -298,8 +300,8 @@ def test_what_cannot_be_exported_is_a_reason(
 
 
 def few(shop: Workshop) -> Iterator[Rung]:
-    """Four rungs that need two exports, and one that cannot run."""
-    wanted = ("torch", "torch, channels-last", "+ phased-upsampling")
+    """Five rungs, of which two need exports, and one that cannot run."""
+    wanted = ("torch", "torch, channels-last", "openvino, no rewrites", "+ phased-upsampling")
     for rung in rungs_of(shop):
         if rung.name in (*wanted, "ort fp32, the bundle"):
             yield rung
@@ -322,15 +324,15 @@ def test_every_rung_makes_the_baselines_images(
     rows = run_ladder(bundle, "cpu", batch=3, trials=2, seed=5, out=out, log=log.append)
     assert read_ladders(out) == rows
     assert [path.name for path in tmp_path.iterdir()] == ["ladder.jsonl"]  # exports are gone
-    assert [row.found is not None for row in rows] == [True] * 4 + [False]
-    assert "the trt engine does not run on cpu" in str(rows[4].why_not)
-    for row in rows[1:4]:
+    assert [row.found is not None for row in rows] == [True] * 5 + [False]
+    assert "the trt engine does not run on cpu" in str(rows[5].why_not)
+    for row in rows[1:5]:
         assert row.found is not None and row.found.agreement is not None
         assert row.found.agreement.grey_levels <= 1 and row.found.trials == 2
     engines = [row.found.measured.engine for row in rows if row.found]
-    assert engines == ["torch", "torch", "ort", "ort"]
+    assert engines == ["torch", "torch", "openvino", "ort", "ort"]
     assert rows[1].found is not None and "channels-last" in rows[1].found.measured.where
-    assert sum(line.startswith("exporting the") for line in log) == 2
+    assert sum(line.startswith("exporting the") for line in log) == 3  # the same generator
 
 
 def test_what_was_measured_before_an_interruption_is_kept(

@@ -50,8 +50,10 @@ def test_auto_takes_the_first_that_runs(machine) -> None:
     assert choose("auto", "auto") == ("torch", "cuda", "fp32")
     assert choose("auto", "auto", "fp16") == ("torch", "cuda", "fp16")
     machine(gpu="no GPU")
+    assert choose("auto", "auto") == ("openvino", "cpu", "fp32")
+    machine(gpu="no GPU", missing=("openvino",))
     assert choose("auto", "auto") == ("ort", "cpu", "fp32")
-    machine(gpu="no GPU", missing=("onnxruntime",))
+    machine(gpu="no GPU", missing=("openvino", "onnxruntime"))
     assert choose("auto", "auto") == ("torch", "cpu", "fp32")
     machine(ort_cuda="CPU package", missing=("onnxruntime",))
     assert choose("auto", "auto") == ("torch", "cuda", "fp32")
@@ -86,7 +88,7 @@ def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) ->
 def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
     machine()
     assert choose("torch", "auto", "fp32")[:2] == ("torch", "cuda")
-    assert choose("auto", "cpu", "fp32")[:2] == ("ort", "cpu")
+    assert choose("auto", "cpu", "fp32")[:2] == ("openvino", "cpu")
     assert choose("ort", "cpu", "fp32")[:2] == ("ort", "cpu")
     machine(gpu="no GPU")
     assert choose("torch", "auto", "fp32")[:2] == ("torch", "cpu")
@@ -100,13 +102,13 @@ def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
 
 
 def test_nothing_that_runs_lists_every_cause(machine) -> None:
-    machine(gpu="no GPU", missing=("torch", "onnxruntime", "tensorrt"))
+    machine(gpu="no GPU", missing=("torch", "openvino", "onnxruntime"))
     with pytest.raises(LddganError) as caught:
         choose("auto", "auto", "fp32")
     assert str(caught.value) == (
         "trt on cuda: no GPU; trt-rtx on cuda: no GPU; fused on cuda: no GPU; ort on cuda: no GPU; "
-        "torch on cuda: no GPU; torch-compile on cuda: no GPU; ort on cpu: onnxruntime is gone; "
-        "torch on cpu: torch is gone; "
+        "torch on cuda: no GPU; torch-compile on cuda: no GPU; openvino on cpu: openvino is gone; "
+        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone; "
         "`lddgan doctor` says what runs here"
     )
 
@@ -132,10 +134,11 @@ def test_survey_has_every_engine_once_best_first(machine) -> None:
         ("ort", "cuda"),
         ("torch", "cuda"),
         ("torch-compile", "cuda"),
+        ("openvino", "cpu"),
         ("ort", "cpu"),
         ("torch", "cpu"),
     ]
-    assert [c.why_not for c in found] == [*["no GPU"] * 6, None, None]
+    assert [c.why_not for c in found] == [*["no GPU"] * 6, None, None, None]
 
 
 def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
@@ -192,11 +195,11 @@ def test_a_library_that_cannot_be_loaded_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(select, "why_no_gpu", lambda: "no GPU")
     broken("torch", source)
-    assert choose("auto", "auto")[:2] == ("ort", "cpu")
+    assert choose("auto", "auto")[:2] == ("openvino", "cpu")
     with pytest.raises(LddganError, match="torch on cpu: torch is installed but cannot be") as said:
         choose("torch", "cpu")
     assert "\n" not in str(said.value) and "install it again" in str(said.value)
-    assert len(list(survey())) == 8
+    assert len(list(survey())) == 9
 
 
 def test_onnxruntime_that_lost_parts_is_one_sentence(broken) -> None:
@@ -359,7 +362,7 @@ def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
 def test_choosing_without_a_gpu_imports_what_is_chosen_only(tmp_path: Path) -> None:
     program = (
         "import sys, engine.select as s; s.choose('auto', 'auto'); "
-        "print(sorted({'torch', 'tensorrt', 'onnxruntime'} & set(sys.modules)))"
+        "print(sorted({'torch', 'tensorrt', 'onnxruntime', 'openvino'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -368,4 +371,4 @@ def test_choosing_without_a_gpu_imports_what_is_chosen_only(tmp_path: Path) -> N
         text=True,
         check=False,
     )
-    assert done.stdout == "['onnxruntime']\n", done.stderr
+    assert done.stdout == "['openvino']\n", done.stderr

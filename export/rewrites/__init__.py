@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from export.graphs import GraphSpec, Precision, graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites.attention import fold_output_projection
-from export.rewrites.generator import BareGroupNorm, SkipFirst, StepTable, styles_together
+from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.generator import (
+    BareGroupNorm,
+    SkipFirst,
+    StepTable,
+    rescale_in_weights,
+    styles_together,
+)
 from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from export.to_onnx import example
@@ -87,6 +94,16 @@ def step_table(graphs: Graphs) -> None:
     graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
 
 
+def rescaled_weights(graphs: Graphs) -> None:
+    for block in graphs.generator.modules():
+        if isinstance(block, ResidualBlock) and isinstance(block.Conv_2, nn.Conv2d):
+            rescale_in_weights(block)
+
+
+def codebook(graphs: Graphs) -> None:
+    fold_post_quant_conv(graphs.decoder.autoencoder)
+
+
 def skip_first(graphs: Graphs) -> None:
     for block in graphs.generator.modules():
         if isinstance(block, ResidualBlock) and isinstance(block.resample_skip, FirUp):
@@ -147,7 +164,9 @@ def pays(conv: nn.Conv2d, size: int) -> bool:
     return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
 
 
-REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces
+# rescaled-weights looks for the convolutions that skip-first replaces, and that for the filters
+# that phased-fir replaces.
+REWRITES: Final = (
     Rewrite(
         "transposed-upsampling",
         transposed_upsampling,
@@ -159,6 +178,18 @@ REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces
         phased_upsampling,
         "the same as four 2x2 convolutions, one for each parity of row and column",
         ("decoder",),
+    ),
+    Rewrite(
+        "codebook",
+        codebook,
+        "the codebook through the convolution that follows it, as a table",
+        ("decoder",),
+    ),
+    Rewrite(
+        "rescaled-weights",
+        rescaled_weights,
+        "the factor 1/sqrt(2) of a residual sum in the weights of its two convolutions",
+        ("generator",),
     ),
     Rewrite(
         "skip-first",
@@ -209,6 +240,8 @@ REWRITES: Final = (  # skip-first looks for the filters that phased-fir replaces
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
     "fp32": (
         "phased-upsampling",
+        "codebook",
+        "rescaled-weights",
         "skip-first",
         "phased-fir",
         "attention-output",
@@ -219,6 +252,8 @@ TAKES: Final[dict[Precision, tuple[str, ...]]] = {
     ),
     "fp16": (
         "transposed-upsampling",
+        "codebook",
+        "rescaled-weights",
         "skip-first",
         "attention-output",
         "styles",
@@ -227,6 +262,8 @@ TAKES: Final[dict[Precision, tuple[str, ...]]] = {
     ),
     "int8": (  # Winograd's sums need more than 8 bits
         "phased-upsampling",
+        "codebook",
+        "rescaled-weights",
         "skip-first",
         "phased-fir",
         "attention-output",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.generator import AdaGN, Generator, ResidualBlock
-from lddgan.networks.layers import GroupNorm
+from lddgan.networks.layers import SQRT_HALF, GroupNorm
 
 
 class Picked(nn.Module):
@@ -113,3 +113,14 @@ class SkipFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(F.conv2d(x, self.weight)) + self.bias[:, None, None]
+
+
+@torch.no_grad()
+def rescale_in_weights(block: ResidualBlock) -> None:
+    """1/sqrt(2) of the sum of two convolutions' outputs into their weights, in place."""
+    for name in ("Conv_1", "Conv_2"):
+        conv = block.get_submodule(name)
+        for parameter in (conv.weight, conv.bias):
+            assert isinstance(parameter, Tensor)
+            parameter.mul_(SQRT_HALF)
+    block.add_module("rescale", nn.Identity())

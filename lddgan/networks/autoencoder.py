@@ -252,4 +252,4 @@ class Autoencoder(nn.Module):
         """Latent [B,C,h,w] -> image [B,3,H,W], not clamped."""
         if self.quantize is not None:
             latent = self.quantize(latent)
-        return self.decoder(self.post_quant_conv(latent.to(self.post_quant_conv.weight.dtype)))
+        return self.decoder(self.post_quant_conv(latent.to(self.decoder.conv_in.weight.dtype)))

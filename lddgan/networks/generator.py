@@ -87,6 +87,13 @@ class Attention(nn.Module):
         return (x + to_image(self.NIN_3(h), x)) * SQRT_HALF
 
 
+class Rescale(nn.Module):
+    """Divides the sum of two by the square root of 2, which keeps the variance."""
+
+    def forward(self, total: Tensor) -> Tensor:
+        return total * SQRT_HALF
+
+
 class ResidualBlock(nn.Module):
     """BigGAN residual block: x [B,in,h,w] -> [B,out,h',w'], h' = h, h/2 or 2h."""
 
@@ -107,13 +114,14 @@ class ResidualBlock(nn.Module):
         self.Conv_1 = conv3x3(outputs, outputs, NEARLY_ZERO)
         reshapes = inputs != outputs or resample is not None
         self.Conv_2 = conv1x1(inputs, outputs) if reshapes else nn.Identity()
+        self.rescale = Rescale()
 
     def forward(self, x: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
         """x [B,in,h,w], and the step and the latent as `Generator` embeds them."""
         h = self.resample(F.silu(self.GroupNorm_0(x, zemb)))
         h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
         h = self.Conv_1(F.silu(self.GroupNorm_1(h, zemb)))
-        return (self.Conv_2(self.resample_skip(x)) + h) * SQRT_HALF
+        return self.rescale(self.Conv_2(self.resample_skip(x)) + h)
 
 
 class PyramidDown(nn.Module):

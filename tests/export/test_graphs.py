@@ -97,7 +97,7 @@ def before(graph: onnx.GraphProto, name: str, stop=lambda node: False) -> list[o
 
 def search(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes of the VQ search: all before the index that picks the codes."""
-    (lookup,) = [n for n in graph.node if n.op_type == "Gather" and "embedding" in n.input[0]]
+    (lookup,) = [n for n in graph.node if n.op_type == "Gather" and "table" in n.input[0]]
     nodes = before(graph, lookup.input[1])
     assert sum(node.op_type == "ArgMin" for node in nodes) >= 2, "the search has several slices"
     return nodes

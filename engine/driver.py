@@ -11,6 +11,7 @@ from typing import Final
 from lddgan.errors import LddganError
 
 DRIVER_SECONDS: Final = 20  # after which a driver that does not answer counts as broken
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 GPU_NAME: Final = re.compile(r"\d+|GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as -i takes it
 
 
@@ -32,6 +33,8 @@ def ask_driver(fields: str) -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise LddganError("no driver is installed here (nvidia-smi is missing)")
+    if first_of(VISIBLE) in ("", "-1"):
+        raise LddganError(f"{VISIBLE}={os.environ[VISIBLE]} hides every GPU")
     try:
         asked = subprocess.run(
             [program, *first_visible(), f"--query-gpu={fields}", "--format=csv,noheader"],
@@ -50,5 +53,11 @@ def ask_driver(fields: str) -> str:
 
 def first_visible() -> tuple[str, ...]:
     """nvidia-smi's words for the first GPU of CUDA_VISIBLE_DEVICES; none if it has none for it."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
-    return ("-i", first) if GPU_NAME.fullmatch(first) else ()
+    first = first_of(VISIBLE)
+    return ("-i", first) if first and GPU_NAME.fullmatch(first) else ()
+
+
+def first_of(variable: str) -> str | None:
+    """The first entry of a list in the environment; None where the variable is not set."""
+    value = os.environ.get(variable)
+    return None if value is None else value.partition(",")[0].strip()

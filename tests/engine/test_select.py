@@ -330,7 +330,6 @@ UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
     ("visible", "asked"),
     [
         (None, ""),
-        ("", ""),
         ("2", "-i 2 "),
         ("3,1", "-i 3 "),
         (UUID, f"-i {UUID} "),
@@ -346,6 +345,14 @@ def test_the_gpu_asked_about_is_the_one_that_cuda_sees_first(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert driver.ask_driver("name") == f"{asked}--query-gpu=name --format=csv,noheader"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_hidden_gpus_are_none(nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    nvidia_smi("echo NVIDIA H200")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    said = f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={visible} hides every GPU"
+    assert driver.why_no_gpu() == said
 
 
 def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:

@@ -198,7 +198,6 @@ def export(
     from export.graphs import PRECISIONS, precisions_of
     from export.pipeline import export_bundle, model_to_export
     from export.rewrites import TAKES, names_of
-    from export.stages import INT8_PSNR
 
     model, source = model_to_export(dataset, checkpoint)
     if model.has_random_weights:
@@ -211,7 +210,7 @@ def export(
         precisions_of(precision.value),
         checkpoint=source,
         rewrites=asked,
-        int8_psnr=INT8_PSNR if accept_psnr is None else accept_psnr,
+        accept_psnr=accept_psnr,
         log=note,
     )
     for name, found in measured.items():
@@ -272,7 +271,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare an engine with PyTorch fp32, stage by stage, on fixed noise."""
-    from engine.verification import IMAGES, print_verification, refuse, verify_bundle
+    from engine.verification import print_verification, refuse, verify_bundle
+    from export.stages import IMAGES
     from lddgan.extras import require
 
     require("torch", "safetensors")

@@ -1,4 +1,6 @@
-"""How good generated digits are: python -m bench.digits_quality [CHECKPOINT] --count 1000 --seed 0
+"""How good generated digits are: python -m bench.digits_quality --count 1000 --seed 0
+
+Of the shipped bundle, of another (--bundle FOLDER --precision int8), or of a CHECKPOINT in PyTorch.
 
 A classifier fitted on real scans says how sure it is of generated ones.  Images are averaged down
 to 8x8, values 0..16, the form of scikit-learn's scans.
@@ -7,19 +9,22 @@ to 8x8, values 0..16, the form of scikit-learn's scans.
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.select import open_engine
+from engine.sampler import Sampler
+from engine.select import ENGINES, open_engine
 from export.bundle import DIGITS
+from export.graphs import PRECISIONS
+from lddgan.errors import BadInput, LddganError
 
 Images = NDArray[np.uint8]  # [N,32,32,3]
-Sampler = Callable[[int, int], Images]  # (count, seed) -> images
 
 FITTED = 1400  # scans the classifier is fitted on, and a copy is a copy of; the others are held out
 SURE = 0.9  # probability from which the classifier counts as sure
@@ -96,22 +101,24 @@ def _classifier() -> tuple[NDArray[np.float64], Any, NDArray[np.float64]]:
     return data.data, classifier, data.data[held_out]
 
 
-def shipped_sampler(count: int, seed: int) -> Images:
-    """Images of the bundle that ships with lddgan, by the engine that `auto` takes."""
-    return open_engine(DIGITS).sample(count, seed)
+def opened(asked: argparse.Namespace) -> Sampler:
+    """What makes the images. Raises LddganError for what cannot run."""
+    if asked.checkpoint is None:
+        return open_engine(asked.bundle or DIGITS, asked.engine or "auto", asked.precision)
+    if asked.bundle or asked.engine or asked.precision:
+        raise BadInput("a checkpoint runs in PyTorch: leave out --bundle, --engine and --precision")
+    return torch_sampler(asked.checkpoint)
 
 
 def torch_sampler(checkpoint: Path) -> Sampler:
-    """Samples of a checkpoint through the PyTorch networks."""
-    from engine.sampler import Sampler as EngineSampler
+    """The PyTorch networks of a checkpoint."""
     from engine.torch_engine import TorchBackend
     from lddgan.checkpoint import load_checkpoint
 
     model = load_checkpoint(checkpoint)
-    engine = EngineSampler(
+    return Sampler(
         TorchBackend(model, "cpu"), model.preset, random_weights=model.has_random_weights
     )
-    return lambda count, seed: engine.sample(count, seed)
 
 
 def report(found: DigitsQuality) -> str:
@@ -132,12 +139,19 @@ def report(found: DigitsQuality) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the shipped bundle")
+    parser.add_argument("checkpoint", nargs="?", type=Path)
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--engine", choices=ENGINES)
+    parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    sampler = torch_sampler(options.checkpoint) if options.checkpoint else shipped_sampler
-    print(report(quality(sampler(options.count, options.seed))))
+    try:
+        sampler = opened(options)
+        print(sampler.description)
+        print(report(quality(sampler.sample(options.count, options.seed))))
+    except LddganError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

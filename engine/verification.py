@@ -27,6 +27,7 @@ from export.compare import (
 )
 from export.graphs import Precision
 from export.stages import (
+    IMAGES,
     LEVELS_TOLERANCE,
     SEED,
     Differences,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from engine.select import DeviceName, EngineName
     from lddgan.checkpoint import Model
 
-IMAGES: Final = 64
 AT_ONCE: Final = 32  # at most: a captured CUDA graph is replayed for other images
 REMEDIES: Final[dict[Precision, str]] = {
     "fp16": "use --precision fp32",
@@ -104,12 +104,19 @@ class Part(NamedTuple):
 
 
 def verify_engine(
-    sampler: Sampler, model: Model, *, images: int = IMAGES, device: str, log: Log = to_stderr
+    sampler: Sampler,
+    model: Model,
+    *,
+    images: int = IMAGES,
+    device: str,
+    exported: Differences | None = None,
+    log: Log = to_stderr,
 ) -> Verification:
     """Compare an engine with `model` in PyTorch fp32 on `device`, on images 0..images-1 of a seed.
 
-    `images` is rounded up to what the engine takes at least.  An engine that disagrees is a
-    Verification that has not passed.  Raises LddganError if the reference itself makes no images,
+    `images` is rounded up to what the engine takes at least.  `exported` is what the export of the
+    graphs measured: an int8 bundle is held to what was accepted there.  An engine that disagrees is
+    a Verification that has not passed.  Raises LddganError if the reference itself makes no images,
     OutOfMemory if there is no memory for one image.
     """
     from engine.torch_engine import TorchBackend
@@ -119,8 +126,8 @@ def verify_engine(
     images = -(-images // least) * least
     with Meter("verifying", 0, images, log, unit="images") as meter:
         parts = list(_in_parts(compare, sampler.chunk, least, images, meter))
-    sides = _sides(sampler.backend, reference)
-    found = Verification(**sides, **_measured(parts), images=images, seed=SEED, why_failed=None)
+    figures = _measured(parts) | _of_export(exported) | _sides(sampler.backend, reference)
+    found = Verification(**figures, images=images, seed=SEED, why_failed=None)
     return found.model_copy(update={"why_failed": why_failed(found)})
 
 
@@ -158,7 +165,9 @@ def verify_bundle(
     )
     where = "cpu" if sampler.backend.device == "cpu" or why_no_torch_cuda() else "cuda"
     model = load_checkpoint(bundle.file(CHECKPOINT))
-    found = verify_engine(sampler, model, images=images, device=where, log=log)
+    measured = bundle.manifest.verification
+    exported = measured["int8"] if sampler.backend.precision == "int8" else None
+    found = verify_engine(sampler, model, images=images, device=where, exported=exported, log=log)
     show(found)
     if isinstance(sampler.backend, TrtBackend):
         sampler.backend.plans.save_verification(found)
@@ -198,6 +207,8 @@ def print_verification(found: Verification) -> None:
     console = Console()
     console.print(_table(found))
     say(f"{found.images} images of seed {found.seed} against {found.reference}, {found.date}")
+    if found.why_fp32 is not None:
+        say(found.why_fp32)
     if found.why_failed is None:
         say("passed", "green")
     else:
@@ -281,6 +292,12 @@ def _sides(backend: Backend, reference: Backend) -> dict[str, Any]:
         "reference": f"PyTorch {version('torch')} {reference.precision} on {reference.where}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _of_export(exported: Differences | None) -> dict[str, Any]:
+    """What is known of int8 graphs since their export."""
+    names = {"int8_accepted_psnr", "int8_both_psnr"}
+    return {} if exported is None else exported.model_dump(include=names)
 
 
 def _measured(parts: Sequence[Part]) -> dict[str, Any]:

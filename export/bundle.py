@@ -43,7 +43,7 @@ class FileEntry(Frozen):
 
 
 class StageAgreement(Differences):
-    """What verification measured: ONNX Runtime against PyTorch fp32, the worst of all batches."""
+    """What verification measured: ONNX Runtime against PyTorch fp32, all batches together."""
 
     batches: tuple[int, ...]
     # One image through the torch modules in the graph's own dtypes; None for fp32.
@@ -54,10 +54,12 @@ class StageAgreement(Differences):
         """One line for people."""
         flips = f", {self.code_flips:.3%} of the VQ codes differ" if self.code_flips else ""
         largest = "" if self.fp16_largest is None else f", fp16 reaches {self.fp16_largest:,.0f}"
+        kept = f"; {self.why_fp32}" if self.why_fp32 else ""
         return (
             f"agrees with PyTorch at batch {', '.join(map(str, self.batches))}: generator within "
             f"{self.generator_error:.1e}, x_0 within {self.chain_error:.1e} of the range, images "
             f"within {self.chain_levels} grey levels, PSNR {self.chain_psnr:.1f} dB{flips}{largest}"
+            f"{kept}"
         )
 
 

@@ -28,9 +28,9 @@ from export.bundle import (
 from export.graphs import Precision, graph_specs
 from export.half import to_half
 from export.modules import DecoderToImage, GeneratorStep
-from export.quantise import quantise_graphs
+from export.quantise import keep_generator, quantise_graphs
 from export.rewrites import TAKES, Graphs, rewritten
-from export.stages import INT8_PSNR
+from export.stages import limits_of, passed_limit
 from export.to_onnx import export_graph
 from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
@@ -47,13 +47,13 @@ def export_bundle(
     *,
     checkpoint: Path | None = None,
     rewrites: Mapping[Precision, Sequence[str]] = TAKES,
-    int8_psnr: float = INT8_PSNR,
+    accept_psnr: float | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[Precision, StageAgreement]:
     """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
 
-    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.  Images
-    of int8 graphs may have `int8_psnr` dB or more.
+    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
+    `accept_psnr` is the least that images of int8 graphs may have, in dB, instead of INT8_PSNR.
     Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
     for unknown rewrites.
     """
@@ -62,11 +62,14 @@ def export_bundle(
         place_checkpoint(model, checkpoint, temporary / CHECKPOINT)
         measured: dict[Precision, StageAgreement] = {}
         for precision in precisions:
-            log(f"{precision}: exporting the two graphs")
-            half = export_graphs(model, temporary, precision, rewrites[precision])
-            log(f"{precision}: comparing ONNX Runtime with PyTorch")
-            measured[precision] = verify(model, temporary, precision, half)
-            refuse_disagreement(measured[precision], precision, int8_psnr=int8_psnr)
+            log(f"{precision}: exporting the two graphs, comparing ONNX Runtime with PyTorch")
+            if precision == "int8":
+                found = export_int8(model, temporary, rewrites[precision], accept_psnr, log)
+            else:
+                half = export_graphs(model, temporary, precision, rewrites[precision])
+                found = verify(model, temporary, precision, half)
+            refuse_disagreement(found, precision)
+            measured[precision] = found
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
@@ -124,10 +127,7 @@ def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
 def export_graphs(
     model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
 ) -> HalfCheck | None:
-    """Write both graphs; for fp16 returns how the modules fare in their own dtypes."""
-    if precision == "int8":
-        export_quantised(model, folder, rewrites)
-        return None
+    """Write both graphs, fp32 or fp16; for fp16 returns how the modules fare in those dtypes."""
     modules = graph_modules(model, rewrites)
     half = None
     if precision == "fp16":
@@ -138,12 +138,32 @@ def export_graphs(
     return half
 
 
-def export_quantised(model: Model, folder: Path, rewrites: Sequence[str]) -> None:
-    """Write both graphs in int8, made of fp32 graphs that are calibrated and thrown away."""
+def export_int8(
+    model: Model,
+    folder: Path,
+    rewrites: Sequence[str],
+    accept_psnr: float | None,
+    log: Callable[[str], None],
+) -> StageAgreement:
+    """Write both graphs in int8, made of fp32 graphs that are calibrated and thrown away.
+
+    If their images are less than what is asked of int8, the generator of a KL model stays in fp32.
+    Returns what was measured of the graphs that stay.
+    """
+    asked = {"int8_accepted_psnr": accept_psnr}
     with tempfile.TemporaryDirectory() as name:
         floats = Path(name)
         export_graphs(model, floats, "fp32", rewrites)
         quantise_graphs(model.preset, onnx_stages(floats, "fp32"), floats, folder)
+        both = verify(model, folder, "int8").model_copy(update=asked)
+        if not model.autoencoder.is_kl or passed_limit(limits_of(both, "int8")) is None:
+            return both
+        keep_generator(floats, folder)
+        found = verify(model, folder, "int8").model_copy(
+            update=asked | {"int8_both_psnr": both.chain_psnr}
+        )
+        log(f"int8: {found.why_fp32}, now {found.chain_psnr:.1f} dB")
+        return found
 
 
 def graph_modules(model: Model, rewrites: Sequence[str]) -> dict[str, nn.Module]:

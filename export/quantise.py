@@ -49,11 +49,17 @@ def quantise_graphs(preset: Preset, stages: Stages, floats: Path, folder: Path) 
     """
     feeds = calibration_inputs(preset, stages)
     for which in graph_specs(preset):
-        source, target = floats / graph_file(which, "fp32"), folder / graph_file(which, "int8")
         if which == "generator" and preset.codec.kind == "vq":
-            shutil.copyfile(source, target)
+            keep_generator(floats, folder)
         else:
+            source, target = floats / graph_file(which, "fp32"), folder / graph_file(which, "int8")
             quantise(source, target, feeds[which])
+
+
+def keep_generator(floats: Path, folder: Path) -> None:
+    """Make the fp32 generator of `floats` that of `folder`'s int8."""
+    source, target = graph_file("generator", "fp32"), graph_file("generator", "int8")
+    shutil.copyfile(floats / source, folder / target)
 
 
 def calibration_inputs(preset: Preset, stages: Stages) -> dict[str, list[Feeds]]:
@@ -81,9 +87,10 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
     """Write the graph `source` (fp32) with 8-bit convolutions to `target`.
 
     Weights become int8, one scale per output channel; activations uint8 with a zero point, their
-    ranges the average of those of `feeds`.  A convolution reads and writes bytes (QDQ form, which
-    ONNX Runtime runs as QLinearConv); CPUs with VNNI add their products without saturation.  The
-    same inputs give the same bytes.
+    ranges wide enough for every value that `feeds` make: clipping a few of a trained model's
+    changes images more than coarser steps do.  A convolution reads and writes bytes (QDQ form,
+    which ONNX Runtime runs as QLinearConv); CPUs with VNNI add their products without saturation.
+    The same inputs give the same bytes.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
     add_pre_process_metadata(model)  # the exporter's graphs are optimised; without it ORT warns
@@ -97,7 +104,7 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        extra_options={"WeightSymmetric": True, "CalibMovingAverage": True},
+        extra_options={"WeightSymmetric": True},
     )
     quantised = onnx.load(target)
     interleave_bytes(quantised.graph)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.digits_quality import quality, shipped_sampler
+from bench.digits_quality import DigitsQuality, main, quality
+from engine.select import open_engine
+from export import pipeline
 from export.bundle import DIGITS, open_bundle
+from export.pipeline import export_bundle, model_to_export
 from lddgan.data import digits
+from tests.export.test_int8 import copying_from
 
 LARGEST_BYTES = 8_000_000  # of the shipped checkpoint and bundle together
 
@@ -21,12 +26,34 @@ def real() -> np.ndarray:
     return images.round().byte().permute(0, 2, 3, 1).numpy()
 
 
+def meets_the_bar(found: DigitsQuality) -> bool:
+    return found.sure >= 0.80 and min(found.digits) >= 0.04 and found.copies < 0.01
+
+
 def test_the_shipped_model_meets_its_bar() -> None:
-    found = quality(shipped_sampler(1000, 0))
+    found = quality(open_engine(DIGITS).sample(1000))
     assert found.samples == 1000
-    assert found.sure >= 0.80
-    assert min(found.digits) >= 0.04
-    assert found.copies < 0.01
+    assert meets_the_bar(found), found
+
+
+def test_both_graphs_in_8_bits_meet_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_graphs", copying_from(DIGITS))
+    model, checkpoint = model_to_export("digits", None)
+    folder = tmp_path / "digits"
+    measured = export_bundle(model, folder, ("int8",), checkpoint=checkpoint)["int8"]
+    assert measured.chain_psnr > 33 and measured.int8_both_psnr is None
+    found = quality(open_engine(folder, "ort", "int8").sample(500))
+    assert meets_the_bar(found), found
+
+
+def test_what_made_the_images_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--bundle", str(DIGITS), "--engine", "ort", "--precision", "fp32", "--count", "10"])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("ort fp32 on CPU") and second.split() == ["samples", "10"]
+    with pytest.raises(SystemExit, match=r"^error: a checkpoint runs in PyTorch: leave out"):
+        main(["model.safetensors", "--precision", "int8"])
+    with pytest.raises(SystemExit, match=r"^error: "):
+        main(["--bundle", str(DIGITS), "--precision", "int8"])
 
 
 def test_scans_are_copies_of_themselves_and_sure(real: np.ndarray) -> None:

@@ -308,6 +308,8 @@ def test_the_reference_is_computed_without_tf32() -> None:
 def test_record_can_be_read_again(half: Verification) -> None:
     for record in (half, half.model_copy(update={"chain_psnr": float("inf")})):
         assert Verification.model_validate_json(record.model_dump_json()) == record
+    older = half.model_dump_json(exclude={"int8_accepted_psnr", "int8_both_psnr"})
+    assert Verification.model_validate_json(older) == half
 
 
 def test_record_is_read_and_refused_without_torch(half: Verification) -> None:
@@ -343,6 +345,13 @@ def test_table_shows_figures_and_verdict(
         assert f"{call.largest:.1e}" in line and f"{call.mean:.1e}" in line
     assert f"{half.chain_psnr:.1f} dB" in shown
     assert f"6 images of seed 0 against {half.reference}, {half.date}" in shown
+
+    print_verification(half.model_copy(update={"int8_both_psnr": 29.84}))
+    *_, why_fp32, verdict = capsys.readouterr().out.splitlines()
+    assert verdict == "passed"
+    assert why_fp32 == (
+        "the generator stays in fp32: with both graphs in 8 bits, images had 29.8 dB"
+    )
 
     print_verification(half.model_copy(update={"why_failed": "it is [wrong]; use another"}))
     assert capsys.readouterr().out.rstrip().endswith("failed: it is [wrong]; use another")

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.noise_ahead import NoiseAhead
 from export.graphs import MAX_BATCH
+from export.stages import draw
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.noise import MAX_INDEX, sampler_noise
+from lddgan.noise import MAX_INDEX
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
 
@@ -50,6 +52,7 @@ class Backend(ABC):
     precision: str
     device: str  # cpu, cuda
     where: str  # device and library, for people
+    draws_on_host = True  # in `draw`
     fused = False  # whether `run` replays a CUDA graph
     least = 1  # images that the two graphs take at once
 
@@ -73,15 +76,7 @@ class Backend(ABC):
 
     def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
         """The noise of images first..first+count-1, drawn on the host."""
-        drawn = sampler_noise(
-            seed,
-            first,
-            count,
-            latent_shape=preset.latent_shape,
-            nz=preset.generator.nz,
-            steps=preset.steps,
-        )
-        return self.place(*drawn)
+        return self.place(*draw(preset, first, count, seed=seed))
 
     def place(self, x_T: Float32, z: Float32, noise: Float32) -> Inputs:
         """Noise in numpy -> where the engine computes."""
@@ -136,9 +131,15 @@ class Sampler:
         """Like `sample`, one array per batch, as they are made."""
         check_request(count, seed, first, batch)
         batch = min(batch or self.chunk, count)
-        for start in range(first, first + count, batch):
-            size = min(batch, first + count - start)
-            yield self._in_chunks(partial(self.make, seed), start, size)
+        with NoiseAhead(self.preset, seed, first + count) as noise:
+            make = (
+                partial(self._make_drawn, noise)
+                if self.backend.draws_on_host
+                else partial(self.make, seed)
+            )
+            for start in range(first, first + count, batch):
+                size = min(batch, first + count - start)
+                yield self._in_chunks(make, start, size)
 
     def run(self, x_T: Float32, z: Float32, noise: Float32) -> Images:
         """Images of given noise: x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w] -> [B,H,W,3].
@@ -153,6 +154,9 @@ class Sampler:
             return self.make_from(x_T[part], z[:, part], noise[:, part])
 
         return self._in_chunks(make, 0, len(x_T))
+
+    def _make_drawn(self, noise: NoiseAhead, first: int, count: int) -> Made:
+        return self.make_from(*noise.take(first, count))
 
     def make(self, seed: int, first: int, count: int) -> Made:
         """Latents and images of at most `chunk` indices, left where the engine computes.

@@ -118,6 +118,7 @@ class FusedOnGpu(FusedBackend):
     """
 
     device = "cuda"
+    draws_on_host = False
 
     def __init__(
         self, model: Model, precision: Precision, ops: Ops, gpu: Gpu, *, cuda_graph: bool

@@ -123,6 +123,7 @@ class TrtBackend(Backend):
     """
 
     device = "cuda"
+    draws_on_host = False
 
     def __init__(
         self,

@@ -92,6 +92,12 @@ def test_the_roofline_is_the_ceilings_and_the_fastest_rungs_networks(rows: list[
     assert best.rung == "+ more" and best.found is not None
     reached = best.found.measured.achieved
     assert reached is not None
+    found = best.found.model_copy(
+        update={"measured": best.found.measured.model_copy(update={"precision": "int8"})}
+    )
+    faster = best.model_copy(update={"found": found})  # in other numbers: not under this roof
+    assert fastest([*rows, faster]) is best
+    assert fastest([faster if row is best else row for row in rows]).rung == "ort"
     product, convolution, generator, decoder = axes_of(roofline_figure(rows)).lines
     for roof, peak in ((product, 2e-7), (convolution, 4e-7)):
         (left, ridge, right), (low, *flat) = roof.get_xdata(), roof.get_ydata()

@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
 import openvino
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from engine.openvino_engine import DEVICE, OPTIONS
+from engine.ort_engine import open_session
 from export.graphs import BATCH, GraphSpec, TensorSpec
 from export.rewrites.winograd import WinogradConv
 from export.to_onnx import export_graph
@@ -55,7 +55,7 @@ def engines(module: nn.Module, x: Array, outputs: int) -> tuple[Layer, Layer]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         export_graph(module.eval(), spec, path)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(path, "cpu", "fp32")  # whose threads rest between runs
         core: Any = openvino.Core()
         model = core.read_model(path)
     model.reshape([batch, inputs, size, size])

@@ -1,11 +1,14 @@
-"""Importing libraries that may be broken: a sentence, not a traceback."""
+"""Loading what may be broken, libraries and graphs: a sentence, not a traceback."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final
 
-from lddgan.errors import LddganError
+from export.graphs import GraphSpec
+from lddgan.errors import BadInput, LddganError
 
 LONGEST_CAUSE: Final = 400  # characters of a library's own words in one sentence
 
@@ -18,6 +21,18 @@ def import_library(package: str, remedy: str) -> Any:
         raise LddganError(
             f"{package} is installed but cannot be loaded ({one_line(str(error))}); {remedy}"
         ) from error
+
+
+def check_tensors(
+    found: Iterable[tuple[str, tuple[int | str, ...], str]], spec: GraphSpec, path: Path
+) -> None:
+    """Raise BadInput unless a file's inputs and outputs (name, shape, dtype) are those of `spec`."""
+    held = list(found)
+    expected = [
+        (tensor.name, tensor.shape, tensor.dtype) for tensor in (*spec.inputs, *spec.outputs)
+    ]
+    if held != expected:
+        raise BadInput(f"{path} has the tensors {held}, its manifest says {expected}")
 
 
 def one_line(text: str) -> str:

@@ -13,10 +13,10 @@ import openvino
 from numpy.typing import NDArray
 from openvino import frontend
 
-from engine.loading import one_line
+from engine.loading import check_tensors, one_line
 from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
-from export.graphs import BATCH, GraphSpec, Precision, graph_specs
+from export.graphs import BATCH, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 
 DEVICE: Final = "CPU"
@@ -53,7 +53,8 @@ class OpenVinoBackend(Backend):
         self.core = openvino.Core()
         self.models = {which: read_model(bundle.graph(which, precision)) for which in specs}
         for which, spec in specs.items():
-            check_tensors(self.models[which], spec, bundle.folder / graph_file(which, precision))
+            path = bundle.folder / graph_file(which, precision)
+            check_tensors(tensors(self.models[which]), spec, path)
         self.specs = specs
         self.compiled: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self.where = f"CPU (OpenVINO {openvino.__version__.partition('-')[0]})"
@@ -123,22 +124,11 @@ def read_model(path: Path) -> Any:
         raise BadInput(f"OpenVINO does not take {path}: {why(error)}") from error
 
 
-def check_tensors(model: Any, spec: GraphSpec, path: Path) -> None:
-    """Raise BadInput unless the file has the tensors that its manifest lists."""
-    found = [
-        (port.get_any_name(), shape_of(port), port.element_type.to_dtype().name)
-        for port in (*model.inputs, *model.outputs)
-    ]
-    expected = [
-        (tensor.name, tensor.shape, tensor.dtype) for tensor in (*spec.inputs, *spec.outputs)
-    ]
-    if found != expected:
-        raise BadInput(f"{path} has the tensors {found}, its manifest says {expected}")
-
-
-def shape_of(port: Any) -> tuple[int | str, ...]:
-    """Sizes of a tensor; what the file leaves open is the batch."""
-    return tuple(BATCH if size.is_dynamic else size.get_length() for size in port.partial_shape)
+def tensors(model: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
+    """Name, shape and dtype of every input and output; a size that is open is the batch."""
+    for port in (*model.inputs, *model.outputs):
+        shape = [BATCH if size.is_dynamic else size.get_length() for size in port.partial_shape]
+        yield port.get_any_name(), tuple(shape), port.element_type.to_dtype().name
 
 
 def why(error: Exception) -> str:

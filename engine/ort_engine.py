@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from engine.loading import check_tensors
 from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
-from export.graphs import GraphSpec, Precision, graph_specs
+from export.graphs import Precision, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
 EXACT_FP32 = {"use_tf32": "0"}  # fp16 would lose the tensor cores by it
-TYPES = {"float32": "tensor(float)", "int32": "tensor(int32)", "uint8": "tensor(uint8)"}
+DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
 
@@ -40,7 +42,8 @@ class OrtBackend(Backend):
             for which in specs
         }
         for which, spec in specs.items():
-            check_tensors(self.sessions[which], spec, bundle.folder / graph_file(which, precision))
+            path = bundle.folder / graph_file(which, precision)
+            check_tensors(tensors(self.sessions[which]), spec, path)
         self.names = {
             which: ([tensor.name for tensor in spec.inputs], spec.outputs[0].name)
             for which, spec in specs.items()
@@ -125,17 +128,10 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def check_tensors(session: Any, spec: GraphSpec, path: Path) -> None:
-    """Raise BadInput unless the file has the tensors that its manifest lists."""
-    found = [
-        (tensor.name, tuple(tensor.shape), tensor.type)
-        for tensor in (*session.get_inputs(), *session.get_outputs())
-    ]
-    expected = [
-        (tensor.name, tensor.shape, TYPES[tensor.dtype]) for tensor in (*spec.inputs, *spec.outputs)
-    ]
-    if found != expected:
-        raise BadInput(f"{path} has the tensors {found}, its manifest says {expected}")
+def tensors(session: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
+    """Name, shape and dtype of every input and output."""
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        yield tensor.name, tuple(tensor.shape), DTYPES.get(tensor.type, tensor.type)
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:

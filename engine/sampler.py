@@ -24,7 +24,7 @@ Native = Any  # an array where the backend computes
 
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
 # (docs/performance.md); kernels on a GPU count in 31 bits.
-LARGEST_TENSOR = {"cpu": 1 << 24, "cuda": (1 << 31) - 1}
+LARGEST_TENSOR = {"cpu": 1 << 21, "cuda": (1 << 31) - 1}
 
 
 class Inputs(NamedTuple):

@@ -26,7 +26,7 @@ def import_library(package: str, remedy: str) -> Any:
 def check_tensors(
     found: Iterable[tuple[str, tuple[int | str, ...], str]], spec: GraphSpec, path: Path
 ) -> None:
-    """Raise BadInput unless a file's inputs and outputs (name, shape, dtype) are those of `spec`."""
+    """Raise BadInput unless a file's tensors (name, shape, dtype) are those of `spec`."""
     held = list(found)
     expected = [
         (tensor.name, tensor.shape, tensor.dtype) for tensor in (*spec.inputs, *spec.outputs)

@@ -22,6 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+datasets = typer.Typer(help="Look at training images.", no_args_is_help=True)
+app.add_typer(datasets, name="dataset")
+
 BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130
 
 
@@ -130,6 +133,32 @@ def import_(
     for sentence in model.provenance["notes"]:
         typer.echo(sentence)
     typer.echo(f"{out}: a {model.preset.name} model")
+
+
+@datasets.command("check")
+def check_dataset(
+    path: Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")],
+    dataset: Annotated[str | None, typer.Option(help="Whose size of images is taken.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of the images to be trained on.")] = 256,
+) -> None:
+    """List every image that cannot be trained on, and why; exit code 1 if there are any."""
+    from engine.doctor import usable_cores
+    from lddgan.data.check import look
+    from lddgan.data.opening import open_source
+    from lddgan.presets import get_preset
+    from lddgan.progress import Meter
+
+    size = size if dataset is None else get_preset(dataset).image_size
+    source, bad = open_source(path), 0
+    with Meter("looking", 0, len(source), None, unit="images") as meter:
+        for looked in look(source, size, usable_cores()):
+            bad += len(looked.bad)
+            for line in looked.bad:
+                typer.echo(line)
+            meter.advance(looked.images)
+    typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
+    if bad:
+        raise typer.Exit(FAILURE)
 
 
 @app.command()

@@ -12,6 +12,7 @@ INSTALL: Final = {  # package -> how to get it
     "safetensors": 'pip install "lddgan[train]"',
     "onnx": 'pip install "lddgan[train]"',
     "onnxscript": 'pip install "lddgan[train]"',
+    "lmdb": 'pip install "lddgan[train]"',
     "sklearn": 'pip install "lddgan[train]"',
     "matplotlib": 'pip install "lddgan[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",

@@ -79,6 +79,22 @@ def test_every_command_explains_itself(lddgan) -> None:
         assert "Usage: lddgan" in outcome.out
 
 
+def test_dataset_check_lists_what_is_bad(lddgan, tmp_path: Path) -> None:
+    for name in ("good", "small"):
+        Image.new("RGB", (32, 32) if name == "good" else (31, 40)).save(tmp_path / f"{name}.png")
+    (tmp_path / "cut.jpg").write_bytes(b"")
+    outcome = lddgan("dataset", "check", tmp_path, "--dataset", "cifar10")
+    assert outcome.code == 1 and outcome.out.splitlines() == [
+        f"{tmp_path / 'cut.jpg'} is empty",
+        f"{tmp_path / 'small.png'} is 31x40, smaller than 32x32",
+        f"{tmp_path}: 3 images, 2 bad",
+    ]
+    for name in ("small.png", "cut.jpg"):
+        (tmp_path / name).unlink()
+    assert lddgan("dataset", "check", tmp_path, "--size", 32).code == 0
+    refused(lddgan("dataset", "check", tmp_path / "none"), "none does not exist")
+
+
 def test_the_three_forms_hold_the_same_images(lddgan, tiny_bundle) -> None:
     common = ("--bundle", tiny_bundle, "--engine", "ort", "--num", 5, "--seed", 3)
     for out, batch in (("a.npz", 5), ("folder", 2), ("grid.png", 3)):

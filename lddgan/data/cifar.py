@@ -1,0 +1,133 @@
+"""CIFAR-10 as its authors give it: for Python or in binary, packed or unpacked."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lddgan.data.decode import Pixels
+from lddgan.data.sources import Source
+from lddgan.errors import BadInput
+
+BATCHES: Final = tuple(f"data_batch_{number}" for number in range(1, 6))
+BINARY: Final = ".bin"  # suffix of the batches that are no pickles
+PLANE: Final = (3, 32, 32)
+RECORD: Final = 1 + 3 * 32 * 32  # bytes of a binary batch's image: label, red, green, blue
+NO_BATCH: Final = (  # what unpickling raises
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+FOLDERS: Final = ("cifar-10-batches-py", "cifar-10-batches-bin")
+
+
+class Cifar10(Source):
+    """The 50,000 training images, in the order of the five batches; all in memory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.images = np.concatenate([planes(name, data) for name, data in members(path)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.path}"
+
+    def read(self, index: int) -> Pixels:
+        return self.images[index].transpose(1, 2, 0)
+
+
+def is_cifar10(path: Path) -> bool:
+    """Whether a folder holds the batches."""
+    return any((path / f"{BATCHES[0]}{suffix}").is_file() for suffix in ("", BINARY))
+
+
+def members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the five batches. Raises BadInput if one is missing or the file damaged."""
+    if path.is_dir():
+        found = {file.name.removesuffix(BINARY): file for file in path.iterdir()}
+        read = {name: found[name].read_bytes for name in BATCHES if name in found}
+        names = {name: str(found[name]) for name in read}
+    else:
+        data = unpacked(path)
+        read = {name: data[name].__bytes__ for name in BATCHES if name in data}
+        names = {name: f"{name} in {path}" for name in read}
+    missing = [name for name in BATCHES if name not in read]
+    if missing:
+        raise BadInput(f"{path} is not the whole of CIFAR-10: {', '.join(missing)} is missing")
+    for name in BATCHES:
+        yield names[name], read[name]()
+
+
+def unpacked(path: Path) -> dict[str, bytes]:
+    """The batches in an archive, by name. Raises BadInput."""
+    try:
+        with tarfile.open(path) as archive:
+            found = {}
+            for member in archive:
+                file = archive.extractfile(member)
+                name = Path(member.name).name.removesuffix(BINARY)
+                if file is not None and name in BATCHES:
+                    found[name] = file.read()
+            return found
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise BadInput(f"{path} is no whole archive ({error}); download it again") from error
+
+
+def planes(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A batch's bytes -> [N,3,32,32]. Raises BadInput."""
+    if data[:1] == b"\x80":  # a pickle of protocol 2 or later
+        values = unpickled(name, data)
+    elif len(data) % RECORD == 0 and data:
+        values = np.frombuffer(data, np.uint8).reshape(-1, RECORD)[:, 1:]
+    else:
+        raise BadInput(f"{name} is no batch of CIFAR-10: {len(data):,} bytes")
+    return values.reshape(-1, *PLANE)
+
+
+class OnlyArrays(pickle.Unpickler):
+    """Builds numpy arrays and plain data; anything else is refused."""
+
+    ALLOWED: Final = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # how Python 3 writes bytes
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        if module == "numpy.core.multiarray":  # its name before numpy 2
+            module = "numpy._core.multiarray"
+        return super().find_class(module, name)
+
+
+def unpickled(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The values [N,3072] of a batch for Python. Raises BadInput; runs no code of the file."""
+    try:
+        values = OnlyArrays(io.BytesIO(data), encoding="bytes").load()[b"data"]
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise BadInput(f"{name} is no batch of CIFAR-10 ({error}); download it again") from error
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.ndim != 2:
+        raise BadInput(f"{name} is no batch of CIFAR-10: it holds no bytes of images")
+    return values

@@ -1,0 +1,284 @@
+"""Every source gives the images that were put in; bad ones are named."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lddgan.data import ImageFiles, open_source
+from lddgan.data.check import AT_ONCE, look
+from lddgan.data.decode import BadImage, decode, fit
+from lddgan.data.sources import Source
+from lddgan.errors import BadInput
+
+
+def picture(seed: int, width: int = 40, height: int = 36) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+PICTURES = [picture(seed) for seed in range(4)]
+
+
+# ---- sources ----
+
+
+def folder(at: Path) -> Path:
+    for index, pixels in enumerate(PICTURES):
+        place = at / "images" / "ab"[index // 2] / f"{index}.PNG"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encoded(pixels))
+    (at / "images" / "notes.txt").write_text("no image")
+    (at / "images" / "._0.png").write_text("left by macOS")
+    return at / "images"
+
+
+def archive(at: Path) -> Path:
+    with zipfile.ZipFile(at / "images.zip", "w") as file:
+        for index in (2, 0, 3, 1):
+            file.writestr(f"some/{index}.png", encoded(PICTURES[index]))
+        file.writestr("some/readme.md", "no image")
+    return at / "images.zip"
+
+
+def lmdb_of(at: Path, values: list[bytes], *, subdir: bool = True) -> Path:
+    import lmdb
+
+    path = at / ("lmdb" if subdir else "images.mdb")
+    with (
+        lmdb.open(str(path), map_size=1 << 24, subdir=subdir) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for index, value in enumerate(values):
+            transaction.put(str(index).encode(), value)
+    return path
+
+
+def encoded_lmdb(at: Path) -> Path:
+    return lmdb_of(at, [encoded(pixels) for pixels in PICTURES])
+
+
+def file_lmdb(at: Path) -> Path:
+    return lmdb_of(at, [encoded(pixels) for pixels in PICTURES], subdir=False)
+
+
+@pytest.mark.parametrize("make", [folder, archive, encoded_lmdb, file_lmdb])
+def test_images_are_those_that_were_put_in(tmp_path: Path, make) -> None:
+    source = open_source(make(tmp_path))
+    assert len(source) == 4
+    for index, pixels in enumerate(PICTURES):
+        assert np.array_equal(source.read(index), pixels)
+        assert str(index) in source.name(index) and str(tmp_path) in source.name(index)
+
+
+def test_raw_images_of_an_lmdb_are_square(tmp_path: Path) -> None:
+    square = picture(0, 24, 24)
+    source = open_source(lmdb_of(tmp_path, [square.tobytes(), b"\0" * 1000]))
+    assert np.array_equal(source.read(0), square)
+    with pytest.raises(BadImage, match=r"neither an encoded image nor raw square RGB \(1000 bytes"):
+        source.read(1)
+
+
+def first_pixels(source: Source) -> np.ndarray:
+    return source.read(0)
+
+
+@pytest.mark.parametrize("make", [folder, archive, encoded_lmdb])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_open_their_own_handles(tmp_path: Path, make, method: str) -> None:
+    source = open_source(make(tmp_path))
+    source.read(0)  # the handle of this process is open
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        for pixels in pool.map(first_pixels, [source] * 4):
+            assert np.array_equal(pixels, PICTURES[0])
+
+
+# ---- CIFAR-10 ----
+
+CIFAR = np.random.default_rng(9).integers(0, 256, (5, 7, 3, 32, 32), np.uint8)
+
+
+def pickled(batch: np.ndarray) -> bytes:
+    values = {b"data": batch.reshape(len(batch), -1), b"labels": [0] * len(batch)}
+    return pickle.dumps(values, protocol=2)
+
+
+def binary(batch: np.ndarray) -> bytes:
+    return b"".join(b"\7" + planes.tobytes() for planes in batch)
+
+
+@pytest.mark.parametrize("unpack", [False, True])
+@pytest.mark.parametrize(
+    ("write", "suffix", "kind"), [(pickled, "", "py"), (binary, ".bin", "bin")]
+)
+def test_cifar10_is_read_from_every_form_of_it(
+    tmp_path: Path, write, suffix: str, kind: str, unpack: bool
+) -> None:
+    inside = tmp_path / f"cifar-10-batches-{kind}"
+    inside.mkdir()
+    for number, batch in enumerate(CIFAR, start=1):
+        (inside / f"data_batch_{number}{suffix}").write_bytes(write(batch))
+    (inside / f"test_batch{suffix}").write_bytes(write(CIFAR[0]))
+    path = tmp_path
+    if not unpack:
+        path = tmp_path / "cifar-10.tar.gz"
+        with tarfile.open(path, "w:gz") as file:
+            file.add(inside, inside.name)
+    source = open_source(path)
+    assert len(source) == 35, "the test batch is not trained on"
+    assert np.array_equal(source.read(8), CIFAR[1, 1].transpose(1, 2, 0))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    for number in range(1, 6):
+        (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps({b"data": Evil()}, 2))
+    with pytest.raises(BadInput, match=r"data_batch_1 is no batch .* \(it asks for .*open"):
+        open_source(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- what cannot be opened ----
+
+
+def cut(path: Path, share: float = 0.5) -> Path:
+    file = path / "data.mdb" if path.is_dir() else path
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    return path
+
+
+def test_an_lmdb_that_is_cut_short_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    values = [encoded(picture(seed, 90, 90)) for seed in range(8)]
+    whole = lmdb_of(tmp_path, values)
+    with pytest.raises(BadInput, match=r"data.mdb is cut short: it has .* bytes and says that it"):
+        open_source(cut(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("nothing", None, "nothing does not exist"),
+        ("a.zip", b"PK\3\4 and no more", "is no whole zip archive"),
+        ("a.zip", b"", "is no whole zip archive"),
+        ("data.mdb", b"\0" * 8192, "cannot be opened as an LMDB"),
+        ("notes.txt", b"hello", "is no folder of images, zip archive, LMDB or archive of CIFAR-10"),
+    ],
+)
+def test_what_is_no_source_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=said) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_an_empty_folder_and_a_part_of_cifar10_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"holds no images \(\.bmp, \.jpeg"):
+        open_source(tmp_path)
+    (tmp_path / "data_batch_1.bin").write_bytes(binary(CIFAR[0]))
+    with pytest.raises(BadInput, match="not the whole of CIFAR-10: data_batch_2, data_batch_3, "):
+        open_source(tmp_path)
+
+
+# ---- images ----
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    crc = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+
+def bomb() -> bytes:
+    """A PNG whose header says 30000x30000."""
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+
+
+BAD = {
+    "is empty": b"",
+    "is no image that Pillow knows": b"<!doctype html>",
+    "is damaged": encoded(PICTURES[0])[:900],
+    "is CMYK, not RGB": encoded(PICTURES[0], "JPEG", "CMYK"),
+    "is 16-bit grey, not RGB": encoded(PICTURES[0][..., 0].astype(np.uint16), "PNG", "I;16"),
+    "is a palette image, not RGB": encoded(PICTURES[0], "PNG", "P"),
+    "is grey, not RGB": encoded(PICTURES[0], "PNG", "L"),
+    "is RGB with transparency, not RGB": encoded(PICTURES[0], "PNG", "RGBA"),
+    "may be an attack": bomb(),
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_a_bad_image_says_what_is_wrong(said: str) -> None:
+    with pytest.raises(BadImage, match=said) as caught:
+        decode(BAD[said])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (41, 32), (32, 47), (75, 64), (90, 133), (200, 33)])
+def test_fitting_is_torchvisions_resize_and_center_crop(shape: tuple[int, int]) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    pixels = picture(3, *shape)
+    image = transforms.CenterCrop(32)(transforms.Resize(32)(Image.fromarray(pixels)))
+    assert np.array_equal(fit(pixels, 32), np.asarray(image))
+
+
+def test_an_image_that_is_too_small_is_not_enlarged() -> None:
+    with pytest.raises(BadImage, match="is 40x31, smaller than 32x32"):
+        fit(picture(0, 40, 31), 32)
+
+
+def test_every_bad_image_of_a_source_is_listed(tmp_path: Path) -> None:
+    for index, data in enumerate(BAD.values()):
+        (tmp_path / f"{index}.png").write_bytes(data)
+    (tmp_path / "good.png").write_bytes(encoded(PICTURES[0]))
+    for index in range(AT_ONCE):
+        (tmp_path / f"good{index}.png").write_bytes(encoded(PICTURES[0]))
+    parts = list(look(open_source(tmp_path), 32, processes=2))
+    assert [part.images for part in parts] == [AT_ONCE, len(BAD) + 1]
+    found = [line for part in parts for line in part.bad]
+    for index, (line, said) in enumerate(zip(found, BAD, strict=True)):
+        assert line.startswith(str(tmp_path / f"{index}.png")) and said in line
+
+
+def test_training_stops_at_a_bad_image_or_takes_the_next(tmp_path: Path) -> None:
+    for index, pixels in enumerate(PICTURES):
+        (tmp_path / f"{index}.png").write_bytes(b"" if index == 1 else encoded(pixels))
+    source = open_source(tmp_path)
+    with pytest.raises(BadInput, match=r"1\.png is empty; leave it out, or .* --on-bad skip"):
+        ImageFiles(source, 32)[torch.tensor([0, 1])]
+    images = ImageFiles(source, 32, on_bad="skip")
+    found = images[torch.tensor([1, 3])]
+    expected = np.stack([fit(PICTURES[i], 32) for i in (2, 3)]).transpose(0, 3, 1, 2)
+    assert torch.equal(found, torch.from_numpy(expected / np.float32(127.5) - 1))
+    assert found.dtype == torch.float32 and images.read([1, 3]).bad == [
+        f"{source.name(1)} is empty"
+    ]
+
+
+def test_a_source_of_bad_images_alone_ends(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"100 images in a row are bad, the last: .*png is empty"):
+        ImageFiles(open_source(tmp_path), 32, on_bad="skip")[torch.tensor([0])]

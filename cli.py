@@ -173,7 +173,7 @@ def train(
     from lddgan.extras import require
 
     require("torch", "safetensors", "sklearn")
-    from lddgan.data import digits
+    from lddgan.data.digits import digits
     from lddgan.errors import BadInput
     from lddgan.presets import get_preset
     from lddgan.training import train as train_model

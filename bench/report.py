@@ -151,13 +151,12 @@ def gpu_facts(row: BenchRow) -> list[str]:
 
 
 def verification(row: BenchRow) -> str:
-    """What verification measured of what ran. A PyTorch engine runs no graphs.
+    """What verification measured of what ran.
 
-    The export measures them on a CPU, which says nothing of a GPU's engine.
+    The export measures graphs by ONNX Runtime on a CPU, which says nothing of other engines.
     """
-    if row.engine.engine.startswith("torch"):
-        return ABSENT
-    found = row.engine.verification or (row.verification if row.device == "cpu" else {})
+    by_export = row.engine.engine == "ort" and row.device == "cpu"
+    found = row.engine.verification or (row.verification if by_export else {})
     if "chain_psnr" not in found:
         return ABSENT
     psnr = float(found["chain_psnr"])  # infinite for equal images

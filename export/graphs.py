@@ -11,7 +11,7 @@ from lddgan.presets import Frozen, Preset
 
 Precision = Literal["fp32", "fp16", "int8"]
 FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
-PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # int8: ONNX Runtime on CPUs
+PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # int8: on CPUs
 
 Wanted = Literal["fp32", "fp16", "int8", "both", "all"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from lddgan.errors import OutOfMemory
 
@@ -20,7 +20,7 @@ def chunks_to_try(batch: int, smallest: int) -> list[int]:
     return [chunk for chunk in chunks if (batch % chunk or chunk) >= smallest]
 
 
-def fastest_chunk(chunks: Iterable[int], milliseconds: Callable[[int], float]) -> int:
+def fastest_chunk(chunks: Iterable[int], time_of: Callable[[int], float]) -> int:
     """The chunk whose median of TUNING_RUNS times is least; those that do not fit are passed over.
 
     Raises OutOfMemory if none fits.
@@ -29,12 +29,20 @@ def fastest_chunk(chunks: Iterable[int], milliseconds: Callable[[int], float]) -
     refused = None
     for chunk in chunks:
         try:
-            times[chunk] = median(milliseconds(chunk) for _ in range(TUNING_RUNS))
+            times[chunk] = median(time_of(chunk) for _ in range(TUNING_RUNS))
         except OutOfMemory as error:
             refused = error
     if refused is not None and not times:
         raise refused
     return min(times, key=times.__getitem__)
+
+
+def milliseconds(timer: Any, run: Callable[[], object]) -> float:
+    """Time of a run, after one that is not timed."""
+    run()
+    start = timer.mark()
+    run()
+    return float(timer.milliseconds(start, timer.mark()))
 
 
 def captured_size(captured: Iterable[int], count: int, least: int) -> int:

@@ -11,7 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.tuning import MOST_GRAPHS, captured_size, chunks_to_try, fastest_chunk
+from engine.cuda.tuning import (
+    MOST_GRAPHS,
+    captured_size,
+    chunks_to_try,
+    fastest_chunk,
+    milliseconds,
+)
 from engine.fused.networks import FusedImage, FusedStep, in_precision
 from engine.fused.plain import PLAIN, Ops
 from engine.sampler import Backend, Inputs, Made, Program
@@ -206,8 +212,4 @@ class FusedOnGpu(FusedBackend):
         return self.chunks[batch]
 
     def _decoder_ms(self, x_0: Tensor, chunk: int) -> float:
-        timer = self.timer()
-        self._decode(x_0, chunk)  # warms up
-        start = timer.mark()
-        self._decode(x_0, chunk)
-        return float(timer.milliseconds(start, timer.mark()))
+        return milliseconds(self.timer(), lambda: self._decode(x_0, chunk))

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from engine.cuda.device import DeviceArray, Gpu, Graph
 from engine.cuda.noise_kernel import NoiseKernel
-from engine.cuda.tuning import MOST_GRAPHS, captured_size, chunks_to_try, fastest_chunk
+from engine.cuda.tuning import (
+    MOST_GRAPHS,
+    captured_size,
+    chunks_to_try,
+    fastest_chunk,
+    milliseconds,
+)
 from engine.sampler import Backend, Inputs, Made, Program
 from engine.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.trt.plans import PlanSet
@@ -299,11 +305,7 @@ class TrtBackend(Backend):
         return best
 
     def _decoder_ms(self, x_0: DeviceArray, chunk: int) -> float:
-        timer = self.timer()
-        self._decode(x_0, chunk)  # warms up
-        start = timer.mark()
-        self._decode(x_0, chunk)
-        return float(timer.milliseconds(start, timer.mark()))
+        return milliseconds(self.timer(), lambda: self._decode(x_0, chunk))
 
 
 def shape_of(tensor: TensorSpec, batch: int) -> tuple[int, ...]:

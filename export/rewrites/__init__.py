@@ -235,21 +235,21 @@ REWRITES: Final = (
     ),
 )
 
-# fp32 and int8 graphs are made for ONNX Runtime on CPUs, fp16 graphs for GPUs.  docs/performance.md
-# has the measurements; what fp16 takes was not yet measured on a GPU.
+# fp32 and int8 graphs are made for CPUs, fp16 graphs for GPUs.  docs/performance.md has the
+# measurements; what fp16 takes was not yet measured on a GPU.
+ON_CPUS: Final = (
+    "phased-upsampling",
+    "codebook",
+    "rescaled-weights",
+    "skip-first",
+    "phased-fir",
+    "attention-output",
+    "styles",
+    "step-table",
+    "bare-norms",
+)
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
-    "fp32": (
-        "phased-upsampling",
-        "codebook",
-        "rescaled-weights",
-        "skip-first",
-        "phased-fir",
-        "attention-output",
-        "styles",
-        "step-table",
-        "bare-norms",
-        "winograd",
-    ),
+    "fp32": (*ON_CPUS, "winograd"),
     "fp16": (
         "transposed-upsampling",
         "codebook",
@@ -260,15 +260,5 @@ TAKES: Final[dict[Precision, tuple[str, ...]]] = {
         "step-table",
         "bare-norms",
     ),
-    "int8": (  # Winograd's sums need more than 8 bits
-        "phased-upsampling",
-        "codebook",
-        "rescaled-weights",
-        "skip-first",
-        "phased-fir",
-        "attention-output",
-        "styles",
-        "step-table",
-        "bare-norms",
-    ),
+    "int8": ON_CPUS,  # Winograd's sums need more than 8 bits
 }

@@ -55,22 +55,21 @@ def is_cifar10(path: Path) -> bool:
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the five batches. Raises BadInput if one is missing or the file damaged."""
-    if path.is_dir():
-        found = {file.name.removesuffix(BINARY): file for file in path.iterdir()}
-        read = {name: found[name].read_bytes for name in BATCHES if name in found}
-        names = {name: str(found[name]) for name in read}
-    else:
-        data = unpacked(path)
-        read = {name: data[name].__bytes__ for name in BATCHES if name in data}
-        names = {name: f"{name} in {path}" for name in read}
-    missing = [name for name in BATCHES if name not in read]
+    data = in_folder(path) if path.is_dir() else in_archive(path)
+    missing = [name for name in BATCHES if name not in data]
     if missing:
         raise BadInput(f"{path} is not the whole of CIFAR-10: {', '.join(missing)} is missing")
     for name in BATCHES:
-        yield names[name], read[name]()
+        yield f"{name} of {path}", data[name]
 
 
-def unpacked(path: Path) -> dict[str, bytes]:
+def in_folder(path: Path) -> dict[str, bytes]:
+    """The batches in a folder, by name."""
+    files = {file.name.removesuffix(BINARY): file for file in path.iterdir()}
+    return {name: file.read_bytes() for name, file in files.items() if name in BATCHES}
+
+
+def in_archive(path: Path) -> dict[str, bytes]:
     """The batches in an archive, by name. Raises BadInput."""
     try:
         with tarfile.open(path) as archive:
@@ -119,15 +118,9 @@ def unpickled(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The values [N,3072] of a batch for Python. Raises BadInput; runs no code of the file."""
     try:
         values = OnlyArrays(io.BytesIO(data), encoding="bytes").load()[b"data"]
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except NO_BATCH as error:
         raise BadInput(f"{name} is no batch of CIFAR-10 ({error}); download it again") from error
-    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.ndim != 2:
+    is_bytes = isinstance(values, np.ndarray) and values.dtype == np.uint8
+    if not is_bytes or values.shape[1:] != (RECORD - 1,):
         raise BadInput(f"{name} is no batch of CIFAR-10: it holds no bytes of images")
     return values

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lddgan.data.decode import BadImage, Pixels, decode
-from lddgan.data.sources import Source
+from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 
@@ -26,7 +25,7 @@ class Lmdb(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with environment(path).begin() as transaction:
+        with opened(path, open_environment).begin() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
 
     def __len__(self) -> int:
@@ -36,7 +35,7 @@ class Lmdb(Source):
         return f"key {self.keys[index].decode(errors='backslashreplace')} in {self.path}"
 
     def read(self, index: int) -> Pixels:
-        with environment(self.path).begin() as transaction:
+        with opened(self.path, open_environment).begin() as transaction:
             data = transaction.get(self.keys[index])
         if data is None:
             raise BadImage("is missing")
@@ -51,21 +50,6 @@ def raw(data: bytes) -> Pixels:
     return np.frombuffer(data, np.uint8).reshape(side, side, 3)
 
 
-OPENED: dict[Path, tuple[int, Any]] = {}  # by the process of that number: once in each
-
-
-def environment(path: Path) -> Any:
-    """This process's handle of an LMDB, which may be opened once only."""
-    process, handle = OPENED.get(path, (os.getpid(), None))
-    if process != os.getpid():
-        handle.close()  # this process's copy of what its parent had opened
-        handle = None
-    if handle is None:
-        handle = open_environment(path)
-        OPENED[path] = os.getpid(), handle
-    return handle
-
-
 def open_environment(path: Path) -> Any:
     """Open an LMDB for reading. Raises BadInput if it is none, or less than it says."""
     require("lmdb")
@@ -73,16 +57,16 @@ def open_environment(path: Path) -> Any:
 
     is_folder = path.is_dir()
     try:
-        opened = lmdb.open(
+        environment = lmdb.open(
             str(path), subdir=is_folder, readonly=True, lock=False, readahead=False, meminit=False
         )
     except lmdb.Error as error:
         raise BadInput(f"{path} cannot be opened as an LMDB: {error}") from error
     file = path / FILE if is_folder else path
-    needed = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if file.stat().st_size < needed:
         raise BadInput(
             f"{file} is cut short: it has {file.stat().st_size:,} bytes and says that it has "
             f"{needed:,}; copy or download it again"
         )
-    return opened
+    return environment

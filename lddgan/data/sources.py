@@ -7,21 +7,22 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from lddgan.data.decode import BadImage, Pixels, decode
 from lddgan.errors import BadInput
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NOT_UNPACKED: Final = (  # what reading a member of a zip archive raises
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
-
-class Handle(Protocol):
-    def close(self) -> None: ...
-
-
-T = TypeVar("T", bound=Handle)
+T = TypeVar("T")
 
 
 class Source(ABC):
@@ -42,24 +43,20 @@ class Source(ABC):
         """An image [H,W,3] of any size. Raises BadImage."""
 
 
-class PerProcess(Generic[T]):
-    """A handle that every process opens for itself."""
+OPENED: dict[Path, tuple[int, Any]] = {}  # handles, and the process that opened each
 
-    def __init__(self, open_it: Callable[[], T]) -> None:
-        self.open_it = open_it
-        self.process: int | None = None
-        self.handle: T | None = None
 
-    def get(self) -> T:
-        if self.handle is not None and self.process != os.getpid():
-            self.handle.close()  # this process's copy of what its parent had opened
-            self.handle = None
-        if self.handle is None:
-            self.process, self.handle = os.getpid(), self.open_it()
-        return self.handle
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"open_it": self.open_it, "process": None, "handle": None}
+def opened(path: Path, open_it: Callable[[Path], T]) -> T:
+    """This process's handle of a file. A process that was forked closes what it has inherited."""
+    process, handle = OPENED.get(path, (os.getpid(), None))
+    if process != os.getpid():
+        handle.close()
+        handle = None
+    if handle is None:
+        handle = open_it(path)
+        OPENED[path] = os.getpid(), handle
+    found: T = handle
+    return found
 
 
 class Folder(Source):
@@ -93,8 +90,8 @@ class Zip(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.archive = PerProcess(partial(open_zip, path))
-        self.names = sorted(name for name in self.archive.get().namelist() if is_image(name))
+        names = opened(path, open_zip).namelist()
+        self.names = sorted(name for name in names if is_image(name))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,8 +101,14 @@ class Zip(Source):
 
     def read(self, index: int) -> Pixels:
         try:
-            data = self.archive.get().read(self.names[index])
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            data = opened(self.path, open_zip).read(self.names[index])
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            RuntimeError,
+        ) as error:
             raise BadImage(f"cannot be unpacked ({error})") from error
         return decode(data)
 

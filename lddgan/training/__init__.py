@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lddgan.checkpoint import Model, build_model, save_checkpoint
-from lddgan.data import Images, batches_per_epoch
+from lddgan.data.images import Images
+from lddgan.data.order import batches_per_epoch
 from lddgan.errors import BadInput
 from lddgan.noise import MAX_INDEX
 from lddgan.presets import Preset

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lddgan.data import Images, batches_per_epoch
+from lddgan.data.images import Images
+from lddgan.data.order import batches_per_epoch
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import CodecTraining, Preset

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lddgan.data import Images, batches_per_epoch
+from lddgan.data.images import Images
+from lddgan.data.order import batches_per_epoch
 from lddgan.diffusion import forward_pair, posterior, posterior_sample
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.discriminator import Discriminator

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lddgan.data import batches
+from lddgan.data.order import batches
 from lddgan.progress import Log, Meter
 from lddgan.training.state import Keeper, seed_step
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lddgan.data import batches, digits, enlarge, epoch_order
+from lddgan.data.digits import digits, enlarge
+from lddgan.data.order import batches, epoch_order
 from lddgan.errors import BadInput, LddganError
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lddgan.data import ImageFiles, open_source
 from lddgan.data.check import AT_ONCE, look
 from lddgan.data.decode import BadImage, decode, fit
+from lddgan.data.images import ImageFiles
+from lddgan.data.opening import open_source
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
@@ -152,7 +153,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     for number in range(1, 6):
         (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps({b"data": Evil()}, 2))
-    with pytest.raises(BadInput, match=r"data_batch_1 is no batch .* \(it asks for .*open"):
+    with pytest.raises(BadInput, match=r"data_batch_1 of .* is no batch .* \(it asks for .*open"):
         open_source(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -236,12 +237,25 @@ def test_a_bad_image_says_what_is_wrong(said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (41, 32), (32, 47), (75, 64), (90, 133), (200, 33)])
-def test_fitting_is_torchvisions_resize_and_center_crop(shape: tuple[int, int]) -> None:
-    transforms = pytest.importorskip("torchvision.transforms")
+@pytest.mark.parametrize(
+    ("shape", "resized", "corner"),  # (width, height) and (left, top) by torchvision's rule
+    [
+        ((32, 32), (32, 32), (0, 0)),
+        ((41, 32), (41, 32), (4, 0)),  # 9/2 is rounded to even
+        ((32, 47), (32, 47), (0, 8)),  # and so is 15/2
+        ((75, 64), (37, 32), (2, 0)),  # 32*75/64 is cut to a whole number
+        ((90, 133), (32, 47), (0, 8)),
+        ((200, 33), (193, 32), (80, 0)),
+    ],
+)
+def test_fitting_resizes_the_shorter_side_and_takes_the_middle(
+    shape: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
+) -> None:
     pixels = picture(3, *shape)
-    image = transforms.CenterCrop(32)(transforms.Resize(32)(Image.fromarray(pixels)))
-    assert np.array_equal(fit(pixels, 32), np.asarray(image))
+    left, top = corner
+    image = Image.fromarray(pixels).resize(resized, Image.Resampling.BILINEAR)
+    expected = np.asarray(image.crop((left, top, left + 32, top + 32)))
+    assert np.array_equal(fit(pixels, 32), expected)
 
 
 def test_an_image_that_is_too_small_is_not_enlarged() -> None:

@@ -9,7 +9,7 @@ import torch
 import lddgan.training.gan as gan_module
 import lddgan.training.state as state_module
 from lddgan.checkpoint import load_checkpoint
-from lddgan.data import digits
+from lddgan.data.digits import digits
 from lddgan.errors import BadInput, LddganError
 from lddgan.networks import discriminator, generator, layers
 from lddgan.networks.autoencoder import Autoencoder

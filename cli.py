@@ -78,7 +78,7 @@ Precision = Annotated[
     PrecisionChoice | None,
     typer.Option(
         help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32; int8 is for "
-        "ort on a CPU."
+        "CPUs."
     ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lddgan.commands import datasets, train, train_autoencoder, workers_for
+
 if TYPE_CHECKING:
+    from engine.sampler import Sampler
     from engine.verification import Verification
     from export.bundle import Bundle
+    from lddgan.checkpoint import Model
 
 app = typer.Typer(
     help="Inference engine for latent denoising diffusion GANs.",
@@ -22,7 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-datasets = typer.Typer(help="Look at training images.", no_args_is_help=True)
 app.add_typer(datasets, name="dataset")
 
 BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130
@@ -135,67 +138,8 @@ def import_(
     typer.echo(f"{out}: a {model.preset.name} model")
 
 
-@datasets.command("check")
-def check_dataset(
-    path: Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")],
-    dataset: Annotated[str | None, typer.Option(help="Whose size of images is taken.")] = None,
-    size: Annotated[int, typer.Option(min=8, help="Side of the images to be trained on.")] = 256,
-) -> None:
-    """List every image that cannot be trained on, and why; exit code 1 if there are any."""
-    from engine.doctor import usable_cores
-    from lddgan.data.check import look
-    from lddgan.data.opening import open_source
-    from lddgan.presets import get_preset
-    from lddgan.progress import Meter
-
-    size = size if dataset is None else get_preset(dataset).image_size
-    source, bad = open_source(path), 0
-    with Meter("looking", 0, len(source), None, unit="images") as meter:
-        for looked in look(source, size, usable_cores()):
-            bad += len(looked.bad)
-            for line in looked.bad:
-                typer.echo(line)
-            meter.advance(looked.images)
-    typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
-    if bad:
-        raise typer.Exit(FAILURE)
-
-
-@app.command()
-def train(
-    dataset: Annotated[str, typer.Option(help="digits.")],
-    out: Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")] = None,
-    seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on with what is in the folder.")] = False,
-) -> None:
-    """Train the autoencoder and then the diffusion GAN."""
-    from lddgan.extras import require
-
-    require("torch", "safetensors", "sklearn")
-    from lddgan.data.digits import digits
-    from lddgan.errors import BadInput
-    from lddgan.presets import get_preset
-    from lddgan.training import train as train_model
-
-    preset = get_preset(dataset)
-    if preset.name != "digits":
-        raise BadInput(f"lddgan ships no images of {dataset}; this version trains digits only")
-    out = out or Path("runs") / dataset
-    command = ["lddgan", *sys.argv[1:]]
-    train_model(
-        preset,
-        digits(),
-        seed=seed,
-        out=out,
-        epochs=epochs,
-        resume=resume,
-        command=command,
-    )
-    typer.echo(
-        f"{out}: trained; next: `lddgan export --checkpoint {out}/model.safetensors`, then "
-        f"`lddgan sample --bundle exports/{preset.name}`"
-    )
+app.command()(train_autoencoder)
+app.command()(train)
 
 
 @app.command()
@@ -327,6 +271,10 @@ def verify(
 def sample(
     dataset: Dataset = None,
     bundle: BundleFolder = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model, or the .state.pt of an unfinished one, run by PyTorch."),
+    ] = None,
     engine: Engine = EngineChoice.auto,
     device: Device = DeviceChoice.auto,
     precision: Precision = None,
@@ -341,31 +289,28 @@ def sample(
     cuda_graph: CudaGraph = True,
 ) -> None:
     """Make images."""
-    from engine.doctor import usable_cores
     from engine.output import check_output, write_images
     from engine.sampler import check_request
-    from engine.select import open_engine
+    from lddgan.cores import usable_cores
     from lddgan.progress import Meter
 
     check_request(num, seed, first, batch)
-    opened = chosen_bundle(dataset, bundle)
-    out = out or Path(f"samples-{opened.preset.name}-{seed}.png")
+    if checkpoint is None:
+        made_of: Bundle | Model = chosen_bundle(dataset, bundle)
+    else:
+        refuse_with_checkpoint(dataset, bundle, engine, precision)
+        made_of = model_at(checkpoint)
+    out = out or Path(f"samples-{made_of.preset.name}-{seed}.png")
     check_output(out)
-    sampler = open_engine(
-        opened,
-        engine.value,
-        value_of(precision),
-        device.value,
-        batch=batch or num,
-        cuda_graph=cuda_graph,
-    )
+    asked = (engine.value, value_of(precision), device.value)
+    sampler = open_sampler(made_of, *asked, batch=batch or num, cuda_graph=cuda_graph)
     with Meter("sampling", 0, num, None, unit="images") as meter:
         batches = sampler.stream(num, seed, first, batch)
         # A CPU engine keeps all cores busy itself.
         encoders = usable_cores() if sampler.backend.device == "cuda" else 0
         write_images(out, batches, first, meter.advance, processes=encoders)
     typer.echo(
-        f"{out}: {num} images of {opened.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
+        f"{out}: {num} images of {made_of.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
         f"{sampler.description}"
     )
 
@@ -377,7 +322,7 @@ def bench(
     engine: Engine = EngineChoice.auto,
     device: Device = DeviceChoice.auto,
     precision: Precision = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per trial.")] = 100,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per trial; default 100.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Measured runs.")] = 300,
     seed: Seed = 0,
     max_seconds: Annotated[
@@ -407,14 +352,37 @@ def bench(
             help="Draw the newest ladder into docs/; alone, nothing is measured.",
         ),
     ] = False,
+    training: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Steps of the training instead, of --dataset or the three big models; default "
+            "batch the training's, on a CPU a few images; --max-seconds is for each variant, "
+            "default 60.",
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="With --train: images, to time reading them too.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="With --data: processes that read; default 4.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an engine, or every one (--ladder), against the PyTorch baseline."""
+    """Measure an engine, or every one (--ladder), against the PyTorch baseline; or training."""
     from bench.report import print_row
     from bench.row import save_row
     from bench.run import benchmark
     from lddgan.progress import Meter
 
+    if training:
+        choices = (engine != EngineChoice.auto, precision, not cuda_graph, bundle, seed)
+        refuse_with_train(any(choices) or ladder or plot, data, workers)
+        limits = {"batch": batch, "trials": trials, "max_seconds": max_seconds}
+        measure_training(dataset, device, data, workers, save, as_json, limits)
+        return
+    refuse_without_train(data, workers)
+    batch = 100 if batch is None else batch
     opened = chosen_bundle(dataset, bundle)
     if ladder or plot:
         refuse_with_ladder(engine, precision, cuda_graph)
@@ -444,6 +412,50 @@ def bench(
         save_row(row, save)
 
 
+def model_at(checkpoint: Path) -> Model:
+    """The model in a file of a training, finished or not; says if it is the latter."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    from lddgan.training.run_folder import load_model
+
+    model = load_model(checkpoint)
+    if "unfinished" in model.provenance:
+        note(f"{checkpoint}: unfinished, after {model.provenance['steps']:,} steps")
+    return model
+
+
+def open_sampler(
+    made_of: Bundle | Model, engine: Any, precision: Any, device: Any, **options: Any
+) -> Sampler:
+    """A bundle with an engine, or a model with PyTorch."""
+    from engine.select import open_engine
+    from export.bundle import Bundle
+
+    if isinstance(made_of, Bundle):
+        return open_engine(made_of, engine, precision, device, **options)
+    from engine.torch_engine import open_model
+
+    return open_model(made_of, device)
+
+
+def refuse_with_checkpoint(
+    dataset: str | None,
+    bundle: Path | None,
+    engine: EngineChoice,
+    precision: PrecisionChoice | None,
+) -> None:
+    """Raise BadInput for options that choose another model than --checkpoint, or an engine."""
+    from lddgan.errors import BadInput
+
+    if dataset is not None or bundle is not None:
+        raise BadInput("--checkpoint names a model already; leave out --dataset and --bundle")
+    if engine not in (EngineChoice.auto, EngineChoice.torch) or precision is not None:
+        raise BadInput(
+            "PyTorch runs a checkpoint, in fp32; for other engines `lddgan export` it first"
+        )
+
+
 def refuse_with_ladder(
     engine: EngineChoice, precision: PrecisionChoice | None, cuda_graph: bool
 ) -> None:
@@ -455,6 +467,56 @@ def refuse_with_ladder(
             "a ladder takes every engine and precision; leave out --engine, --precision and "
             "--no-cuda-graph"
         )
+
+
+def refuse_with_train(chosen: bool, data: Path | None, workers: int | None) -> None:
+    """Raise BadInput for options of the other benchmarks."""
+    from lddgan.errors import BadInput
+
+    if chosen:
+        raise BadInput(
+            "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
+            "--no-cuda-graph, --ladder and --plot"
+        )
+    if workers is not None and data is None:
+        raise BadInput("--workers read the images of --data; give both or neither")
+
+
+def refuse_without_train(data: Path | None, workers: int | None) -> None:
+    """Raise BadInput for options of --train alone."""
+    from lddgan.errors import BadInput
+
+    if data is not None or workers is not None:
+        raise BadInput("--data and --workers belong to --train")
+
+
+def measure_training(
+    dataset: str | None,
+    device: DeviceChoice,
+    data: Path | None,
+    workers: int | None,
+    out: Path | None,
+    as_json: bool,
+    limits: dict[str, Any],
+) -> None:
+    """Measure the training's steps; each row is shown when it is there."""
+    from bench.training.measure import bench_training, presets_of
+    from bench.training.row import Row
+    from bench.training.table import print_training
+
+    def show(row: Row) -> None:
+        typer.echo(row.model_dump_json()) if as_json else print_training(row)
+
+    bench_training(
+        presets_of(dataset),
+        device.value,
+        data=data,
+        workers=workers_for(data, workers),
+        out=out,
+        show=show,
+        log=note,
+        **limits,
+    )
 
 
 def climb_ladder(
@@ -516,11 +578,14 @@ def print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
-    from lddgan.errors import BadInput, LddganError
+    from lddgan.errors import BadInput, LddganError, Stopped
 
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     try:
         app(prog_name="lddgan")
+    except Stopped as error:
+        typer.echo(str(error), err=True)
+        sys.exit(FAILURE if error.signal is None else 128 + error.signal)
     except LddganError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)

@@ -107,18 +107,10 @@ def opened(asked: argparse.Namespace) -> Sampler:
         return open_engine(asked.bundle or DIGITS, asked.engine or "auto", asked.precision)
     if asked.bundle or asked.engine or asked.precision:
         raise BadInput("a checkpoint runs in PyTorch: leave out --bundle, --engine and --precision")
-    return torch_sampler(asked.checkpoint)
-
-
-def torch_sampler(checkpoint: Path) -> Sampler:
-    """The PyTorch networks of a checkpoint."""
-    from engine.torch_engine import TorchBackend
+    from engine.torch_engine import open_model
     from lddgan.checkpoint import load_checkpoint
 
-    model = load_checkpoint(checkpoint)
-    return Sampler(
-        TorchBackend(model, "cpu"), model.preset, random_weights=model.has_random_weights
-    )
+    return open_model(load_checkpoint(asked.checkpoint))
 
 
 def report(found: DigitsQuality) -> str:

@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from engine.doctor import processor_name, usable_cores
+from engine.doctor import processor_name
 from engine.driver import ask_driver
+from lddgan.cores import usable_cores
 from lddgan.errors import LddganError
 from lddgan.extras import why_missing
 from lddgan.presets import Frozen

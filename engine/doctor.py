@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from engine.driver import ask_driver, why_no_gpu
 from engine.select import survey
+from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL
 from lddgan.presets import Frozen
 
@@ -68,13 +69,6 @@ def examine() -> Report:
         packages={name: _version(name) for name in PACKAGES},
         engines=[EngineState(**candidate._asdict()) for candidate in survey()],
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import multiprocessing
 import signal
 import time
@@ -19,11 +18,10 @@ from PIL import Image
 from engine.sampler import Images
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
+from lddgan.grid import grid
 from lddgan.progress import Log, to_stderr
 
 COMPRESSION = 1  # of PNGs: level 6 takes 2.5 times as long for 5 % less
-SMALLEST_TILE = 64  # pixels; smaller images are enlarged, by whole factors, in a grid only
-GAP = 2  # pixels between the tiles of a grid
 MUCH = 0.1  # of the time; so long may PNGs hold up the engine before it is said
 LONG = 5.0  # seconds; shorter runs are not worth a word
 
@@ -151,19 +149,3 @@ def npz(images: Images, first: int) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, images=images, first=np.int64(first))
     return buffer.getvalue()
-
-
-def grid(images: Images) -> Images:
-    """uint8 [N,H,W,3] -> one picture, as square as N allows, rows first."""
-    count, height, width, _ = images.shape
-    factor = max(1, math.ceil(SMALLEST_TILE / height))
-    tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    pitch = (height * factor + GAP, width * factor + GAP)
-    canvas = np.full((rows * pitch[0] + GAP, columns * pitch[1] + GAP, 3), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top = GAP + (index // columns) * pitch[0]
-        left = GAP + (index % columns) * pitch[1]
-        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return canvas

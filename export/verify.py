@@ -98,7 +98,7 @@ def check_half(model: Model, modules: Mapping[str, torch.nn.Module]) -> HalfChec
     mine = run_chain(half, model.preset, drawn)
     true = run_chain(torch_stages(model), model.preset, drawn)
     # A flipped VQ code is counted apart: there the decoder is compared on the same latent.
-    image = mine.image if model.autoencoder.is_kl else half.decode(true.x_0)
+    image = half.decode(true.x_0) if model.autoencoder.is_vq else mine.image
     return HalfCheck(max(largest), psnr(image, true.image))
 
 

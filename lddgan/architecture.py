@@ -154,7 +154,7 @@ def preset_facts(preset: Preset, part: str) -> Facts:
         }
     codec = preset.codec
     return {
-        "kind": codec.kind,
+        "kind": "vq" if codec.kind == "vq" else "kl",
         "channels": preset.latent_channels,
         "ch": codec.ch,
         "ch_mult": codec.ch_mult,

@@ -1,4 +1,7 @@
-"""Checkpoints: one `.safetensors` file with `generator.*` (EMA), `autoencoder.*` and its preset."""
+"""Checkpoints: one `.safetensors` file with `generator.*` (EMA), `autoencoder.*` and its preset.
+
+The first stage of a training, an autoencoder alone, is such a file without `generator.*`.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from lddgan.networks.generator import Generator
 from lddgan.presets import Preset
 
 FORMAT = "lddgan-checkpoint-1"
+FIRST_STAGE = "lddgan-autoencoder-1"  # format of an autoencoder alone
 NAMED_AT_MOST = 5  # tensors listed in an error
 
 
@@ -52,6 +56,15 @@ class Model:
         return bool(self.provenance.get("random_weights"))
 
 
+@dataclass(frozen=True)
+class FirstStage:
+    """A trained autoencoder in evaluation mode; its preset has the scale factor of its latents."""
+
+    preset: Preset
+    autoencoder: Autoencoder
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
 def build_model(
     preset: Preset,
     generator: Mapping[str, Tensor],
@@ -63,13 +76,26 @@ def build_model(
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
     with torch.device("meta"):
-        networks: tuple[Generator, Autoencoder] = (Generator(preset), Autoencoder(preset))
-    for network, tensors, what in zip(
-        networks, (generator, autoencoder), ("generator", "autoencoder"), strict=True
-    ):
-        check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, what)
-        materialise(network, tensors)
-    return Model(preset, networks[0].eval(), networks[1].eval(), dict(provenance))
+        network = Generator(preset)
+    fill(network, generator, "generator")
+    stage = build_first_stage(preset, autoencoder, provenance)
+    return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
+
+
+def build_first_stage(
+    preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
+) -> FirstStage:
+    """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
+    with torch.device("meta"):
+        network = Autoencoder(preset)
+    fill(network, autoencoder, "autoencoder")
+    return FirstStage(preset, network.eval(), dict(provenance))
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Give a network made on the meta device exactly these tensors. Raises BadInput."""
+    check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, what)
+    materialise(network, tensors)
 
 
 def materialise(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -105,18 +131,24 @@ def check_tensors(
             raise BadInput(f"the {what} has {len(names)} tensors {problem}: {listed}{more}")
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: Model) -> Path:
+def save_checkpoint(path: str | os.PathLike[str], model: Model | FirstStage) -> Path:
     """Write `model` to `path` atomically. Raises LddganError if the disk does not take it."""
-    tensors = {f"generator.{k}": v for k, v in model.generator.state_dict().items()}
-    tensors |= {f"autoencoder.{k}": v for k, v in model.autoencoder.state_dict().items()}
+    tensors = {f"autoencoder.{k}": v for k, v in model.autoencoder.state_dict().items()}
+    if isinstance(model, Model):
+        tensors |= {f"generator.{k}": v for k, v in model.generator.state_dict().items()}
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT if isinstance(model, Model) else FIRST_STAGE,
         "preset": model.preset.model_dump_json(),
         "provenance": json.dumps(dict(model.provenance), sort_keys=True),
     }
     metadata["sha256"] = sha256_of_content(metadata, tensors)
     payload = safetensors_save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     return atomic_write(Path(path), payload)
+
+
+def digest_of(stage: FirstStage) -> str:
+    """Digest of an autoencoder's tensors, whatever file they came from."""
+    return sha256_of_content({}, {k: v.cpu() for k, v in stage.autoencoder.state_dict().items()})
 
 
 def sha256_of_content(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -135,8 +167,31 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
     Raises BadInput, with the cause, for a file that is missing, cut, changed or of another kind.
     """
     path = Path(path)
+    form, preset, provenance, parts = read_checkpoint(path)
+    if form == FIRST_STAGE:
+        raise BadInput(
+            f"{path} is an autoencoder alone; `lddgan train --autoencoder {path}` trains a "
+            "generator for it"
+        )
+    return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
+
+
+def load_first_stage(path: str | os.PathLike[str]) -> FirstStage:
+    """The autoencoder in a file of `save_checkpoint`, of a first stage or of a whole model.
+
+    Raises BadInput as `load_checkpoint`.
+    """
+    _, preset, provenance, parts = read_checkpoint(Path(path))
+    return build_first_stage(preset, parts["autoencoder"], provenance)
+
+
+def read_checkpoint(
+    path: Path,
+) -> tuple[str, Preset, dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
+    form = metadata.get("format", "")
+    if form not in (FORMAT, FIRST_STAGE):
         raise BadInput(
             f"{path} is not an lddgan checkpoint ({FORMAT}); "
             "published .pth and .ckpt files go through `lddgan import`"
@@ -156,7 +211,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
         if part not in parts:
             raise BadInput(f"{path} has a tensor of neither network: {name}")
         parts[part][rest] = tensor
-    return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
+    return form, preset, provenance, parts
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

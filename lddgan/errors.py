@@ -13,3 +13,11 @@ class BadInput(LddganError, ValueError):
 
 class OutOfMemory(LddganError):
     """The device has too little memory for what was asked at once."""
+
+
+class Stopped(LddganError):
+    """Somebody stopped a training, whose state was saved. Exits as a program ended by `signal`."""
+
+    def __init__(self, message: str, signal: int | None) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -32,7 +32,7 @@ class Generator(Frozen):
 class Codec(Frozen):
     """Convolutional autoencoder of VQGAN / latent diffusion."""
 
-    kind: Literal["kl", "vq"]
+    kind: Literal["kl", "vq", "none"]  # of regularisation; none: the KL network, its mean as latent
     ch: int
     ch_mult: tuple[int, ...]
     blocks: int
@@ -50,6 +50,11 @@ class Discriminator(Frozen):
     layers: int  # residual blocks
     t_emb_dim: int = 256
 
+    @property
+    def halvings(self) -> int:
+        """How often it halves the resolution: the first block of a small one does not."""
+        return self.layers - (self.kind == "small")
+
 
 class Training(Frozen):
     """Hyper-parameters of the diffusion GAN."""
@@ -62,19 +67,27 @@ class Training(Frozen):
     r1_gamma: float
     r1_every: int  # lazy regularisation: R1 every so many steps
     reconstruction: bool  # add lambda |x_0 - x_0'|_1
-    delta: float = 6.0  # Weighted Learning: phi runs from -delta to +delta (equation 9)
+    delta: float | None = 6.0  # Weighted Learning: phi runs from -delta to +delta (equation 9);
+    # None: lambda stays 1
+    flip: bool = True  # half of the images are mirrored
     betas: tuple[float, float] = (0.5, 0.9)  # Adam
     lr_min: float | None = None  # None: constant rates; else cosine decay down to this
 
 
 class CodecTraining(Frozen):
-    """Hyper-parameters of the autoencoder."""
+    """Hyper-parameters of the autoencoder (VQGAN, arXiv 2012.09841, with latent diffusion's)."""
 
     lr: float
     batch: int
     epochs: int
-    kl_weight: float
-    covered: float  # share of the latents that the scale factor brings into [-1,1]
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam
+    lr_min: float | None = None  # None: constant rate; else cosine decay down to this
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 1.0  # of LPIPS, beside L1
+    disc_weight: float = 0.5  # of the patch discriminator, on top of the adaptive weight
+    disc_start: int = 50_000  # step from which it takes part
+    commitment: float = 0.25  # beta of VQ-VAE
+    covered: float = 1.0  # share of the latents that the scale factor brings into [-1,1]
 
 
 class Paper(Frozen):
@@ -119,6 +132,12 @@ class Preset(Frozen):
             raise ValueError(f"steps {self.steps} is outside 2..8")
         if self.codec.kind == "vq" and self.codec.codes < 1:
             raise ValueError("a VQ codec needs codes >= 1")
+        least = max(1 << (len(self.generator.ch_mult) - 1), 1 << self.discriminator.halvings)
+        if self.latent_size % least:
+            raise ValueError(
+                f"latent_size {self.latent_size} is no multiple of {least}: generator or "
+                "discriminator halve it too often"
+            )
         return self
 
     @property
@@ -174,6 +193,7 @@ PRESETS: dict[str, Preset] = {
                 r1_every=15,
                 reconstruction=True,
             ),
+            codec_training=CodecTraining(lr=1e-4, batch=64, epochs=200, disc_start=20_000),
             paper=Paper(
                 source="Table 3",
                 fid=2.98,
@@ -217,6 +237,7 @@ PRESETS: dict[str, Preset] = {
                 r1_every=10,
                 reconstruction=True,
             ),
+            codec_training=CodecTraining(lr=7.2e-5, batch=16, epochs=200, disc_weight=0.75),
             paper=Paper(
                 source="Table 4",
                 fid=5.21,
@@ -260,6 +281,7 @@ PRESETS: dict[str, Preset] = {
                 r1_every=10,
                 reconstruction=False,
             ),
+            codec_training=CodecTraining(lr=7.2e-5, batch=16, epochs=5),
             paper=Paper(
                 source="Table 5",
                 fid=4.67,
@@ -303,10 +325,18 @@ PRESETS: dict[str, Preset] = {
                 r1_every=15,
                 reconstruction=True,
                 delta=1.0,
+                flip=False,
                 lr_min=2e-5,
             ),
             codec_training=CodecTraining(
-                lr=1e-3, batch=64, epochs=25, kl_weight=1e-2, covered=0.95
+                lr=1e-3,
+                batch=64,
+                epochs=25,
+                lr_min=1e-5,
+                kl_weight=1e-2,
+                perceptual_weight=0.0,
+                disc_weight=0.0,
+                covered=0.95,
             ),
             beta_max=6.0,  # 256 latent values: at 20 only the last two steps have any signal
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,51 +13,56 @@ from lddgan.data.decode import BadImage, Pixels, fit
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
-OnBad = Literal["stop", "skip"]
 MOST_TRIED: Final = 100  # images in a row that may be bad
 
 
-class Images(Protocol):
-    """N images, read by index: int64 [B] -> float32 [B,3,H,W] in [-1,1]."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor, /) -> Tensor: ...
-
-
 class Read(NamedTuple):
-    """A batch of a source."""
+    """Some images, or the latents of some images."""
 
-    images: Tensor  # uint8 [B,3,size,size]
+    values: Tensor  # uint8 or float32 [B,3,H,W], or float32 [B,M,h,w]
     bad: list[str]  # what is wrong with the images that others stand in for
 
 
-class ImageFiles:
-    """The images of a source, resized and cropped to `size`; float32 in [-1,1].
+class Images(Protocol):
+    """N images (or their latents) that are read by index, each mirrored or not."""
 
-    A bad image raises BadInput, or (`on_bad` "skip") the next good one stands in for it.
+    def __len__(self) -> int: ...
+
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read: ...
+
+
+class InMemory:
+    """Images float32 [N,3,H,W] in [-1,1]."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        """Images by index."""
+        return Read(flipped(self.images[torch.tensor(index)], mirrored), [])
+
+
+class ImageFiles:
+    """The images of a source, resized and cropped to `size`.
+
+    The next good image stands in for a bad one.
     """
 
-    def __init__(self, source: Source, size: int, on_bad: OnBad = "stop") -> None:
-        self.source, self.size, self.on_bad = source, size, on_bad
+    def __init__(self, source: Source, size: int) -> None:
+        self.source, self.size = source, size
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: Tensor) -> Tensor:
-        return to_float(self.checked(self.read(index.tolist())).images)
-
-    def read(self, index: Sequence[int]) -> Read:
-        """Images by index. Raises BadInput if MOST_TRIED in a row are bad."""
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        """Images by index, uint8. Raises BadInput if MOST_TRIED in a row are bad."""
         bad: list[str] = []
         pixels = np.stack([self._good(number, bad) for number in index])
-        return Read(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), bad)
-
-    def checked(self, read: Read) -> Read:
-        """What was read. Raises BadInput for a bad image that is not to be skipped."""
-        if read.bad and self.on_bad == "stop":
-            raise BadInput(f"{read.bad[0]}; leave it out, or train with --on-bad skip")
-        return read
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return Read(flipped(images, mirrored), bad)
 
     def _good(self, number: int, bad: list[str]) -> Pixels:
         for tried in range(MOST_TRIED):
@@ -69,6 +74,18 @@ class ImageFiles:
         raise BadInput(f"{MOST_TRIED} images in a row are bad, the last: {bad[-1]}")
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1,1]."""
-    return images.float() / 127.5 - 1
+def flipped(images: Tensor, mirrored: Sequence[bool]) -> Tensor:
+    """[B,C,H,W] with left and right exchanged in those that are to be mirrored."""
+    which = torch.tensor(mirrored)
+    return torch.where(which[:, None, None, None], images.flip(3), images)
+
+
+def to_float(values: Tensor) -> Tensor:
+    """uint8 images -> float32 in [-1,1]; what is float32 already stays as it is."""
+    return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
+
+
+def to_pixels(image: Tensor) -> Pixels:
+    """[B,3,H,W] in [-1,1], or beyond -> uint8 [B,H,W,3]."""
+    grey = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return grey.permute(0, 2, 3, 1).cpu().numpy()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,19 +22,27 @@ def epoch_flips(count: int, seed: int, epoch: int) -> Tensor:
 def batches_per_epoch(count: int, batch: int) -> int:
     """Whole batches in `count` images. Raises BadInput if there is not one."""
     if count < batch:
-        raise BadInput(f"{count} images are too few: one batch of this data set takes {batch}")
+        raise BadInput(f"{count} images are too few: one batch takes {batch}")
     return count // batch
 
 
-def batches(count: int, batch: int, seed: int, first: int, last: int) -> Iterator[Tensor]:
-    """Indices int64 [batch] of the training steps first..last-1.
+class Order:
+    """Which images each training step takes, and which of them mirrored (none unless `flip`).
 
     Each epoch is shuffled by (seed, epoch); what does not fill a batch waits for another epoch.
     """
-    per_epoch = batches_per_epoch(count, batch)
-    order = epoch_order(count, seed, first // per_epoch)
-    for step in range(first, last):
-        epoch, position = divmod(step, per_epoch)
-        if position == 0:
-            order = epoch_order(count, seed, epoch)
-        yield order[position * batch : (position + 1) * batch]
+
+    def __init__(self, count: int, batch: int, seed: int, flip: bool) -> None:
+        self.count, self.batch, self.seed, self.flip = count, batch, seed, flip
+        self.per_epoch = batches_per_epoch(count, batch)
+        self.epoch = -1  # of what follows
+        self.order = self.flips = torch.empty(0)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Indices int64 [batch] of a training step, and whether each is mirrored, bool [batch]."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, epoch_order(self.count, self.seed, epoch)
+            self.flips = epoch_flips(self.count, self.seed, epoch) & self.flip
+        index = self.order[position * self.batch : (position + 1) * self.batch]
+        return index, self.flips[index]

@@ -229,27 +229,33 @@ class Autoencoder(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         codec, channels = preset.codec, preset.latent_channels
-        self.is_kl = codec.kind == "kl"
-        moments = 2 * channels if self.is_kl else channels
+        self.kind = codec.kind
+        moments = channels if self.is_vq else 2 * channels
         self.encoder = Encoder(codec, preset.image_size, moments)
         self.decoder = Decoder(codec, preset.image_size, channels)
-        self.quantize = None if self.is_kl else VectorQuantiser(codec.codes, channels)
+        self.quantize = VectorQuantiser(codec.codes, channels) if self.is_vq else None
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
+    @property
+    def is_vq(self) -> bool:
+        return self.kind == "vq"
+
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and clamped log-variance of the KL posterior, each [B,C,h,w]."""
+        """Mean and clamped log-variance of the KL posterior, each [B,C,h,w]; not of a VQ one."""
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image [B,3,H,W] in [-1,1] -> latent [B,C,h,w]: KL mean, or VQ before quantisation."""
-        if self.is_kl:
-            return self.moments(image)[0]
-        return self.quant_conv(self.encoder(image))
+        """Image [B,3,H,W] in [-1,1] -> latent [B,C,h,w]: the mean, or VQ before quantisation."""
+        if self.is_vq:
+            return self.quant_conv(self.encoder(image))
+        return self.moments(image)[0]
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B,C,h,w] -> image [B,3,H,W], not clamped."""
-        if self.quantize is not None:
-            latent = self.quantize(latent)
+        return self.decode_codes(latent if self.quantize is None else self.quantize(latent))
+
+    def decode_codes(self, latent: Tensor) -> Tensor:
+        """The rest of `decode`: latent [B,C,h,w], of a VQ autoencoder quantised already."""
         return self.decoder(self.post_quant_conv(latent.to(self.decoder.conv_in.weight.dtype)))

@@ -1,132 +1,277 @@
-"""First stage: the autoencoder, and the measured scale factor of its latents."""
+"""First stage: the autoencoder, and the measured scale factor of its latents.
+
+L1 and LPIPS, a KL or VQ regularisation or none, and from some step on a patch discriminator whose
+share is weighed by gradients (VQGAN, arXiv 2012.09841; latent diffusion, arXiv 2112.10752).
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from lddgan.data.images import Images
-from lddgan.data.order import batches_per_epoch
+from lddgan.checkpoint import (
+    FirstStage,
+    build_first_stage,
+    check_tensors,
+    digest_of,
+    save_checkpoint,
+)
+from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
+from lddgan.networks.patch_discriminator import PatchDiscriminator
 from lddgan.presets import CodecTraining, Preset
-from lddgan.progress import Log
-from lddgan.training.loop import run_steps
-from lddgan.training.losses import autoencoder_loss
-from lddgan.training.state import Keeper, check_finite, rate_at, seed_step, set_rate
+from lddgan.training.codec_losses import (
+    adaptive_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    straight_through,
+    vq_losses,
+)
+from lddgan.training.latents import draw_latent
+from lddgan.training.loop import Losses, Stage, Work, checked, run_steps
+from lddgan.training.losses import kl_divergence, widened
+from lddgan.training.perceptual import load_perceptual
+from lddgan.training.ranks import Ranks, joined
+from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE, unfinished
+from lddgan.training.settings import Settings
+from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
-STAGE = 0  # of the seeds
-NAME = "autoencoder"
-LEAST_RATE = 0.01  # the cosine ends at this share of the rate
-ENCODE_BATCH = 256
-MEASURED = 10_000  # images at most that the scale factor is measured on
+STAGE: Final = Stage(0, "autoencoder")
+ENCODE_BATCH: Final = 64
+MEASURED: Final = 10_000  # images at most that the scale factor is measured on
+PICTURES: Final = 8  # images of a grid, each above its reconstruction
 
 
-def codec_training(preset: Preset) -> CodecTraining:
-    """How the preset's autoencoder is trained. Raises BadInput if this code cannot."""
-    if preset.codec_training is None or preset.codec.kind != "kl":
-        raise BadInput(
-            f"the autoencoder of '{preset.name}' cannot be trained here; import a published one"
-        )
-    return preset.codec_training
+class Codec:
+    """The autoencoder, its patch discriminator and their optimisers: what the state holds."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        cfg: CodecTraining,
+        settings: Settings,
+        ranks: Ranks,
+        perceptual: nn.Module | None,
+    ) -> None:
+        self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
+        self.perceptual = perceptual
+        self.rows = settings.rows(ranks, cfg.batch).to(ranks.device)
+        self.autoencoder = Autoencoder(preset).to(ranks.device, **settings.layout())
+        self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
+        ranks.broadcast([*self.autoencoder.parameters(), *self.critic.parameters()])
+        self.adam = torch.optim.Adam(self.autoencoder.parameters(), cfg.lr, cfg.betas)
+        self.adam_critic = torch.optim.Adam(self.critic.parameters(), cfg.lr, cfg.betas)
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state, by name."""
+        parts = {"autoencoder": self.autoencoder, "adam": self.adam}
+        if self.cfg.disc_weight:
+            parts |= {"critic": self.critic, "adam_critic": self.adam_critic}
+        return parts
+
+    def state(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+    def step(self, image: Tensor, step: int, progress: float) -> Losses:
+        """One step on this process's rows of the batch, float32 [b,3,H,W]. Raises NotFinite."""
+        for optimizer in (self.adam, self.adam_critic):
+            set_rate(optimizer, rate_at(progress, self.cfg.lr, self.cfg.lr_min))
+        shape = (self.cfg.batch, *self.preset.latent_shape)
+        noise = torch.randn(shape, device=image.device)[self.rows]
+        if self.ranks.rank:  # dropout is each process's own
+            seed_step(self.settings.seed, STAGE.number, step, self.ranks.rank)
+        adversarial = bool(self.cfg.disc_weight) and step >= self.cfg.disc_start
+        self.critic.requires_grad_(False)
+        decoded, losses = codec_losses(self, image, noise, adversarial)
+        values = self._descend(self.adam, self.autoencoder, losses)
+        if adversarial:
+            self.critic.requires_grad_(True)
+            loss = {"critic": critic_loss(self, image, decoded.detach())}
+            values |= self._descend(self.adam_critic, self.critic, loss)
+        return values
+
+    def _descend(
+        self, optimizer: torch.optim.Optimizer, network: nn.Module, losses: dict[str, Tensor]
+    ) -> Losses:
+        values = checked(losses, self.ranks)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(network.parameters())
+        optimizer.step()
+        return values
+
+
+def codec_losses(
+    codec: Codec, image: Tensor, noise: Tensor, adversarial: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(image decoded, losses whose sum the autoencoder minimises), for image [b,3,H,W]."""
+    cfg = codec.cfg
+    with codec.settings.autocast(image.device):
+        decoded, regularisation = reconstruct(codec, image, noise)
+    decoded = widened(decoded)
+    losses = {"l1": (image - decoded).abs().mean()}
+    if codec.perceptual is not None:
+        losses["lpips"] = cfg.perceptual_weight * codec.perceptual(image, decoded).mean()
+    if adversarial:
+        with codec.settings.autocast(image.device):
+            loss = hinge_generator_loss(widened(codec.critic(decoded)))
+        nll = torch.stack(list(losses.values())).sum()
+        losses["g"] = cfg.disc_weight * balance(codec, nll, loss) * loss
+    return decoded, losses | regularisation
+
+
+def reconstruct(codec: Codec, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w].
+
+    The KL of an image is divided by its number of values, which keeps `kl_weight` what it is
+    where both are summed over an image (latent diffusion).
+    """
+    autoencoder = codec.autoencoder
+    if autoencoder.quantize is not None:
+        latent = widened(autoencoder.encode(image))
+        quantised = autoencoder.quantize(latent)
+        codebook, commitment = vq_losses(latent, quantised, codec.cfg.commitment)
+        decoded = autoencoder.decode_codes(straight_through(latent, quantised))
+        return decoded, {"codebook": codebook, "commitment": commitment}
+    mean, logvar = map(widened, autoencoder.moments(image))
+    if autoencoder.kind == "none":
+        return autoencoder.decode(mean), {}
+    kl = codec.cfg.kl_weight * kl_divergence(mean, logvar) / image[0].numel()
+    return autoencoder.decode(draw_latent(torch.cat([mean, logvar], dim=1), noise)), {"kl": kl}
+
+
+def balance(codec: Codec, nll: Tensor, adversarial: Tensor) -> Tensor:
+    """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
+    last = codec.autoencoder.decoder.conv_out.weight
+    gradients = (
+        torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, adversarial)
+    )
+    return adaptive_weight(*(codec.ranks.mean(gradient) for gradient in gradients))
+
+
+def critic_loss(codec: Codec, image: Tensor, decoded: Tensor) -> Tensor:
+    """What the patch discriminator minimises."""
+    with codec.settings.autocast(image.device):
+        real, fake = widened(codec.critic(image)), widened(codec.critic(decoded))
+    return hinge_discriminator_loss(real, fake)
 
 
 def train_autoencoder(
     preset: Preset,
     images: Images,
+    settings: Settings,
     *,
-    seed: int,
-    state: Path,
-    epochs: int | None = None,
-    resume: bool = False,
-    device: torch.device | str = "cpu",
-    log: Log | None = None,
-) -> Autoencoder:
-    """Train the KL autoencoder of `preset` on images [N,3,H,W] in [-1,1].
+    start: FirstStage | None = None,
+    vgg: Path | None = None,
+) -> FirstStage:
+    """Train the autoencoder of `preset` on images and measure the scale factor of its latents.
 
-    Its state is kept in the file `state`; with `resume` it goes on from there (a finished one is
-    only read).  Raises BadInput for a preset, a state or images that do not fit, LddganError
-    naming the step if a loss is not finite.
+    It begins with the weights of `start`, if given (and with no steps only the scale factor is
+    measured).  `vgg` is a file with LPIPS' VGG weights; without it they are downloaded, where the
+    preset's perceptual_weight is not 0.  The result is written to `settings.out`; until then the
+    state is kept there, from which `settings.resume` goes on.  Raises BadInput for what does not
+    fit together, LddganError naming the step if a loss is not finite, Stopped.
     """
-    cfg = codec_training(preset)
-    total = (epochs or cfg.epochs) * batches_per_epoch(len(images), cfg.batch)
-    run = f"{NAME} {preset.model_dump_json()} seed {seed} images {len(images)} steps {total}"
-    keeper = Keeper(state, run, resume)
-    seed_step(seed, STAGE, total)  # the initial weights
-    autoencoder = Autoencoder(preset).to(device)
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=cfg.lr)
-    if keeper.parts is not None:
-        autoencoder.load_state_dict(keeper.parts["autoencoder"])
-        optimizer.load_state_dict(keeper.parts["optimizer"])
+    cfg = training_of(preset)
+    unfinished(settings, AUTOENCODER_FILE, AUTOENCODER_STATE)
+    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
+        settings = settings.quiet_unless_first(ranks)
+        total = settings.total(len(images), cfg.batch, cfg.epochs)
+        if total == 0 and start is None:
+            raise BadInput("no step at all makes no autoencoder; give one to begin with")
+        origin = digest_of(start) if start else "none"
+        run = settings.run(preset, len(images), total) | {"autoencoder to begin with": origin}
+        path = settings.out / AUTOENCODER_STATE
+        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
+        feed = settings.feed(images, ranks, cfg.batch, preset.training.flip)
+        is_judged = cfg.perceptual_weight > 0 and total > 0
+        perceptual = load_perceptual(vgg, ranks.device) if is_judged else None
+        seed_step(settings.seed, STAGE.number, total)  # the initial weights
+        codec = Codec(preset, cfg, settings, ranks, perceptual)
+        if keeper.parts is not None:
+            codec.load(keeper.parts)
+        elif start is not None:
+            begin_with(codec.autoencoder, start)
 
-    def parts() -> dict[str, Any]:
-        return {"autoencoder": autoencoder.state_dict(), "optimizer": optimizer.state_dict()}
+        def step(rows: Tensor, number: int) -> Losses:
+            return codec.step(to_float(rows), number, number / total)
 
-    def step(index: Tensor, number: int) -> dict[str, float]:
-        set_rate(optimizer, rate_at(number / total, cfg.lr, LEAST_RATE * cfg.lr))
-        return codec_step(autoencoder, optimizer, images[index].to(device), cfg, number)
+        def picture() -> NDArray[np.uint8]:
+            return reconstructions(codec.autoencoder, images, ranks.device)
 
-    shape = {"count": len(images), "batch": cfg.batch, "total": total}
-    run_steps(NAME, STAGE, step, parts, keeper, seed=seed, log=log, **shape)
-    return autoencoder.eval().requires_grad_(False)
-
-
-def codec_step(
-    autoencoder: Autoencoder,
-    optimizer: torch.optim.Optimizer,
-    image: Tensor,
-    cfg: CodecTraining,
-    step: int,
-) -> dict[str, float]:
-    """One step on image [B,3,H,W]; returns the losses by name."""
-    mean, logvar = autoencoder.moments(image)
-    decoded = autoencoder.decode(posterior_draw(mean, logvar))
-    l1, kl = autoencoder_loss(image, decoded, mean, logvar, cfg.kl_weight)
-    values = check_finite({"l1": l1, "kl": kl}, NAME, step)
-    optimizer.zero_grad(set_to_none=True)
-    (l1 + kl).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return values
-
-
-def posterior_draw(mean: Tensor, logvar: Tensor) -> Tensor:
-    """A sample of N(mean, exp logvar), the KL autoencoder's posterior: [B,C,h,w]."""
-    return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        run_steps(STAGE, Work(step, codec.state, picture), feed, keeper, settings, ranks, total)
+        codec.autoencoder.eval().requires_grad_(False)
+        scale = measure_scale_factor(codec.autoencoder, images, cfg.covered, ranks.device)
+        trained = build_first_stage(
+            preset.model_copy(update={"scale_factor": scale}),
+            on_cpu(codec.autoencoder),
+            settings.provenance(len(images), total, keeper.seconds) | {"begun with": origin},
+        )
+        if ranks.is_first:
+            save_checkpoint(settings.out / AUTOENCODER_FILE, trained)
+            path.unlink(missing_ok=True)
+        return trained
 
 
-@torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
-    """Image [B,3,H,W] -> mean and log-variance [B,2C,h,w]; VQ: the latent [B,C,h,w]."""
-    if autoencoder.is_kl:
-        return torch.cat(autoencoder.moments(image), dim=1)
-    return autoencoder.encode(image)
+def begin_with(autoencoder: Autoencoder, start: FirstStage) -> None:
+    """Give an autoencoder the weights of another. Raises BadInput if they do not fit."""
+    tensors = start.autoencoder.state_dict()
+    shapes = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
+    check_tensors(tensors, shapes, "autoencoder to begin with")
+    autoencoder.load_state_dict(tensors)
 
 
-def draw_latent(moments: Tensor, is_kl: bool) -> Tensor:
-    """What `encode_moments` gave -> a latent [B,C,h,w]: KL a sample, VQ as it is."""
-    return posterior_draw(*moments.chunk(2, dim=1)) if is_kl else moments
+def training_of(preset: Preset) -> CodecTraining:
+    """How the preset's autoencoder is trained. Raises BadInput if it does not say."""
+    if preset.codec_training is None:
+        raise BadInput(
+            f"the preset of '{preset.name}' does not say how to train its autoencoder; import a "
+            "published one"
+        )
+    return preset.codec_training
 
 
 @torch.no_grad()
 def measure_scale_factor(
-    autoencoder: Autoencoder,
-    images: Images,
-    covered: float,
-    device: torch.device | str = "cpu",
+    autoencoder: Autoencoder, images: Images, covered: float, device: torch.device
 ) -> float:
     """The number that brings the share `covered` of the latents of the first images into [-1,1].
 
     The wider latents are within [-1,1], the less of them the noise of the first steps hides; what
-    lies outside is clamped by `Latents`.
+    lies outside is clamped in the generator's training.
     """
     count = min(len(images), MEASURED)
     sizes = []
-    for start in range(0, count, ENCODE_BATCH):
-        index = torch.arange(start, min(start + ENCODE_BATCH, count))
-        sizes.append(autoencoder.encode(images[index].to(device)).abs().flatten())
+    for first in range(0, count, ENCODE_BATCH):
+        image = some(images, range(first, min(first + ENCODE_BATCH, count)), device)
+        sizes.append(autoencoder.encode(image).abs().flatten().cpu())
     size = torch.cat(sizes)
     return float(size.kthvalue(math.ceil(covered * len(size))).values)
+
+
+@torch.no_grad()
+def reconstructions(
+    autoencoder: Autoencoder, images: Images, device: torch.device
+) -> NDArray[np.uint8]:
+    """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
+    image = some(images, range(0, len(images), -(-len(images) // PICTURES)), device)
+    was_training = autoencoder.training
+    decoded = autoencoder.eval().decode(autoencoder.encode(image))
+    autoencoder.train(was_training)
+    return to_pixels(torch.stack([image, decoded], dim=1).flatten(0, 1))
+
+
+def some(images: Images, index: range, device: torch.device) -> Tensor:
+    """Images by index, float32 [B,3,H,W] in [-1,1]."""
+    return to_float(images.read(index, [False] * len(index)).values).to(device)

@@ -5,49 +5,82 @@ NETWORKS.md, "Training step"; arXiv 2406.11713 section 3, arXiv 2112.07804.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lddgan.data.images import Images
-from lddgan.data.order import batches_per_epoch
-from lddgan.diffusion import forward_pair, posterior, posterior_sample
-from lddgan.networks.autoencoder import Autoencoder
+from lddgan.checkpoint import FirstStage, Model, build_model, digest_of, save_checkpoint
+from lddgan.data.images import Images, to_float, to_pixels
+from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
+from lddgan.errors import BadInput
 from lddgan.networks.discriminator import Discriminator
 from lddgan.networks.generator import Generator
+from lddgan.noise import sampler_noise
 from lddgan.presets import Preset
-from lddgan.progress import Log
-from lddgan.training.codec import ENCODE_BATCH, draw_latent, encode_moments
-from lddgan.training.loop import run_steps
+from lddgan.training.latents import StoredLatents, draw_latent, encode_moments
+from lddgan.training.loop import Losses, Stage, Work, checked, run_steps
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
     r1_penalty,
     reconstruction_loss,
     reconstruction_weight,
+    widened,
 )
-from lddgan.training.state import Keeper, check_finite, rate_at, seed_step, set_rate
+from lddgan.training.ranks import Ranks, joined
+from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, keep_first_stage, unfinished
+from lddgan.training.settings import Settings
+from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
-STAGE = 1  # of the seeds
-NAME = "generator"
+STAGE: Final = Stage(1, "generator")
+PICTURES: Final = 16  # images of a grid
+
+
+class Draws(NamedTuple):
+    """The randomness of one half of a step (of D or of G) on B images."""
+
+    t: Tensor  # int64 [B], uniform in 0..T-1
+    noise: Tensor  # of x_t, [B,C,h,w]
+    noise_next: Tensor  # of x_{t+1}, [B,C,h,w]
+    z: Tensor  # [B,nz]
+    noise_posterior: Tensor  # of x_t', [B,C,h,w]
+
+
+def draw(preset: Preset, batch: int, device: torch.device) -> Draws:
+    """Draw for `batch` images."""
+    shape = (batch, *preset.latent_shape)
+    return Draws(
+        torch.randint(0, preset.steps, (batch,), device=device),
+        torch.randn(shape, device=device),
+        torch.randn(shape, device=device),
+        torch.randn(batch, preset.generator.nz, device=device),
+        torch.randn(shape, device=device),
+    )
 
 
 class Gan:
     """Both networks, the moving average and the optimisers: what the training state holds."""
 
-    def __init__(self, preset: Preset, device: torch.device | str) -> None:
+    def __init__(self, preset: Preset, settings: Settings, ranks: Ranks) -> None:
         cfg = preset.training
-        self.preset, self.cfg = preset, cfg
+        self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
+        self.rows = settings.rows(ranks, cfg.batch).to(ranks.device)
         self.coefficients = posterior(preset)
-        self.generator = Generator(preset).to(device)
-        self.discriminator = Discriminator(preset).to(device)
+        self.generator = Generator(preset).to(ranks.device, **settings.layout())
+        self.discriminator = Discriminator(preset).to(ranks.device, **settings.layout())
+        ranks.broadcast([*self.generator.parameters(), *self.discriminator.parameters()])
         average = get_ema_multi_avg_fn(cfg.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.generator, multi_avg_fn=average).requires_grad_(False)
         self.adam_g = torch.optim.Adam(self.generator.parameters(), cfg.lr_g, cfg.betas)
         self.adam_d = torch.optim.Adam(self.discriminator.parameters(), cfg.lr_d, cfg.betas)
+        compiled = torch.compile if settings.compile else (lambda network: network)
+        self.run_generator = compiled(self.generator)
+        self.run_discriminator = compiled(self.discriminator)
 
     def parts(self) -> dict[str, Any]:
         """What has a state, by name."""
@@ -66,128 +99,179 @@ class Gan:
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
 
-    def step(self, x_0: Tensor, step: int, progress: float) -> dict[str, float]:
-        """One step of D, then one of G, on latents x_0 [B,C,h,w]; returns the losses by name."""
+    def step(self, moments: Tensor, step: int, progress: float) -> Losses:
+        """One step of D, then one of G; returns the losses by name.
+
+        moments [b,M,h,w] are those of this process's rows of the batch, as `encode_moments` gives
+        them.  Noise is drawn for the whole batch, so that any number of processes makes the same
+        step.  Raises NotFinite.
+        """
         set_rate(self.adam_g, rate_at(progress, self.cfg.lr_g, self.cfg.lr_min))
         set_rate(self.adam_d, rate_at(progress, self.cfg.lr_d, self.cfg.lr_min))
-        self.discriminator.requires_grad_(True)
-        d_losses = discriminator_losses(self, x_0, with_r1=step % self.cfg.r1_every == 0)
-        values = check_finite(d_losses, NAME, step)
-        _descend(self.adam_d, d_losses)
+        shape = (self.cfg.batch, *self.preset.latent_shape)
+        noise = torch.randn(shape, device=self.ranks.device)[self.rows]
+        x_0 = (draw_latent(moments, noise) / self.preset.scale_factor).clamp(-1, 1)  # G's range
+        with_r1 = step % self.cfg.r1_every == 0
 
+        def of_d(x_0: Tensor, draws: Draws) -> dict[str, Tensor]:
+            return discriminator_losses(self, x_0, draws, with_r1)
+
+        def of_g(x_0: Tensor, draws: Draws) -> dict[str, Tensor]:
+            return generator_losses(self, x_0, draws, progress)
+
+        self.discriminator.requires_grad_(True)
+        losses = self._descend(self.adam_d, self.discriminator, of_d, x_0)
         self.discriminator.requires_grad_(False)
-        g_losses = generator_losses(self, x_0, progress)
-        values |= check_finite(g_losses, NAME, step)
-        _descend(self.adam_g, g_losses)
+        losses |= self._descend(self.adam_g, self.generator, of_g, x_0)
         self.ema.update_parameters(self.generator)
+        return losses
+
+    def _descend(
+        self,
+        optimizer: torch.optim.Optimizer,
+        network: nn.Module,
+        losses_of: Callable[[Tensor, Draws], dict[str, Tensor]],
+        x_0: Tensor,
+    ) -> Losses:
+        """One step of an optimiser on the means of the losses over all parts of the batch."""
+        optimizer.zero_grad(set_to_none=True)
+        means: dict[str, Tensor] = {}
+        for latents, draws in self._parts_of(x_0):
+            losses = {
+                name: loss / self.settings.accumulate
+                for name, loss in losses_of(latents, draws).items()
+            }
+            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        values = checked(means, self.ranks)
+        self.ranks.average_gradients(network.parameters())
+        optimizer.step()
         return values
 
+    def _parts_of(self, x_0: Tensor) -> Iterator[tuple[Tensor, Draws]]:
+        """This process's rows, cut into as many parts as are accumulated, with their draws."""
+        parts = self.settings.accumulate
+        drawn = draw(self.preset, self.cfg.batch, self.ranks.device)
+        chunks = [tensor[self.rows].chunk(parts) for tensor in drawn]
+        for latents, *draws in zip(x_0.chunk(parts), *chunks, strict=True):
+            yield latents, Draws(*draws)
 
-def discriminator_losses(gan: Gan, x_0: Tensor, with_r1: bool) -> dict[str, Tensor]:
+
+def discriminator_losses(gan: Gan, x_0: Tensor, draws: Draws, with_r1: bool) -> dict[str, Tensor]:
     """Losses whose sum D minimises: on a real and a generated x_t for the same x_{t+1}."""
-    t, x_t, x_next = draw_pair(gan.preset, x_0)
+    x_t, x_next = forward_pair(gan.preset, x_0, draws.t, draws.noise, draws.noise_next)
     with torch.no_grad():
-        fake, _ = denoise(gan, x_next, t)
+        fake, _ = denoise(gan, x_next, draws)
     x_t.requires_grad_(with_r1)
-    real_logit = gan.discriminator(x_t, t, x_next)
-    fake_logit = gan.discriminator(fake, t, x_next)
+    # What torch.compile makes has no gradient of a gradient.
+    network = gan.discriminator if with_r1 else gan.run_discriminator
+    with gan.settings.autocast(x_0.device):
+        real_logit = widened(network(x_t, draws.t, x_next))
+        fake_logit = widened(network(fake, draws.t, x_next))
     losses = {"d": discriminator_loss(real_logit, fake_logit)}
     if with_r1:
         losses["r1"] = r1_penalty(real_logit, x_t, gan.cfg.r1_gamma)
     return losses
 
 
-def generator_losses(gan: Gan, x_0: Tensor, progress: float) -> dict[str, Tensor]:
-    """Losses whose sum G minimises, on a fresh t, pair and z."""
-    t, _, x_next = draw_pair(gan.preset, x_0)
-    fake, predicted = denoise(gan, x_next, t)
-    losses = {"g": generator_loss(gan.discriminator(fake, t, x_next))}
+def generator_losses(gan: Gan, x_0: Tensor, draws: Draws, progress: float) -> dict[str, Tensor]:
+    """Losses whose sum G minimises."""
+    _, x_next = forward_pair(gan.preset, x_0, draws.t, draws.noise, draws.noise_next)
+    fake, predicted = denoise(gan, x_next, draws)
+    with gan.settings.autocast(x_0.device):
+        logit = widened(gan.run_discriminator(fake, draws.t, x_next))
+    losses = {"g": generator_loss(logit)}
     if gan.cfg.reconstruction:
         weight = reconstruction_weight(progress, gan.cfg.delta)
         losses["l1"] = weight * reconstruction_loss(x_0, predicted)
     return losses
 
 
-def draw_pair(preset: Preset, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(t, x_t, x_{t+1}) with t uniform in 0..T-1 per image: int64 [B] and twice [B,C,h,w]."""
-    t = torch.randint(0, preset.steps, (len(x_0),), device=x_0.device)
-    x_t, x_next = forward_pair(preset, x_0, t, torch.randn_like(x_0), torch.randn_like(x_0))
-    return t, x_t, x_next
-
-
-def denoise(gan: Gan, x_next: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def denoise(gan: Gan, x_next: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
     """(x_t', x_0') with x_0' = G(x_{t+1}, t, z) and x_t' from the posterior, each [B,C,h,w]."""
-    z = torch.randn(len(x_next), gan.preset.generator.nz, device=x_next.device)
-    predicted = gan.generator(x_next, t, z)
-    noise = torch.randn_like(x_next)
-    return posterior_sample(gan.coefficients, predicted, x_next, t, noise), predicted
-
-
-def _descend(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-class Latents:
-    """Latents x_0 of `images`, drawn anew at each call; moments of a tensor are computed once."""
-
-    def __init__(
-        self,
-        preset: Preset,
-        autoencoder: Autoencoder,
-        images: Images,
-        device: torch.device | str,
-    ) -> None:
-        self.scale, self.autoencoder = preset.scale_factor, autoencoder
-        self.images, self.device = images, device
-        self.moments: Tensor | None = None
-        if isinstance(images, Tensor):
-            chunks = (c.to(device) for c in torch.split(images, ENCODE_BATCH))
-            self.moments = torch.cat([encode_moments(autoencoder, c) for c in chunks])
-
-    def draw(self, index: Tensor) -> Tensor:
-        """Indices int64 [B] -> x_0 [B,C,h,w], divided by the scale factor and clamped to [-1,1]."""
-        if self.moments is not None:
-            moments = self.moments[index.to(self.moments.device)]
-        else:
-            moments = encode_moments(self.autoencoder, self.images[index].to(self.device))
-        latent = draw_latent(moments, self.autoencoder.is_kl)
-        return (latent / self.scale).clamp(-1, 1)  # the range of G
+    with gan.settings.autocast(x_next.device):
+        predicted = widened(gan.run_generator(x_next, draws.t, draws.z))
+    noise = draws.noise_posterior
+    return posterior_sample(gan.coefficients, predicted, x_next, draws.t, noise), predicted
 
 
 def train_generator(
-    preset: Preset,
-    autoencoder: Autoencoder,
-    images: Images,
-    *,
-    seed: int,
-    state: Path,
-    epochs: int | None = None,
-    resume: bool = False,
-    device: torch.device | str = "cpu",
-    log: Log | None = None,
-) -> nn.Module:
-    """Train the generator of `preset` on the latents of images [N,3,H,W]; returns its average.
+    preset: Preset, first_stage: FirstStage, images: Images, settings: Settings
+) -> Model:
+    """Train the generator of `preset` on the latents of images; returns its average as a model.
 
-    `preset.scale_factor` must be the one of `autoencoder`.  The state is kept in the file `state`;
-    with `resume` training goes on from there.  Raises BadInput for a state or images that do not
-    fit, LddganError naming the step if a loss is not finite.
+    `images` are images, encoded as they are read, or latents encoded before (StoredLatents).  The
+    codec and the scale factor are those of the first stage.  The model is written to
+    `settings.out`; until then the state is kept there, from which `settings.resume` goes on.
+    Raises BadInput for what does not fit together, LddganError naming the step if a loss is not
+    finite, Stopped.
     """
-    cfg = preset.training
-    total = (epochs or cfg.epochs) * batches_per_epoch(len(images), cfg.batch)
-    run = f"{NAME} {preset.model_dump_json()} seed {seed} images {len(images)} steps {total}"
-    keeper = Keeper(state, run, resume)
-    seed_step(seed, STAGE, total)  # the initial weights
-    gan = Gan(preset, device)
-    if keeper.parts is not None:
-        gan.load(keeper.parts)
-    latents = Latents(preset, autoencoder, images, device)
+    unfinished(settings, MODEL_FILE, GENERATOR_STATE)
+    check_latents(preset, images)
+    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
+        settings = settings.quiet_unless_first(ranks)
+        cfg = preset.training
+        total = settings.total(len(images), cfg.batch, cfg.epochs)
+        run = settings.run(preset, len(images), total) | {"autoencoder": digest_of(first_stage)}
+        path = settings.out / GENERATOR_STATE
+        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
+        feed = settings.feed(images, ranks, cfg.batch, cfg.flip)
+        if ranks.is_first:
+            keep_first_stage(settings.out, first_stage)
+        seed_step(settings.seed, STAGE.number, total)  # the initial weights
+        gan = Gan(preset, settings, ranks)
+        if keeper.parts is not None:
+            gan.load(keeper.parts)
+        first_stage.autoencoder.to(ranks.device, **settings.layout())
+        work = work_on(gan, first_stage, images, total)
+        run_steps(STAGE, work, feed, keeper, settings, ranks, total)
+        provenance = settings.provenance(len(images), total, keeper.seconds)
+        networks = (on_cpu(gan.ema.module), on_cpu(first_stage.autoencoder))
+        trained = build_model(preset, *networks, provenance)
+        if ranks.is_first:
+            save_checkpoint(settings.out / MODEL_FILE, trained)
+            path.unlink(missing_ok=True)
+        return trained
 
-    def step(index: Tensor, number: int) -> dict[str, float]:
-        return gan.step(latents.draw(index), number, number / total)
 
-    shape = {"count": len(images), "batch": cfg.batch, "total": total}
-    run_steps(NAME, STAGE, step, gan.state, keeper, seed=seed, log=log, **shape)
-    return gan.ema.module.eval()
+def check_latents(preset: Preset, images: Images) -> None:
+    """Raise BadInput if they are stored latents without the mirrored ones that are needed."""
+    if isinstance(images, StoredLatents) and preset.training.flip and not images.has_mirrored:
+        raise BadInput(
+            "these latents are of no mirrored images; encode them with --flip, or train with "
+            "--set training.flip=false"
+        )
+
+
+def work_on(gan: Gan, first_stage: FirstStage, images: Images, total: int) -> Work:
+    """What the loop does with rows of `images` in `total` steps."""
+    device, autoencoder = gan.ranks.device, first_stage.autoencoder
+
+    def step(rows: Tensor, number: int) -> Losses:
+        if not isinstance(images, StoredLatents):
+            with gan.settings.autocast(device):
+                rows = widened(encode_moments(autoencoder, to_float(rows)))
+        return gan.step(rows, number, number / total)
+
+    def picture() -> NDArray[np.uint8]:
+        return grid_images(gan.preset, gan.ema.module, first_stage)
+
+    return Work(step, gan.state, picture)
+
+
+@torch.no_grad()
+def grid_images(preset: Preset, generator: nn.Module, first_stage: FirstStage) -> NDArray[np.uint8]:
+    """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
+    drawn = sampler_noise(
+        0,
+        0,
+        PICTURES,
+        latent_shape=preset.latent_shape,
+        nz=preset.generator.nz,
+        steps=preset.steps,
+    )
+    device = next(generator.parameters()).device
+    noise = [torch.from_numpy(part).to(device) for part in drawn]
+    generator.eval()
+    x_0 = sample(generator, preset, *noise)
+    return to_pixels(first_stage.autoencoder.decode(x_0 * preset.scale_factor))

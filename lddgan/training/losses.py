@@ -9,6 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def widened(x: Tensor) -> Tensor:
+    """bfloat16, as networks give it under autocast -> float32, in which losses are computed."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Non-saturating: softplus(-D(real)) + softplus(D(fake)), logits [B,1] -> scalar."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -33,11 +38,13 @@ def reconstruction_loss(x_0: Tensor, predicted: Tensor) -> Tensor:
     return (x_0 - predicted).abs().mean()
 
 
-def reconstruction_weight(progress: float, delta: float) -> float:
+def reconstruction_weight(progress: float, delta: float | None) -> float:
     """Weighted Learning (equation 9): lambda = 1 - sigmoid(phi), phi from -delta to +delta.
 
-    progress runs from 0 (first step) to 1 (end of the training).
+    progress runs from 0 (first step) to 1 (end of the training).  Without a delta lambda is 1.
     """
+    if delta is None:
+        return 1.0
     phi = (2 * progress - 1) * delta
     return 1 / (1 + math.exp(phi))
 
@@ -46,15 +53,3 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp logvar) || N(0, 1)) of an image in nats, mean over the batch -> scalar."""
     per_element = mean.square() + logvar.exp() - 1 - logvar
     return 0.5 * per_element.sum(dim=(1, 2, 3)).mean()
-
-
-def autoencoder_loss(
-    image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, kl_weight: float
-) -> tuple[Tensor, Tensor]:
-    """(L1 per value, kl_weight times KL per value): images [B,3,H,W], moments [B,C,h,w].
-
-    Their sum is what is minimised; dividing the KL of an image by its number of values keeps
-    kl_weight what it is where both are summed over an image (latent diffusion).
-    """
-    values = image[0].numel()
-    return (image - decoded).abs().mean(), kl_weight * kl_divergence(mean, logvar) / values

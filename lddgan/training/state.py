@@ -10,77 +10,114 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput
 from lddgan.files import atomic_write
 
-SAVE_SECONDS = 60.0  # between two savings
+SAVE_SECONDS: Final = 60.0  # between two savings, at least
+SAVE_SHARE: Final = 0.05  # of the time at most goes into saving
 
 
 class Keeper:
     """Saves the state of one stage to `path` about once a minute, and starts from what is there.
 
-    `run` describes the run; a state of another one is refused.  `first` is the step to start at,
-    `parts` the state dicts saved then (None at the beginning), `seconds` the time spent so far.
-    Raises BadInput rather than overwrite a state that the caller does not resume.
+    `run` describes the run, by what; a state of another one is refused.  `first` is the step to
+    start at, `parts` the state dicts saved then (None at the beginning), `seconds` the time spent
+    so far.
+    Raises BadInput rather than overwrite a state that the caller does not resume, and where there
+    is nothing to resume.
     """
 
-    def __init__(self, path: Path, run: str, resume: bool) -> None:
-        self.path, self.run = path, run
+    def __init__(
+        self, path: Path, run: Mapping[str, str], *, resume: bool, writes: bool = True
+    ) -> None:
+        self.path, self.run, self.writes = path, dict(run), writes
         self.first, self.seconds = 0, 0.0
         self.parts: dict[str, Any] | None = None
         self.since = time.monotonic()  # the last saving
+        self.cost = 0.0  # seconds that it took
         if path.exists():
             if not resume:
-                raise BadInput(f"{path} is the state of an unfinished run; resume it or delete it")
-            state = load_state(path, run)
+                raise BadInput(
+                    f"{path} is the state of an unfinished run; go on with --resume, delete it, or "
+                    "name another --out"
+                )
+            state = load_state(path)
+            check_run(path, state["run"], self.run)
             self.first, self.seconds, self.parts = state["step"], state["seconds"], state["parts"]
+        elif resume:
+            raise BadInput(f"{path} does not exist: there is nothing to resume; drop --resume")
+        self.kept = self.first  # the step after which it was last saved
 
-    def keep(self, step: int, last: bool, parts: Callable[[], dict[str, Any]]) -> None:
-        """Save after `step` steps, if it is time to or this was the last one; atomic."""
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save again."""
         spent = time.monotonic() - self.since
-        if spent < SAVE_SECONDS and not last:
+        return self.writes and spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+
+    def keep(self, step: int, parts: dict[str, Any]) -> None:
+        """Save after `step` steps; atomic. Raises LddganError if the disk does not take it."""
+        if not self.writes:
             return
-        self.since, self.seconds = time.monotonic(), self.seconds + spent
+        now = time.monotonic()
+        seconds = self.seconds + now - self.since
         buffer = io.BytesIO()
-        state = {"run": self.run, "step": step, "seconds": self.seconds, "parts": parts()}
-        torch.save(state, buffer)
+        torch.save({"run": self.run, "step": step, "seconds": seconds, "parts": parts}, buffer)
         atomic_write(self.path, buffer.getbuffer())
+        self.kept, self.seconds = step, seconds
+        self.since, self.cost = now, time.monotonic() - now
 
 
-def load_state(path: Path, run: str) -> dict[str, Any]:
-    """The state in `path`. Raises BadInput if it is damaged or of another run."""
+def load_state(path: Path) -> dict[str, Any]:
+    """The state in `path`. Raises BadInput if it is damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["run"]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        if not {"run", "step", "seconds", "parts"} <= state.keys():
+            raise KeyError("run")
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
         raise BadInput(
             f"{path} is not a readable training state; delete it to start anew"
         ) from error
-    if found != run:
-        raise BadInput(
-            f"{path} belongs to a run with other settings (preset, seed, epochs or images); "
-            "repeat them, or start in another folder"
-        )
     return dict(state)
 
 
-def seconds_in(path: Path) -> float:
-    """Training time so far, over all resumptions, of the state in `path`."""
-    return float(torch.load(path, map_location="cpu", weights_only=True)["seconds"])
+def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> None:
+    """Raise BadInput, naming the difference, if a state is of another run."""
+    differs = [key for key in run if found.get(key) != run[key]]
+    if differs:
+        raise BadInput(
+            f"{path} belongs to a run with another {' and '.join(differs)}; repeat its settings, "
+            "or start in another --out"
+        )
 
 
-def seed_step(seed: int, stage: int, step: int) -> None:
-    """Seed torch's generators, on every device, for one step of one stage."""
-    words = np.random.SeedSequence([seed, stage, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(words[0]))
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Numbers near zero are taken for zero on a CPU: with them Adam's averages are slow."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def on_cpu(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network, as a checkpoint takes them."""
+    return {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def seed_step(seed: int, stage: int, step: int, rank: int = 0) -> None:
+    """Seed torch's generators, on every device, for one step of one stage (of one process)."""
+    words = [seed, stage, step, *([rank] if rank else [])]
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
 
 def rate_at(progress: float, rate: float, least: float | None) -> float:
@@ -93,15 +130,3 @@ def rate_at(progress: float, rate: float, least: float | None) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def check_finite(losses: dict[str, Tensor], stage: str, step: int) -> dict[str, float]:
-    """The losses as numbers. Raises LddganError naming stage and step if one is not finite."""
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise LddganError(
-                f"training the {stage} failed: its loss {name} is {value} at step {step}; "
-                "lower the learning rate or check the images"
-            )
-    return values

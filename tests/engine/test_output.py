@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from engine import output
-from engine.output import check_output, grid, png, write_folder, write_images
+from engine.output import check_output, png, write_folder, write_images
 from lddgan.errors import BadInput, LddganError
+from lddgan.grid import grid
 
 ROOT = Path(__file__).parents[2]
 

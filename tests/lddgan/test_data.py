@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lddgan.data.digits import digits, enlarge
-from lddgan.data.order import batches, epoch_order
+from lddgan.data.order import Order, epoch_flips, epoch_order
 from lddgan.errors import BadInput, LddganError
 
 
@@ -51,16 +51,39 @@ def test_an_epoch_is_a_permutation_that_seed_and_epoch_determine():
     assert not torch.equal(order, epoch_order(100, seed=2, epoch=2))
 
 
+def test_half_of_the_images_are_mirrored_as_seed_and_epoch_say():
+    flips = epoch_flips(10_000, seed=3, epoch=2)
+    assert 4700 < flips.sum() < 5300
+    assert torch.equal(flips, epoch_flips(10_000, seed=3, epoch=2))
+    assert not torch.equal(flips, epoch_flips(10_000, seed=3, epoch=1))
+    assert not torch.equal(flips, epoch_flips(10_000, seed=2, epoch=2))
+
+
 def test_batches_go_on_where_they_were_interrupted():
-    whole = list(batches(count=10, batch=4, seed=0, first=0, last=7))
+    order = Order(count=10, batch=4, seed=0, flip=True)
+    whole = [order.at(step) for step in range(7)]
     for first in range(7):
-        rest = list(batches(count=10, batch=4, seed=0, first=first, last=7))
-        assert all(torch.equal(a, b) for a, b in zip(whole[first:], rest, strict=True))
+        resumed = Order(count=10, batch=4, seed=0, flip=True)
+        for step in range(first, 7):
+            assert all(
+                torch.equal(a, b) for a, b in zip(resumed.at(step), whole[step], strict=True)
+            )
     # Two batches of four in an epoch of ten: no image twice.
-    assert len(set(torch.cat(whole[:2]).tolist())) == 8
-    assert torch.equal(torch.cat(whole[2:4]), epoch_order(10, 0, 1)[:8])
+    indices = [index for index, _ in whole]
+    assert len(set(torch.cat(indices[:2]).tolist())) == 8
+    assert torch.equal(torch.cat(indices[2:4]), epoch_order(10, 0, 1)[:8])
+
+
+def test_the_image_and_not_its_place_says_if_it_is_mirrored():
+    order = Order(count=10, batch=4, seed=5, flip=True)
+    for step in range(6):
+        index, mirrored = order.at(step)
+        assert torch.equal(mirrored, epoch_flips(10, seed=5, epoch=step // 2)[index])
+    plain = Order(count=10, batch=4, seed=5, flip=False)
+    assert not any(plain.at(step)[1].any() for step in range(6))
+    assert all(torch.equal(plain.at(step)[0], order.at(step)[0]) for step in range(6))
 
 
 def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(BadInput, match="3 images are too few"):
-        list(batches(count=3, batch=4, seed=0, first=0, last=1))
+    with pytest.raises(BadInput, match="3 images are too few: one batch takes 4"):
+        Order(count=3, batch=4, seed=0, flip=False)

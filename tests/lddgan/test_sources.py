@@ -18,7 +18,7 @@ from PIL import Image
 
 from lddgan.data.check import AT_ONCE, look
 from lddgan.data.decode import BadImage, decode, fit
-from lddgan.data.images import ImageFiles
+from lddgan.data.images import ImageFiles, to_float
 from lddgan.data.opening import open_source
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
@@ -276,23 +276,22 @@ def test_every_bad_image_of_a_source_is_listed(tmp_path: Path) -> None:
         assert line.startswith(str(tmp_path / f"{index}.png")) and said in line
 
 
-def test_training_stops_at_a_bad_image_or_takes_the_next(tmp_path: Path) -> None:
+def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
     for index, pixels in enumerate(PICTURES):
-        (tmp_path / f"{index}.png").write_bytes(b"" if index == 1 else encoded(pixels))
+        (tmp_path / f"{index}.png").write_bytes(b"" if index in (1, 3) else encoded(pixels))
     source = open_source(tmp_path)
-    with pytest.raises(BadInput, match=r"1\.png is empty; leave it out, or .* --on-bad skip"):
-        ImageFiles(source, 32)[torch.tensor([0, 1])]
-    images = ImageFiles(source, 32, on_bad="skip")
-    found = images[torch.tensor([1, 3])]
-    expected = np.stack([fit(PICTURES[i], 32) for i in (2, 3)]).transpose(0, 3, 1, 2)
-    assert torch.equal(found, torch.from_numpy(expected / np.float32(127.5) - 1))
-    assert found.dtype == torch.float32 and images.read([1, 3]).bad == [
-        f"{source.name(1)} is empty"
-    ]
+    found = ImageFiles(source, 32).read([0, 1, 3], [False, True, False])  # after 3 comes 0
+    whole = [fit(PICTURES[index], 32) for index in (0, 2, 0)]
+    expected = np.stack([whole[0], whole[1][:, ::-1], whole[2]]).transpose(0, 3, 1, 2)
+    assert found.values.dtype == torch.uint8 and np.array_equal(found.values, expected)
+    assert torch.equal(
+        to_float(found.values), torch.from_numpy(expected / np.float32(127.5) - np.float32(1))
+    )
+    assert found.bad == [f"{source.name(index)} is empty" for index in (1, 3)]
 
 
 def test_a_source_of_bad_images_alone_ends(tmp_path: Path) -> None:
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"")
     with pytest.raises(BadInput, match=r"100 images in a row are bad, the last: .*png is empty"):
-        ImageFiles(open_source(tmp_path), 32, on_bad="skip")[torch.tensor([0])]
+        ImageFiles(open_source(tmp_path), 32).read([0], [False])

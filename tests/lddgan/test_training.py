@@ -1,24 +1,34 @@
-"""Losses in closed form, gradients, resumption, and that training trains."""
+"""The generator's training: losses in closed form, gradients, resumption, and that it trains."""
 
+import errno
 import math
+import os
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import lddgan.training.gan as gan_module
-import lddgan.training.state as state_module
-from lddgan.checkpoint import load_checkpoint
+from lddgan.checkpoint import load_checkpoint, save_checkpoint
 from lddgan.data.digits import digits
-from lddgan.errors import BadInput, LddganError
+from lddgan.data.images import InMemory
+from lddgan.data.order import Order
+from lddgan.errors import BadInput, LddganError, Stopped
+from lddgan.grid import grid
 from lddgan.networks import discriminator, generator, layers
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.presets import get_preset
-from lddgan.training import GENERATOR_STATE, MODEL_FILE, train
-from lddgan.training.codec import draw_latent, measure_scale_factor, train_autoencoder
-from lddgan.training.gan import Gan, Latents, discriminator_losses, generator_losses
+from lddgan.training.gan import (
+    Draws,
+    Gan,
+    discriminator_losses,
+    draw,
+    generator_losses,
+    train_generator,
+)
+from lddgan.training.latents import latents_of
 from lddgan.training.losses import (
-    autoencoder_loss,
     discriminator_loss,
     generator_loss,
     kl_divergence,
@@ -26,7 +36,10 @@ from lddgan.training.losses import (
     reconstruction_loss,
     reconstruction_weight,
 )
-from lddgan.training.state import rate_at
+from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, load_unfinished
+from lddgan.training.settings import Settings
+from lddgan.training.state import Keeper, rate_at
+from tests.lddgan.training import ALONE, first_stage_of, tiny_preset
 
 LN2 = math.log(2)
 
@@ -41,23 +54,31 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def images():
-    return digits()[:24]
+def tiny():
+    return tiny_preset()
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The digits preset with small networks, batch 8 and two epochs: six steps on 24 images."""
-    preset = get_preset("digits")
-    changed = {
-        "generator": {"nf": 8, "nz": 6, "z_emb_dim": 8, "mapping_layers": 1},
-        "discriminator": {"ngf": 4, "t_emb_dim": 8, "layers": 2},
-        "training": {"batch": 8, "epochs": 2, "r1_every": 2},
-        "codec_training": {"batch": 8, "epochs": 2},
-    }
-    return preset.model_copy(
-        update={name: getattr(preset, name).model_copy(update=u) for name, u in changed.items()}
-    )
+def stage(tiny):
+    """A random autoencoder whose latents are about within [-1,1]."""
+    return first_stage_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def latents(stage):
+    return latents_of(stage.autoencoder, digits()[:24], "cpu")
+
+
+def settings(out, **changes):
+    return Settings(**{"out": Path(out), "device": "cpu", "log": quiet} | changes)
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def new_gan(preset, **changes):
+    return Gan(preset, settings(".", **changes), ALONE)
 
 
 class Interrupted(Exception):
@@ -94,6 +115,7 @@ def test_reconstruction_weight_falls_from_one_to_zero():
     assert reconstruction_weight(0.5, 6.0) == 0.5
     assert reconstruction_weight(1.0, 6.0) == pytest.approx(1 / (1 + math.exp(6)))
     assert reconstruction_weight(0.25, 6.0) == pytest.approx(1 / (1 + math.exp(-3)))
+    assert reconstruction_weight(0.7, None) == 1  # without Weighted Learning
 
 
 def test_reconstruction_loss_is_a_mean_of_absolute_differences():
@@ -107,9 +129,6 @@ def test_kl_in_closed_form():
     assert kl_divergence(zero, zero).item() == 0
     assert kl_divergence(mean, zero).item() == pytest.approx(9 * 2.0)
     assert kl_divergence(zero, zero + math.log(4)).item() == pytest.approx(9 * (1.5 - LN2))
-    image = torch.zeros(2, 3, 2, 2)
-    l1, kl = autoencoder_loss(image, image + 0.5, mean, zero, kl_weight=0.1)
-    assert l1.item() == 0.5 and kl.item() == pytest.approx(0.1 * 18 / 12)
 
 
 def test_cosine_rate():
@@ -129,7 +148,7 @@ def gan64(tiny, monkeypatch):
     monkeypatch.setattr(generator, "attention", attention64)
     monkeypatch.setattr(discriminator, "sinusoid", lambda t, w: layers.sinusoid(t, w).double())
     torch.manual_seed(0)
-    gan = Gan(tiny, "cpu")
+    gan = new_gan(tiny)
     for network in (gan.generator, gan.discriminator):
         network.double()
         for parameter in network.parameters():
@@ -152,19 +171,28 @@ def slope(function, parameter, direction, h=1e-7):
     return (above - below) / (2 * h)
 
 
-@pytest.mark.parametrize("stage", ["discriminator", "generator"])
-def test_gradients_agree_with_finite_differences(gan64, stage):
+def draws64(preset, batch):
+    """Draws in float64, the same at every call."""
+    torch.manual_seed(1)
+    drawn = draw(preset, batch, torch.device("cpu"))
+    return Draws(drawn.t, *(tensor.double() for tensor in drawn[1:]))
+
+
+@pytest.mark.parametrize("which", ["discriminator", "generator"])
+@pytest.mark.parametrize("delta", [1.0, None])
+def test_gradients_agree_with_finite_differences(gan64, which, delta):
+    gan64.cfg = gan64.cfg.model_copy(update={"delta": delta})
     x_0 = torch.rand(4, 4, 8, 8, dtype=torch.float64) - 0.5
 
     def loss():
-        torch.manual_seed(1)
-        if stage == "discriminator":
-            losses = discriminator_losses(gan64, x_0, with_r1=True)
+        draws = draws64(gan64.preset, 4)
+        if which == "discriminator":
+            losses = discriminator_losses(gan64, x_0, draws, with_r1=True)
         else:
-            losses = generator_losses(gan64, x_0, progress=0.3)
+            losses = generator_losses(gan64, x_0, draws, progress=0.3)
         return torch.stack(list(losses.values())).sum()
 
-    network = getattr(gan64, stage)
+    network = getattr(gan64, which)
     network.zero_grad()
     loss().backward()
     for parameter in list(network.parameters())[::7]:
@@ -176,27 +204,48 @@ def test_gradients_agree_with_finite_differences(gan64, stage):
 
 def test_a_step_moves_each_network_by_its_own_loss_only(tiny):
     torch.manual_seed(0)
-    gan = Gan(tiny, "cpu")
-    discriminator_losses(gan, torch.zeros(4, 4, 8, 8), with_r1=True)["d"].backward()
+    gan = new_gan(tiny)
+    x_0, draws = torch.zeros(8, 4, 8, 8), draw(tiny, 8, torch.device("cpu"))
+    discriminator_losses(gan, x_0, draws, with_r1=True)["d"].backward()
     assert all(p.grad is None for p in gan.generator.parameters())
-    gan.step(torch.zeros(4, 4, 8, 8), step=0, progress=0.0)
+    gan.step(x_0, step=0, progress=0.0)
     gan.discriminator.zero_grad()
     gan.discriminator.requires_grad_(False)
-    generator_losses(gan, torch.zeros(4, 4, 8, 8), progress=0.0)["g"].backward()
+    generator_losses(gan, x_0, draws, progress=0.0)["g"].backward()
     assert all(p.grad is None for p in gan.discriminator.parameters())
 
 
 def test_r1_is_lazy(tiny):
-    gan = Gan(tiny, "cpu")
-    x_0 = torch.zeros(4, 4, 8, 8)
+    gan = new_gan(tiny)
+    x_0 = torch.zeros(8, 4, 8, 8)
     with_r1 = ["r1" in gan.step(x_0, step, progress=0.0) for step in range(4)]
     assert with_r1 == [True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("reconstruction", "delta", "expected"),
+    [(False, None, None), (True, None, 1.0), (True, 2.0, 1 / (1 + math.exp(-1.0)))],
+)
+def test_the_losses_of_table_6(tiny, reconstruction, delta, expected):
+    changes = {"reconstruction": reconstruction, "delta": delta}
+    preset = tiny.model_copy(update={"training": tiny.training.model_copy(update=changes)})
+    torch.manual_seed(0)
+    gan, x_0 = new_gan(preset), torch.rand(8, 4, 8, 8)
+    draws = draw(preset, 8, torch.device("cpu"))
+    losses = generator_losses(gan, x_0, draws, progress=0.25)
+    assert list(losses) == ["g"] + ["l1"] * reconstruction
+    if reconstruction:
+        _, predicted = gan_module.denoise(
+            gan, gan_module.forward_pair(preset, x_0, *draws[:3])[1], draws
+        )
+        unweighted = (x_0 - predicted).abs().mean().item()
+        assert losses["l1"].item() == pytest.approx(expected * unweighted, rel=1e-6)
+
+
 def test_the_average_follows_the_weights(tiny):
     torch.manual_seed(0)
-    gan = Gan(tiny, "cpu")
-    x_0, decay = torch.rand(4, 4, 8, 8), tiny.training.ema_decay
+    gan = new_gan(tiny)
+    x_0, decay = torch.rand(8, 4, 8, 8), tiny.training.ema_decay
     gan.step(x_0, 0, 0.0)
     weight, average = (n.all_modules[2].weight for n in (gan.generator, gan.ema.module))
     assert torch.equal(weight, average)
@@ -206,165 +255,251 @@ def test_the_average_follows_the_weights(tiny):
     torch.testing.assert_close(average.detach(), decay * first + (1 - decay) * weight.detach())
 
 
-def test_latents_are_samples_of_the_posterior_over_the_scale_factor(tiny, images):
-    torch.manual_seed(0)
-    moments = torch.cat([torch.full((1, 4, 50, 50), 3.0), torch.full((1, 4, 50, 50), LN2)], dim=1)
-    drawn = draw_latent(moments, is_kl=True)
-    assert drawn.mean().item() == pytest.approx(3, abs=0.05)
-    assert drawn.var().item() == pytest.approx(2, abs=0.1)
-
-    autoencoder = Autoencoder(tiny).eval().requires_grad_(False)
-    preset = tiny.model_copy(update={"scale_factor": 0.5})
-    index = torch.tensor([5, 0])
-
-    class OnDisk:  # images that are no tensor are encoded batch by batch
-        def __len__(self):
-            return len(images)
-
-        def __getitem__(self, index):
-            return images[index]
-
-    draws = []
-    for source in (images, OnDisk()):
-        torch.manual_seed(7)
-        draws.append(Latents(preset, autoencoder, source, "cpu").draw(index))
-    torch.testing.assert_close(draws[0], draws[1], rtol=1e-4, atol=1e-5)
-    mean, logvar = autoencoder.moments(images[index])
+def test_latents_are_divided_by_the_scale_factor_and_clamped(tiny, monkeypatch):
+    gan = new_gan(tiny.model_copy(update={"scale_factor": 0.5}))
+    seen = []
+    monkeypatch.setattr(gan, "_parts_of", lambda x_0: seen.append(x_0) or iter(()))
+    monkeypatch.setattr(gan, "_descend", lambda *parts: seen.append(parts[-1]) or {})
+    moments = torch.cat([torch.randn(8, 4, 8, 8), torch.full((8, 4, 8, 8), LN2)], dim=1)
     torch.manual_seed(7)
-    expected = (mean + (logvar / 2).exp() * torch.randn_like(mean)) / 0.5
-    torch.testing.assert_close(draws[0], expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
-    assert draws[0].abs().max() == 1
+    gan.step(moments, 0, 0.0)
+    torch.manual_seed(7)
+    expected = (moments[:, :4] + math.sqrt(2) * torch.randn(8, 4, 8, 8)) / 0.5
+    torch.testing.assert_close(seen[0], expected.clamp(-1, 1))
+    assert seen[0].abs().max() == 1
 
 
-@pytest.mark.parametrize("covered", [0.5, 0.95, 1.0])
-def test_the_scale_factor_covers_a_share_of_the_latents(tiny, images, covered):
+def after_steps(preset, **changes):
+    """The weights and losses after two steps from the same seed."""
     torch.manual_seed(0)
-    autoencoder = Autoencoder(tiny).eval()
-    scale = measure_scale_factor(autoencoder, images, covered)
-    inside = autoencoder.encode(images).abs() <= scale * (1 + 1e-5)
-    assert inside.float().mean().item() == pytest.approx(covered, abs=1e-3)
+    gan, x_0 = new_gan(preset, **changes), torch.rand(8, 4, 8, 8)
+    losses = [gan.step(x_0[gan.rows], step, 0.0) for step in range(2)]
+    return gan, losses
+
+
+def weights_of(gan):
+    """A layer of each network and one of the average."""
+    return (
+        gan.generator.all_modules[2].weight,
+        gan.discriminator.start_conv.weight,
+        gan.ema.module.all_modules[2].weight,
+    )
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"channels_last": True}])
+def test_parts_of_a_batch_and_layouts_make_the_same_step(tiny, changes):
+    plain, losses = after_steps(tiny)
+    other, others = after_steps(tiny, **changes)
+    for a, b in zip(losses, others, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
+    for a, b in zip(weights_of(plain), weights_of(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_stays_near_fp32(tiny):
+    (_, losses), (gan, others) = after_steps(tiny), after_steps(tiny, bf16=True)
+    for a, b in zip(losses, others, strict=True):
+        assert b == pytest.approx(a, rel=0.03, abs=0.01)
+        assert b != a
+    assert all(p.dtype == torch.float32 for p in gan.generator.parameters())
+
+
+def test_a_batch_that_cannot_be_cut_into_whole_groups_is_refused(tiny):
+    with pytest.raises(BadInput, match="a batch of 8 cannot be cut into 4 parts"):
+        new_gan(tiny, accumulate=4)
 
 
 # Whole runs.
 
 
-def test_a_few_steps_reduce_the_autoencoder_loss(tiny, images, tmp_path):
-    def l1(autoencoder):
-        return (autoencoder.decode(autoencoder.encode(images)) - images).abs().mean().item()
-
-    losses = []
-    for epochs in (1, 12):
-        state = tmp_path / f"{epochs}.pt"
-        losses.append(
-            l1(train_autoencoder(tiny, images, seed=0, state=state, epochs=epochs, log=print))
-        )
-    assert losses[1] < 0.8 * losses[0]
+def run(tiny, stage, latents, out, **changes):
+    return train_generator(tiny, stage, latents, settings(out, **changes))
 
 
-def quiet(line: str) -> None:
-    pass
-
-
-def test_resumed_equals_uninterrupted_bit_for_bit(tiny, images, tmp_path, monkeypatch):
-    whole = train(tiny, images, seed=1, out=tmp_path / "whole", device="cpu", log=quiet)
-    out = tmp_path / "cut"
-    monkeypatch.setattr(state_module, "SAVE_SECONDS", 0.0)
-    steps = iter(range(100))
-    gan_step, codec_step = Gan.step, train_autoencoder.__globals__["codec_step"]
-
-    def cut(step):  # in the middle of either stage, after at least one saving
-        def cut_step(*arguments):
-            if next(steps) in (4, 10):
-                raise Interrupted
-            return step(*arguments)
-
-        return cut_step
-
-    monkeypatch.setattr(Gan, "step", cut(gan_step))
-    monkeypatch.setitem(train_autoencoder.__globals__, "codec_step", cut(codec_step))
-    for _ in range(2):
-        with pytest.raises(Interrupted):
-            train(tiny, images, seed=1, out=out, resume=True, device="cpu", log=quiet)
-        assert not (out / MODEL_FILE).exists()
-    resumed = train(tiny, images, seed=1, out=out, resume=True, device="cpu", log=quiet)
-
-    assert next(steps) == 14  # 6 + 6 steps and the two that were cut: none was made twice
-    assert resumed.preset == whole.preset
+def equal_models(a, b):
     for name in ("generator", "autoencoder"):
-        a, b = getattr(whole, name).state_dict(), getattr(resumed, name).state_dict()
-        assert all(torch.equal(a[k], b[k]) for k in a)
-    assert sorted(p.name for p in out.iterdir()) == [MODEL_FILE]
+        one, other = getattr(a, name).state_dict(), getattr(b, name).state_dict()
+        assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_the_result_is_a_checkpoint_with_its_provenance(tiny, images, tmp_path):
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny, stage, latents, tmp_path, monkeypatch):
+    whole = run(tiny, stage, latents, tmp_path / "whole", seed=1)
+    out = tmp_path / "cut"
+    monkeypatch.setattr(Keeper, "is_due", True)  # after every step
+    steps = iter(range(100))
+    gan_step = Gan.step
+
+    def cut(*arguments):
+        if next(steps) in (2, 4):
+            raise Interrupted
+        return gan_step(*arguments)
+
+    monkeypatch.setattr(Gan, "step", cut)
+    for resume in (False, True):
+        with pytest.raises(Interrupted):
+            run(tiny, stage, latents, out, seed=1, resume=resume)
+        assert not (out / MODEL_FILE).exists()
+    resumed = run(tiny, stage, latents, out, seed=1, resume=True)
+    assert next(steps) == 8  # 6 steps and the two that were cut: none was made twice
+    equal_models(whole, resumed)
+    kept = {p.name for p in out.iterdir()}
+    assert kept >= {MODEL_FILE, "autoencoder.safetensors", "generator.losses.png"}
+    assert GENERATOR_STATE not in kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_rest_is_the_same(tiny, stage, latents, tmp_path, number):
+    whole = run(tiny, stage, latents, tmp_path / "whole")
+    out, sent = tmp_path / "cut", []
+
+    def send(self, line):
+        if not sent:
+            sent.append(signal.raise_signal(number))
+
+    gan_step = Gan.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Gan, "step", lambda *a: (send(None, ""), gan_step(*a))[1])
+        with pytest.raises(Stopped, match="stopped after step 1 of 6; go on with --resume") as stop:
+            run(tiny, stage, latents, out)
+    assert stop.value.signal == number
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    seen = load_unfinished(out / GENERATOR_STATE)
+    assert seen.provenance["steps"] == 1 and seen.preset == tiny
+    equal_models(whole, run(tiny, stage, latents, out, resume=True))
+
+
+def test_the_result_is_a_checkpoint_with_its_provenance(tiny, stage, latents, tmp_path):
     command = ["lddgan", "train", "--seed", "2"]
     before = torch.get_rng_state()
-    model = train(
-        tiny, images, seed=2, out=tmp_path, epochs=1, device="cpu", command=command, log=quiet
-    )
+    model = run(tiny, stage, latents, tmp_path, seed=2, epochs=1, command=command, source="scans")
     assert torch.equal(torch.get_rng_state(), before)
     read = load_checkpoint(tmp_path / MODEL_FILE)
-    assert read.preset == model.preset and read.preset.scale_factor != tiny.scale_factor
-    outside = (read.encode(images).abs() > 1).float().mean().item()
-    assert outside == pytest.approx(1 - tiny.codec_training.covered, abs=1e-3)
+    equal_models(read, model)
+    assert read.preset == tiny
     found = read.provenance
     assert (found["command"], found["seed"], found["steps"]) == ("lddgan train --seed 2", 2, 3)
+    assert (found["data"], found["images"]) == ("scans", 24)
     assert found["torch"] == torch.__version__ and found["seconds"] >= 0
 
 
-def test_nan_stops_with_stage_and_step(tiny, images, tmp_path, monkeypatch):
-    with pytest.raises(LddganError, match=r"autoencoder failed: its loss l1 is nan at step 0"):
-        train(tiny, images * math.nan, seed=0, out=tmp_path, device="cpu", log=quiet)
+def test_images_are_encoded_as_they_are_read(tiny, stage, latents, tmp_path):
+    stored = run(tiny, stage, latents, tmp_path / "stored", steps=2)
+    read = run(tiny, stage, InMemory(digits()[:24]), tmp_path / "read", steps=2)
+    a, b = stored.generator.all_modules[2].weight, read.generator.all_modules[2].weight
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_grid_shows_the_average_so_far(tiny, stage, latents, tmp_path):
+    model = run(tiny, stage, latents, tmp_path, steps=1)
+    picture = np.asarray(Image.open(tmp_path / "samples" / "generator-0000001.png"))
+    expected = gan_module.grid_images(tiny, model.generator, stage)
+    assert expected.shape == (16, 32, 32, 3) and expected.std() > 0
+    assert np.array_equal(picture, grid(expected))
+
+
+def test_nan_stops_with_step_batch_and_last_good_state(tiny, stage, latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(Keeper, "is_due", True)  # after every step
 
     def poisoned(real, fake):
         poisoned.calls += 1
-        return (real * (math.nan if poisoned.calls == 3 else 1.0)).sum()
+        return (real * (math.nan if poisoned.calls == 5 else 1.0)).sum()
 
     poisoned.calls = 0
     monkeypatch.setattr(gan_module, "discriminator_loss", poisoned)
-    with pytest.raises(LddganError, match=r"generator failed: its loss d is nan at step 2"):
-        train(tiny, images, seed=0, out=tmp_path, epochs=1, device="cpu", log=quiet)
+    order = Order(24, 8, 0, flip=False).at(4)[0].tolist()
+    listed = ", ".join(map(str, order))
+    with pytest.raises(LddganError) as failed:
+        run(tiny, stage, latents, tmp_path)
+    assert str(failed.value) == (
+        f"training the generator failed: its loss d is nan at step 4, batch 1 of epoch 1 (images "
+        f"{listed}); lower the learning rate or check the images; the last good state is "
+        f"{tmp_path / GENERATOR_STATE}, after step 4"
+    )
 
 
-def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, images, tmp_path, monkeypatch):
-    def stop(*arguments):
-        raise Interrupted
+def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, stage, latents, tmp_path, monkeypatch):
+    monkeypatch.setattr(Keeper, "is_due", True)  # after every step
+    gan_step = Gan.step
 
-    monkeypatch.setattr(Gan, "step", stop)
+    def stop_second(gan, moments, number, progress):
+        if number == 1:
+            raise Interrupted
+        return gan_step(gan, moments, number, progress)
 
-    def run(**changes):
-        options = {"seed": 0, "epochs": 1, "resume": True} | changes
-        train(tiny, images, out=tmp_path, device="cpu", log=quiet, **options)
-
+    monkeypatch.setattr(Gan, "step", stop_second)
+    with pytest.raises(BadInput, match="does not exist: there is nothing to resume"):
+        run(tiny, stage, latents, tmp_path, resume=True)
     with pytest.raises(Interrupted):
-        run()
-    with pytest.raises(BadInput, match="unfinished run; resume it"):
-        run(resume=False)
-    with pytest.raises(BadInput, match="other settings"):
-        run(seed=1)
+        run(tiny, stage, latents, tmp_path)
+    with pytest.raises(BadInput, match="unfinished run; go on with --resume"):
+        run(tiny, stage, latents, tmp_path)
+    with pytest.raises(BadInput, match="a run with another seed; repeat"):
+        run(tiny, stage, latents, tmp_path, resume=True, seed=1)
+    with pytest.raises(BadInput, match="a run with another number of steps"):
+        run(tiny, stage, latents, tmp_path, resume=True, epochs=1)
+    wider = tiny.model_copy(update={"beta_max": 7.0})
+    with pytest.raises(BadInput, match="a run with another preset"):
+        run(wider, stage, latents, tmp_path, resume=True)
+    other = first_stage_of(tiny)
+    other.autoencoder.decoder.conv_out.bias.data += 1
+    with pytest.raises(BadInput, match="a run with another autoencoder"):
+        run(tiny, other, latents, tmp_path, resume=True)
     Path(tmp_path / GENERATOR_STATE).write_bytes(b"cut short")
     with pytest.raises(BadInput, match="not a readable training state"):
-        run()
+        run(tiny, stage, latents, tmp_path, resume=True)
 
 
-def test_a_finished_run_is_not_resumed(tiny, images, tmp_path):
+def test_another_autoencoder_in_the_folder_is_not_replaced(tiny, stage, latents, tmp_path):
+    other = first_stage_of(tiny)
+    other.autoencoder.decoder.conv_out.bias.data += 1
+    save_checkpoint(tmp_path / "autoencoder.safetensors", other)
+    with pytest.raises(BadInput, match="another autoencoder than the one given"):
+        run(tiny, stage, latents, tmp_path)
+
+
+def test_a_finished_run_is_not_resumed(tiny, stage, latents, tmp_path):
     (tmp_path / MODEL_FILE).write_bytes(b"finished")
     with pytest.raises(BadInput, match="nothing to resume"):
-        train(tiny, images, seed=0, out=tmp_path, resume=True)
+        run(tiny, stage, latents, tmp_path, resume=True)
 
 
-def test_what_cannot_be_trained_is_refused(tiny, images, tmp_path):
-    with pytest.raises(BadInput, match="'lsun' cannot be trained"):
-        train(get_preset("lsun"), images, seed=0, out=tmp_path)
-    with pytest.raises(BadInput, match="too few"):
-        train(tiny, images[:7], seed=0, out=tmp_path)
-    with pytest.raises(BadInput, match="at least 1"):
-        train(tiny, images, seed=0, out=tmp_path, epochs=0)
+def test_what_cannot_be_trained_is_refused(tiny, stage, latents, tmp_path):
+    few = latents_of(stage.autoencoder, digits()[:7], "cpu")
+    with pytest.raises(BadInput, match="7 images are too few: one batch takes 8"):
+        run(tiny, stage, few, tmp_path)
+    for changes, said in (
+        ({"epochs": 0}, "at least 1"),
+        ({"epochs": 1, "steps": 1}, "not both"),
+        ({"steps": -1}, "cannot be negative"),
+        ({"seed": -1}, "seed is -1"),
+        ({"accumulate": 0}, "accumulate is 0"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            settings(tmp_path, **changes)
 
 
-def test_plain_lines_say_losses_rate_and_time_left(tiny, images, tmp_path):
+def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
+    tiny, stage, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Keeper, "is_due", True)  # after every step
+    replace, saved = os.replace, []
+
+    def full(source, target):
+        if str(target).endswith(GENERATOR_STATE):
+            saved.append(target)
+            if len(saved) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(LddganError, match=r"cannot write .*generator\.state\.pt: No space left"):
+        run(tiny, stage, latents, tmp_path)
+    assert load_unfinished(tmp_path / GENERATOR_STATE).provenance["steps"] == 2
+    assert not list(tmp_path.glob(f".{GENERATOR_STATE}.*"))
+
+
+def test_plain_lines_say_losses_rate_and_time_left(tiny, stage, latents, tmp_path):
     lines = []
-    train(tiny, images, seed=0, out=tmp_path, epochs=1, device="cpu", log=lines.append)
-    assert lines[0].startswith("autoencoder: 3/3 steps  l1 ")
+    run(tiny, stage, latents, tmp_path, epochs=1, log=lines.append)
     assert lines[-1].startswith("generator: 3/3 steps  d ")
     assert all("steps/s" in line and "left" in line for line in lines)

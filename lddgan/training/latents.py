@@ -1,0 +1,183 @@
+"""What latents are drawn from: encoded as images are read, or once and stored.
+
+A folder of latents (`lddgan.training.encoding` writes it) holds latents.npy, float32 [N,F,M,h,w],
+and latents.json, which says of what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from lddgan.checkpoint import FirstStage, digest_of
+from lddgan.data.images import Read
+from lddgan.errors import BadInput
+from lddgan.files import sha256_of_file
+from lddgan.networks.autoencoder import Autoencoder
+from lddgan.presets import Frozen, Preset
+
+SCHEMA: Final = 1
+FILE: Final = "latents.npy"
+RECORD: Final = "latents.json"
+AT_ONCE: Final = 256  # images in memory that are encoded at once
+AGAIN: Final = "encode the images again with `lddgan dataset encode`"
+
+Values = NDArray[np.float32]
+Shape = tuple[int, int, int, int, int]
+
+
+# ---- moments ----
+
+
+@torch.no_grad()
+def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
+    """Image [B,3,H,W] in [-1,1] -> what its latent is drawn from.
+
+    Mean and log-variance [B,2C,h,w] of kind "kl", otherwise the latent [B,C,h,w] itself: the mean
+    of kind "none", of kind "vq" the latent before quantisation.
+    """
+    if autoencoder.kind == "kl":
+        return torch.cat(autoencoder.moments(image), dim=1)
+    return autoencoder.encode(image)
+
+
+def draw_latent(moments: Tensor, noise: Tensor) -> Tensor:
+    """What `encode_moments` gave and N(0,1) noise [B,C,h,w] -> a latent [B,C,h,w]."""
+    if moments.shape[1] == noise.shape[1]:
+        return moments
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def moments_shape(preset: Preset) -> tuple[int, int, int]:
+    """[M,h,w] of what `encode_moments` gives for an image."""
+    channels, height, width = preset.latent_shape
+    return (2 * channels if preset.codec.kind == "kl" else channels), height, width
+
+
+# ---- stored ----
+
+
+class StoredLatents:
+    """Moments that are read by index as images are; if F = 2, those of the mirrored images too.
+
+    `values` are float32 [F,N,M,h,w], or a file float32 [N,F,M,h,w] that every process maps itself.
+    """
+
+    def __init__(self, values: Values | Path) -> None:
+        self.file = values if isinstance(values, Path) else None
+        self.values = mapped(values) if isinstance(values, Path) else values
+
+    def __reduce__(self) -> tuple[type[StoredLatents], tuple[Values | Path]]:
+        return StoredLatents, (self.file or self.values,)
+
+    def __len__(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def has_mirrored(self) -> bool:
+        """Whether mirrored ones can be read."""
+        return len(self.values) > 1
+
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        """A copy of the moments by index, float32 [B,M,h,w].
+
+        Raises BadInput if mirrored ones are asked for and are not here.
+        """
+        if any(mirrored) and not self.has_mirrored:
+            raise BadInput(
+                "the latents of the mirrored images are missing; encode the images again with "
+                "`lddgan dataset encode --flip`, or train without mirroring"
+            )
+        at = np.asarray(mirrored, np.intp), np.asarray(index, np.intp)
+        return Read(torch.from_numpy(self.values[at]), [])
+
+
+def mapped(path: Path) -> Values:
+    """A file [N,F,M,h,w] as an array [F,N,M,h,w] that is read when it is used."""
+    values: Values = np.asarray(np.load(path, mmap_mode="r"))
+    return values.swapaxes(0, 1)
+
+
+def latents_of(
+    autoencoder: Autoencoder, images: Tensor, device: torch.device | str
+) -> StoredLatents:
+    """The moments of images float32 [N,3,H,W] in [-1,1], in memory; none mirrored.
+
+    The autoencoder is moved to `device`.
+    """
+    network = autoencoder.to(device)
+    starts = range(0, len(images), AT_ONCE)
+    parts = [encode_moments(network, images[i : i + AT_ONCE].to(device)).cpu() for i in starts]
+    return StoredLatents(torch.cat(parts)[None].numpy())
+
+
+# ---- in a folder ----
+
+
+class Record(Frozen):
+    """What latents.json says of the file beside it."""
+
+    schema_version: Literal[1]
+    sha256: str
+    bytes: int
+    shape: Shape  # [N,F,M,h,w]; F = 2 if mirrored images were encoded too
+    dtype: Literal["float32"]
+    flip: bool
+    image_size: int
+    dataset: str  # name of the preset
+    autoencoder: str  # digest of its tensors
+    source: str  # where the images were
+    count: int  # N
+    left_out: int  # images that were bad
+    verification_error: float  # of some that were encoded again, relative to the largest value
+
+
+def open_latents(folder: Path, first_stage: FirstStage) -> StoredLatents:
+    """The latents in a folder, all of which are read once to check their sha256.
+
+    Raises BadInput if there are none, or they are damaged or of another autoencoder.
+    """
+    record, path = read_record(folder), folder / FILE
+    moments = moments_shape(first_stage.preset)
+    if record.autoencoder != digest_of(first_stage):
+        raise BadInput(f"{folder} holds the latents of another autoencoder; {AGAIN}")
+    if record.shape != (record.count, 1 + record.flip, *moments):
+        raise BadInput(
+            f"{folder} holds {list(record.shape[2:])} per image, where the autoencoder of kind "
+            f"'{first_stage.preset.codec.kind}' gives {list(moments)}; {AGAIN}"
+        )
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; {AGAIN}")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BadInput(f"{path} has {size:,} bytes, {RECORD} says {record.bytes:,}; {AGAIN}")
+    if sha256_of_file(path) != record.sha256:
+        raise BadInput(f"{path} has changed since it was written (sha256 differs); {AGAIN}")
+    return StoredLatents(path)
+
+
+def read_record(folder: Path) -> Record:
+    """What a folder of latents says of itself. Raises BadInput."""
+    path = folder / RECORD
+    if not folder.is_dir():
+        raise BadInput(f"there are no latents at {folder}; `lddgan dataset encode` makes them")
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no latents: it has no {RECORD}")
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInput(
+            f"{path} is not of schema {SCHEMA}: {where}: {first['msg']}; {AGAIN}"
+        ) from error

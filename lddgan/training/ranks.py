@@ -1,0 +1,107 @@
+"""Training on several processes at once: which part of a batch each takes, and means over all.
+
+`torchrun` starts the processes ("ranks").  The gradients are summed here and not by
+DistributedDataParallel, which R1's gradient of a gradient and the two optimisers do not fit into.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from lddgan.errors import BadInput
+from lddgan.networks.discriminator import GROUP
+
+
+class Ranks(NamedTuple):
+    """This process among those that train together, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes, the same on each."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+        return values
+
+    def any(self, here: bool) -> bool:
+        """Whether it holds in one of the processes at least."""
+        if self.world == 1:
+            return here
+        return bool(self.mean(torch.tensor(float(here), device=self.device)))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes."""
+        if self.world == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.mean(nn.utils.parameters_to_vector(gradients))
+        nn.utils.vector_to_parameters(flat, gradients)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), 0)
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Ranks]:
+    """Join the processes that `torchrun` has started, if it has; alone otherwise.
+
+    device None: a CUDA GPU of its own for each process if there are any, the CPU otherwise.
+    Within another `joined` the processes stay joined: so two trainings follow one another.
+    Raises BadInput if a machine has fewer GPUs than processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if world == 1:
+        yield Ranks(0, 1, torch.device(kind))
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise BadInput(
+                f"process {local} of this machine finds {torch.cuda.device_count()} GPUs; start "
+                "as many processes as there are GPUs"
+            )
+        torch.cuda.set_device(local)
+    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+    outermost = not distributed.is_initialized()
+    if outermost:
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Ranks(distributed.get_rank(), world, place)
+    finally:
+        if outermost:
+            distributed.destroy_process_group()
+
+
+def rows_of(part: int, parts: int, batch: int) -> Tensor:
+    """The rows of a batch that form one of its equal parts, int64 [batch/parts].
+
+    Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part is made
+    of whole groups, in the order in which the discriminator, seeing that part alone, puts them
+    together again.  Raises BadInput if the parts are not equal or not multiples of GROUP.
+    """
+    if parts == 1:
+        return torch.arange(batch)
+    if batch % (GROUP * parts):
+        raise BadInput(
+            f"a batch of {batch} cannot be cut into {parts} parts of whole groups of {GROUP}; "
+            f"choose a multiple of {GROUP * parts}, or fewer processes"
+        )
+    return torch.arange(batch).view(GROUP, parts, -1)[:, part].flatten()

@@ -1,0 +1,109 @@
+"""How a training is run; what is trained is the preset's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lddgan.data.feed import Feed, OnBad
+from lddgan.data.images import Images
+from lddgan.data.order import Order, batches_per_epoch
+from lddgan.errors import BadInput
+from lddgan.noise import MAX_INDEX
+from lddgan.presets import Preset
+from lddgan.progress import Log, to_stderr
+from lddgan.training.ranks import Ranks, rows_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run of one stage. Raises BadInput for values that are out of range."""
+
+    out: Path  # folder of what the run writes
+    seed: int = 0
+    epochs: int | None = None  # None: the preset's
+    steps: int | None = None  # instead of epochs
+    resume: bool = False
+    device: str | None = None  # None: a GPU if there is one
+    workers: int = 0  # processes that read images
+    on_bad: OnBad = "stop"
+    accumulate: int = 1  # parts of a process's batch whose gradients are summed
+    bf16: bool = False  # autocast; the losses stay float32
+    channels_last: bool = False
+    compile: bool = False
+    source: str = ""  # where the images are, for the provenance
+    command: Sequence[str] = ()
+    log: Log = to_stderr
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise BadInput(f"epochs is {self.epochs}; at least 1 is needed")
+        if self.epochs is not None and self.steps is not None:
+            raise BadInput("give epochs or steps, not both")
+        if self.steps is not None and self.steps < 0:
+            raise BadInput(f"steps is {self.steps}; it cannot be negative")
+        if not 0 <= self.seed <= MAX_INDEX:
+            raise BadInput(f"seed is {self.seed}, and must be in 0..2^63-1")
+        if self.accumulate < 1:
+            raise BadInput(f"accumulate is {self.accumulate}; at least 1 is needed")
+
+    def total(self, count: int, batch: int, epochs: int) -> int:
+        """Steps of a run on `count` images, `epochs` being the preset's. Raises BadInput."""
+        per_epoch = batches_per_epoch(count, batch)
+        return per_epoch * (self.epochs or epochs) if self.steps is None else self.steps
+
+    def rows(self, ranks: Ranks, batch: int) -> torch.Tensor:
+        """The rows of each batch that this process takes, part by part, int64. Raises BadInput."""
+        parts = ranks.world * self.accumulate
+        mine = range(ranks.rank * self.accumulate, (ranks.rank + 1) * self.accumulate)
+        return torch.cat([rows_of(part, parts, batch) for part in mine])
+
+    def feed(self, images: Images, ranks: Ranks, batch: int, flip: bool) -> Feed:
+        """This process's share of the batches. Raises BadInput."""
+        return Feed(
+            images,
+            Order(len(images), batch, self.seed, flip),
+            self.rows(ranks, batch),
+            workers=self.workers,
+            on_bad=self.on_bad,
+            log=self.log,
+            pinned=ranks.device.type == "cuda",
+        )
+
+    def quiet_unless_first(self, ranks: Ranks) -> Settings:
+        """The settings of a process that leaves talking to the first one."""
+        return self if ranks.is_first else replace(self, log=lambda line: None)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Where networks compute: in bfloat16 if that is asked for."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+
+    def layout(self) -> dict[str, Any]:
+        """What a network is moved with."""
+        return {"memory_format": torch.channels_last} if self.channels_last else {}
+
+    def run(self, preset: Preset, count: int, total: int) -> dict[str, str]:
+        """What must be the same where a run is resumed, by what it is called."""
+        return {
+            "seed": str(self.seed),
+            "number of images": str(count),
+            "number of steps": str(total),
+            "preset": preset.model_dump_json(),
+        }
+
+    def provenance(self, count: int, steps: int, seconds: float) -> dict[str, Any]:
+        """Where weights come from, for their checkpoint."""
+        return {
+            "command": " ".join(self.command),
+            "data": self.source,
+            "seed": self.seed,
+            "images": count,
+            "steps": steps,
+            "seconds": round(seconds),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }

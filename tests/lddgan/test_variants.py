@@ -1,0 +1,275 @@
+"""Presets of one's own: what can be changed, what is refused and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lddgan.errors import BadInput
+from lddgan.presets import PRESETS, Preset, get_preset
+from lddgan.variants import (
+    CODES,
+    loss_of,
+    names,
+    parsed,
+    regularised,
+    resized,
+    with_loss,
+    with_values,
+)
+
+DIGITS = get_preset("digits")
+ALL = pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+
+
+def differences(a: Preset, b: Preset) -> dict[str, Any]:
+    """What b has where it differs from a, by name."""
+    one, other = flat(a.model_dump()), flat(b.model_dump())
+    assert one.keys() == other.keys()
+    return {name: other[name] for name in one if one[name] != other[name]}
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+        inner = flat(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{leaf}".rstrip("."): v for leaf, v in inner.items()}
+    return found
+
+
+# ---- single values ----
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "held"),
+    [
+        ("generator.nf", 32, 32),
+        ("generator.ch_mult", [1, 2], (1, 2)),
+        ("training.lr_g", 1, 1.0),
+        ("training.delta", None, None),
+        ("training.flip", True, True),
+        ("codec_training.betas", [0.5, 0.9], (0.5, 0.9)),
+        ("codec.kind", "none", "none"),
+        ("steps", 2, 2),
+        ("beta_max", 20.0, 20.0),
+    ],
+)
+def test_one_value_is_changed_and_nothing_else(name: str, given: Any, held: Any) -> None:
+    before = DIGITS.model_dump_json()
+    found = differences(DIGITS, with_values(DIGITS, {name: given}))
+    assert found == {name: held} and type(found[name]) is type(held)
+    assert DIGITS.model_dump_json() == before
+
+
+def test_several_values_are_judged_together() -> None:
+    changes = {"image_size": 64, "latent_size": 16, "codec.kind": "vq", "codec.codes": 16}
+    assert differences(DIGITS, with_values(DIGITS, changes)) == changes
+    assert with_values(DIGITS, {}) == DIGITS
+    for name in ("image_size", "codec.kind"):
+        with pytest.raises(BadInput):
+            with_values(DIGITS, {name: changes[name]})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generator.widht",
+        "generatr.nf",
+        "nf",
+        "generator",  # a section
+        "codec_training",
+        "generator.nf.x",
+        "generator.",
+        ".nf",
+        "",
+        "steps.x",
+    ],
+)
+def test_a_name_that_there_is_not_lists_those_that_there_are(name: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        with_values(DIGITS, {name: 1})
+    said = str(caught.value)
+    assert said.startswith(f"there is no setting '{name}'; there are ") and "\n" not in said
+    listed = said.partition("there are ")[2].split(", ")
+    assert listed == names(DIGITS)
+
+
+def test_a_section_that_a_preset_lacks_has_no_values() -> None:
+    lacking = DIGITS.model_copy(update={"codec_training": None})
+    with pytest.raises(BadInput, match=r"there is no setting 'codec_training\.lr'"):
+        with_values(lacking, {"codec_training.lr": 1e-3})
+
+
+@ALL
+def test_what_is_listed_can_be_set(preset: Preset) -> None:
+    own = flat(preset.model_dump(exclude={"paper"}))
+    assert names(preset) == list(own)
+    for name, value in own.items():
+        assert with_values(preset, {name: value}) == preset
+
+
+def test_what_the_paper_reports_cannot_be_set() -> None:
+    lsun = get_preset("lsun")
+    assert lsun.paper is not None and not any("paper" in name for name in names(lsun))
+    with pytest.raises(BadInput, match=r"there is no setting 'paper\.fid'"):
+        with_values(lsun, {"paper.fid": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("generator.nf", "wide", "generator.nf: .*valid integer"),
+        ("generator.nf", 1.5, "generator.nf: .*valid integer"),
+        ("generator.nf", None, "generator.nf: .*valid integer"),
+        ("generator.nf", {}, "generator.nf: .*valid integer"),
+        ("generator.ch_mult", 3, "generator.ch_mult: .*valid tuple"),
+        ("training.betas", [0.5], r"training.betas.*: "),
+        ("training.flip", "perhaps", "training.flip: .*valid boolean"),
+        ("codec.kind", "gan", "codec.kind: .*'kl', 'vq' or 'none'"),
+        ("codec.kind", "vq", "codes >= 1"),
+        ("steps", 9, "steps 9 is outside 2..8"),
+        ("image_size", 48, "image_size 48 is not latent_size 8 x 4"),
+        ("generator.ch_mult", [1] * 5, "latent_size 8 is no multiple of 16"),
+        ("discriminator.layers", 5, "latent_size 8 is no multiple of 16"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_sentence(name: str, value: Any, said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        with_values(DIGITS, {name: value})
+    assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+# ---- text of the command line ----
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("32", 32),
+        ("5e-4", 5e-4),
+        ("true", True),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ('"kl"', "kl"),
+        ("kl", "kl"),
+        ("True", "True"),  # no JSON: text, which the preset then judges
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_values_are_json_or_else_text(text: str, value: Any) -> None:
+    found = parsed([f"generator.nf={text}", "steps=4"])
+    assert found == {"generator.nf": value, "steps": 4}
+    assert type(found["generator.nf"]) is type(value)
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert parsed(["steps=2", "steps=3"]) == {"steps": 3} and parsed([]) == {}
+
+
+@pytest.mark.parametrize("text", ["generator.nf", "", "32"])
+def test_a_setting_without_a_value_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match=f"'{text}' is no setting; write generator.nf=32"):
+        parsed([text])
+
+
+# ---- another size ----
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "latent"),
+    [("cifar10", 64, 32), ("celeba_256", 64, 16), ("lsun", 128, 16), ("digits", 48, 12)],
+)
+def test_the_latents_shrink_with_the_images(dataset: str, size: int, latent: int) -> None:
+    found = differences(get_preset(dataset), resized(get_preset(dataset), size))
+    assert found == {"image_size": size, "latent_size": latent}
+
+
+@ALL
+def test_its_own_size_changes_nothing(preset: Preset) -> None:
+    assert resized(preset, preset.image_size) == preset
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "said"),
+    [
+        ("lsun", 100, "images of 100x100 cannot be encoded: .* divides the side by 8"),
+        ("digits", 30, "images of 30x30 cannot be encoded: .* divides the side by 4"),
+        ("digits", 0, "images of 0x0 cannot be encoded"),
+        ("digits", -32, "images of -32x-32 cannot be encoded"),
+        ("lsun", 64, "latent_size 8 is no multiple of 16"),  # the discriminator halves four times
+        ("celeba_256", 68, "latent_size 17 is no multiple of 16"),
+    ],
+)
+def test_sizes_that_cannot_be_halved_are_refused(dataset: str, size: int, said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        resized(get_preset(dataset), size)
+    assert "\n" not in str(caught.value)
+
+
+# ---- another regularisation ----
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "changes"),
+    [
+        ("digits", "kl", {}),
+        ("digits", "none", {"codec.kind": "none"}),
+        ("digits", "vq", {"codec.kind": "vq", "codec.codes": 8192}),
+        ("celeba_256", "vq", {}),
+        ("celeba_256", "kl", {"codec.kind": "kl", "codec.codes": 0}),
+        ("celeba_256", "none", {"codec.kind": "none", "codec.codes": 0}),
+    ],
+)
+def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
+    preset = get_preset(dataset)
+    assert differences(preset, regularised(preset, kind)) == changes
+
+
+def test_a_codebook_of_ones_own_size_is_kept() -> None:
+    own = with_values(get_preset("celeba_256"), {"codec.codes": 16})
+    assert regularised(own, "vq").codec.codes == 16 != CODES
+
+
+# ---- another loss ----
+
+
+@ALL
+@pytest.mark.parametrize("delta", [None, 0.0, 2.5])
+def test_the_three_losses(preset: Preset, delta: float | None) -> None:
+    weighted = with_loss(preset, "weighted", delta)
+    own = preset.training.delta
+    assert weighted.training.reconstruction
+    assert weighted.training.delta == (own if delta is None else delta)
+    plain = with_loss(preset, "reconstruction", None)
+    assert plain.training.reconstruction and plain.training.delta is None
+    alone = with_loss(preset, "adversarial", None)
+    assert not alone.training.reconstruction
+    for loss, found in (("weighted", weighted), ("reconstruction", plain), ("adversarial", alone)):
+        assert loss_of(found) == loss
+        assert differences(preset, found).keys() <= {"training.reconstruction", "training.delta"}
+        assert loss_of(with_loss(weighted, loss, None)) == loss
+
+
+def test_the_losses_of_the_presets_are_those_of_the_papers_table() -> None:
+    found = {name: loss_of(preset) for name, preset in PRESETS.items()}
+    assert found == {
+        "cifar10": "weighted",
+        "celeba_256": "weighted",
+        "lsun": "adversarial",
+        "digits": "weighted",
+    }
+
+
+@pytest.mark.parametrize("loss", ["adversarial", "reconstruction"])
+def test_delta_belongs_to_weighted_learning(loss: Any) -> None:
+    with pytest.raises(BadInput, match=f"delta belongs to the loss 'weighted', not to '{loss}'"):
+        with_loss(DIGITS, loss, 6.0)
+
+
+def test_weighted_learning_needs_a_delta() -> None:
+    without = with_loss(DIGITS, "reconstruction", None)
+    with pytest.raises(BadInput, match="the loss 'weighted' needs --delta: digits has none"):
+        with_loss(without, "weighted", None)
+    assert with_loss(without, "weighted", 1.0) == DIGITS

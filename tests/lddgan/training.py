@@ -1,0 +1,28 @@
+"""What the tests of the training share."""
+
+import torch
+
+from lddgan.checkpoint import FirstStage, random_model
+from lddgan.presets import Preset, get_preset
+from lddgan.training.ranks import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def tiny_preset() -> Preset:
+    """The digits preset with small networks, batch 8 and two epochs: six steps on 24 images."""
+    preset = get_preset("digits")
+    changed = {
+        "generator": {"nf": 8, "nz": 6, "z_emb_dim": 8, "mapping_layers": 1},
+        "discriminator": {"ngf": 4, "t_emb_dim": 8, "layers": 2},
+        "training": {"batch": 8, "epochs": 2, "r1_every": 2},
+        "codec_training": {"batch": 8, "epochs": 2},
+    }
+    return preset.model_copy(
+        update={name: getattr(preset, name).model_copy(update=u) for name, u in changed.items()}
+    )
+
+
+def first_stage_of(preset: Preset) -> FirstStage:
+    """A random autoencoder."""
+    return FirstStage(preset, random_model(preset).autoencoder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lddgan.commands import datasets, train, train_autoencoder, workers_for
+from lddgan.commands import datasets, tell, train, train_autoencoder, which_process, workers_for
 
 if TYPE_CHECKING:
     from engine.sampler import Sampler
@@ -584,10 +584,10 @@ def main() -> None:
     try:
         app(prog_name="lddgan")
     except Stopped as error:
-        typer.echo(str(error), err=True)
+        tell(str(error), err=True)
         sys.exit(FAILURE if error.signal is None else 128 + error.signal)
     except LddganError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"{which_process()}error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
     except OSError as error:
         where = error.filename or "input or output"

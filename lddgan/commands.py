@@ -113,21 +113,19 @@ def encode_dataset(
     from lddgan.extras import require
 
     require("torch", "safetensors")
-    import torch
-
     from lddgan.data.images import ImageFiles
     from lddgan.data.opening import open_source
     from lddgan.presets import get_preset
     from lddgan.training.encoding import encode_images
+    from lddgan.training.ranks import kind_of
 
     stage = first_stage_at(autoencoder, get_preset(dataset))
-    gpu = "cuda" if torch.cuda.is_available() else "cpu"
     count = encode_images(
         out,
         stage,
         ImageFiles(open_source(path), stage.preset.image_size),
         flip=stage.preset.training.flip if flip is None else flip,
-        device=gpu if device == TrainingDevice.auto else device.value,
+        device=kind_of(None if device == TrainingDevice.auto else device.value),
         batch=batch,
         workers=workers_for(path, workers),
         on_bad=on_bad.value,
@@ -183,7 +181,6 @@ def train_autoencoder(
     if perceptual_weight is not None:
         preset = with_values(preset, {"codec_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
-    images, source = images_at(preset, data)
     settings = Settings(
         out=out or run_folder(dataset),
         seed=seed,
@@ -195,14 +192,16 @@ def train_autoencoder(
         on_bad=on_bad.value,
         bf16=bf16,
         channels_last=channels_last,
-        source=source,
+        source=name_of(data),
         command=["lddgan", *sys.argv[1:]],
     )
+    images = images_at(preset, data)
     start = None if autoencoder is None else first_stage_at(autoencoder, preset)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     tell(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
-    tell(f"next: `lddgan train --dataset {dataset} --autoencoder {path} --data ...`")
+    given = "" if data is None else f" --data {data}"
+    tell(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
 
 
 def train(
@@ -253,26 +252,9 @@ def train(
     from lddgan.training.settings import Settings
     from lddgan.variants import loss_of, parsed, with_loss, with_values
 
-    if autoencoder is None:
-        autoencoder = run_folder(dataset) / AUTOENCODER_FILE
-        if not autoencoder.exists():
-            raise BadInput(
-                f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
-                f"train-autoencoder --dataset {dataset}` trains one"
-            )
-        tell(f"using {autoencoder}")
-    stage = first_stage_at(autoencoder, get_preset(dataset))
-    preset = stage.preset
-    if loss is not None or delta is not None:
-        preset = with_loss(preset, loss.value if loss else loss_of(preset), delta)
-    preset = with_values(preset, parsed(values or []))
+    asked = get_preset(dataset)
     if data is not None and latents is not None:
         raise BadInput("--data and --latents name two sets of images; give one")
-    images: Images
-    if latents is not None:
-        images, source = open_latents(latents, stage), str(latents)
-    else:
-        images, source = images_at(preset, data, stage)
     settings = Settings(
         out=out or run_folder(dataset),
         seed=seed,
@@ -286,9 +268,23 @@ def train(
         bf16=bf16,
         channels_last=channels_last,
         compile=compile_,
-        source=source,
+        source=name_of(data or latents),
         command=["lddgan", *sys.argv[1:]],
     )
+    if autoencoder is None:
+        autoencoder = run_folder(dataset) / AUTOENCODER_FILE
+        if not autoencoder.exists():
+            raise BadInput(
+                f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
+                f"train-autoencoder --dataset {dataset}` trains one"
+            )
+        tell(f"using {autoencoder}")
+    stage = first_stage_at(autoencoder, asked)
+    preset = stage.preset
+    if loss is not None or delta is not None:
+        preset = with_loss(preset, loss.value if loss else loss_of(preset), delta)
+    preset = with_values(preset, parsed(values or []))
+    images = images_at(preset, data, stage) if latents is None else open_latents(latents, stage)
     train_generator(preset, stage, images, settings)
     path = settings.out / MODEL_FILE
     tell(
@@ -302,10 +298,13 @@ def run_folder(dataset: str) -> Path:
     return Path("runs") / dataset
 
 
-def images_at(
-    preset: Preset, data: Path | None, stage: FirstStage | None = None
-) -> tuple[Images, str]:
-    """(the images of --data, what to call them). Raises BadInput if there are none.
+def name_of(images: Path | None) -> str:
+    """What a checkpoint says of where its images were."""
+    return "scikit-learn's digits" if images is None else str(images)
+
+
+def images_at(preset: Preset, data: Path | None, stage: FirstStage | None = None) -> Images:
+    """The images of --data. Raises BadInput if there are none.
 
     Without --data the digits, which come with scikit-learn; as latents where a `stage` is given,
     since they are so small.
@@ -316,19 +315,21 @@ def images_at(
     from lddgan.extras import require
 
     if data is not None:
-        return ImageFiles(open_source(data), preset.image_size), str(data)
+        return ImageFiles(open_source(data), preset.image_size)
     if preset.name != "digits":
         raise BadInput(
             f"lddgan brings no images of {preset.name}; give a folder, zip file or LMDB (--data)"
         )
     require("sklearn")
-    from lddgan.data.digits import digits
+    from lddgan.data.digits import SIZE, digits
     from lddgan.training.latents import latents_of
 
-    name = "scikit-learn's digits"
-    if stage is None:
-        return InMemory(digits()), name
-    return latents_of(stage.autoencoder, digits(), "cpu"), name
+    if preset.image_size != SIZE:
+        raise BadInput(
+            f"the digits have {SIZE} pixels a side, not {preset.image_size}; give other images "
+            "(--data)"
+        )
+    return InMemory(digits()) if stage is None else latents_of(stage.autoencoder, digits(), "cpu")
 
 
 def first_stage_at(path: Path, preset: Preset) -> FirstStage:
@@ -355,7 +356,13 @@ def workers_for(images: Path | None, asked: int | None) -> int:
     return 0 if images is None else min(MOST_WORKERS, usable_cores())
 
 
-def tell(line: str) -> None:
+def tell(line: str, err: bool = False) -> None:
     """Print a line, once where several processes train together."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(line)
+    if not which_process():
+        typer.echo(line, err=err)
+
+
+def which_process() -> str:
+    """What precedes the errors of a process that is not the first of a training."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "

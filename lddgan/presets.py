@@ -6,11 +6,28 @@ artefact (checkpoint, bundle, benchmark row) carries its preset as JSON.
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import combinations_with_replacement
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    model_validator,
+)
 
 from lddgan.errors import BadInput
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+GROUP = 4  # images that share one minibatch deviation of the discriminator
+CODEC_GROUPS = 32  # of the codec's group normalisation
+GENERATOR_GROUPS = 32  # of the generator's, at most
 
 
 class Frozen(BaseModel):
@@ -20,35 +37,35 @@ class Frozen(BaseModel):
 class Generator(Frozen):
     """NCSN++ with adaptive group normalisation from z."""
 
-    nf: int  # width of the first level
-    ch_mult: tuple[int, ...]  # width of each level / nf
-    blocks: int  # residual blocks per level on the way down; one more on the way up
+    nf: Count  # width of the first level
+    ch_mult: Widths  # width of each level / nf
+    blocks: Count  # residual blocks per level on the way down; one more on the way up
     attention: tuple[int, ...]  # resolutions with self-attention, besides the middle
-    nz: int  # length of the latent z
-    mapping_layers: int  # layers of the mapping network after the first
-    z_emb_dim: int  # width of the mapping network
+    nz: Count  # length of the latent z
+    mapping_layers: NonNegativeInt  # layers of the mapping network after the first
+    z_emb_dim: Count  # width of the mapping network
 
 
 class Codec(Frozen):
     """Convolutional autoencoder of VQGAN / latent diffusion."""
 
     kind: Literal["kl", "vq", "none"]  # of regularisation; none: the KL network, its mean as latent
-    ch: int
-    ch_mult: tuple[int, ...]
-    blocks: int
+    ch: Count
+    ch_mult: Widths
+    blocks: Count
     attention: tuple[int, ...]  # resolutions with self-attention, besides the middle
     tanh: bool = False  # the decoder ends in tanh
-    dropout: float = 0.0  # training only
-    codes: int = 0  # size of the codebook (VQ)
+    dropout: Share = 0.0  # training only
+    codes: NonNegativeInt = 0  # size of the codebook (VQ)
 
 
 class Discriminator(Frozen):
     """Time-conditional discriminator D(x_t, t, x_{t+1})."""
 
     kind: Literal["small", "large"]
-    ngf: int
-    layers: int  # residual blocks
-    t_emb_dim: int = 256
+    ngf: Count
+    layers: Annotated[int, Field(ge=1, le=4)]  # residual blocks
+    t_emb_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
 
     @property
     def halvings(self) -> int:
@@ -59,35 +76,36 @@ class Discriminator(Frozen):
 class Training(Frozen):
     """Hyper-parameters of the diffusion GAN."""
 
-    lr_g: float
-    lr_d: float
-    batch: int
-    epochs: int
-    ema_decay: float
-    r1_gamma: float
-    r1_every: int  # lazy regularisation: R1 every so many steps
+    lr_g: Rate
+    lr_d: Rate
+    batch: Count
+    epochs: Count
+    ema_decay: Share
+    r1_gamma: NonNegativeFloat
+    r1_every: Count  # lazy regularisation: R1 every so many steps
     reconstruction: bool  # add lambda |x_0 - x_0'|_1
-    delta: float | None = 6.0  # Weighted Learning: phi runs from -delta to +delta (equation 9);
-    # None: lambda stays 1
+    # Weighted Learning: phi runs from -delta to +delta (equation 9); None: lambda stays 1
+    delta: NonNegativeFloat | None = 6.0
     flip: bool = True  # half of the images are mirrored
-    betas: tuple[float, float] = (0.5, 0.9)  # Adam
-    lr_min: float | None = None  # None: constant rates; else cosine decay down to this
+    betas: tuple[Share, Share] = (0.5, 0.9)  # Adam
+    lr_min: NonNegativeFloat | None = None  # None: constant rates; else cosine decay down to this
 
 
 class CodecTraining(Frozen):
     """Hyper-parameters of the autoencoder (VQGAN, arXiv 2012.09841, with latent diffusion's)."""
 
-    lr: float
-    batch: int
-    epochs: int
-    betas: tuple[float, float] = (0.9, 0.999)  # Adam
-    lr_min: float | None = None  # None: constant rate; else cosine decay down to this
-    kl_weight: float = 1e-6
-    perceptual_weight: float = 1.0  # of LPIPS, beside L1
-    disc_weight: float = 0.5  # of the patch discriminator, on top of the adaptive weight
-    disc_start: int = 50_000  # step from which it takes part
-    commitment: float = 0.25  # beta of VQ-VAE
-    covered: float = 1.0  # share of the latents that the scale factor brings into [-1,1]
+    lr: Rate
+    batch: Count
+    epochs: Count
+    betas: tuple[Share, Share] = (0.9, 0.999)  # Adam
+    lr_min: NonNegativeFloat | None = None  # None: constant rate; else cosine decay down to this
+    kl_weight: NonNegativeFloat = 1e-6
+    perceptual_weight: NonNegativeFloat = 1.0  # of LPIPS, beside L1
+    disc_weight: NonNegativeFloat = 0.5  # of the patch discriminator, on top of the adaptive weight
+    disc_start: NonNegativeInt = 50_000  # step from which it takes part
+    commitment: NonNegativeFloat = 0.25  # beta of VQ-VAE
+    # share of the latents that the scale factor brings into [-1,1]
+    covered: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Paper(Frozen):
@@ -107,10 +125,10 @@ class Preset(Frozen):
     """
 
     name: str
-    image_size: int
-    latent_channels: int
-    latent_size: int
-    scale_factor: float  # decoder input = x_0 * scale_factor; encoder output / scale_factor = x_0
+    image_size: Count
+    latent_channels: Count
+    latent_size: Count
+    scale_factor: Rate  # decoder input = x_0 * scale_factor; encoder output / scale_factor = x_0
     steps: int  # T
     generator: Generator
     codec: Codec
@@ -138,6 +156,10 @@ class Preset(Frozen):
                 f"latent_size {self.latent_size} is no multiple of {least}: generator or "
                 "discriminator halve it too often"
             )
+        check_widths(self.generator, self.codec)
+        for cfg in (self.training, self.codec_training):
+            if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
+                raise ValueError(f"a batch of {cfg.batch} is no multiple of {GROUP}")
         return self
 
     @property
@@ -152,6 +174,26 @@ class Preset(Frozen):
     def downsampling(self) -> int:
         """f: image side / latent side."""
         return 1 << (len(self.codec.ch_mult) - 1)
+
+
+def check_widths(generator: Generator, codec: Codec) -> None:
+    """Raise ValueError for widths that group normalisation cannot cut into equal groups."""
+    if codec.ch % CODEC_GROUPS:
+        raise ValueError(f"codec.ch {codec.ch} is no multiple of {CODEC_GROUPS}")
+    widths = [generator.nf * mult for mult in generator.ch_mult]
+    joined = [a + b for a, b in combinations_with_replacement(widths, 2)]  # with the skip stack
+    for width in (*widths, *joined):
+        groups = generator_groups(width)
+        if groups == 0 or width % groups:
+            raise ValueError(
+                f"generator.nf {generator.nf} gives a width of {width}, which cannot be "
+                f"cut into {max(groups, 1)} equal groups"
+            )
+
+
+def generator_groups(channels: int) -> int:
+    """Groups that the generator normalises `channels` in."""
+    return min(channels // 4, GENERATOR_GROUPS)
 
 
 PRESETS: dict[str, Preset] = {

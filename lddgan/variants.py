@@ -32,7 +32,8 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
     except ValidationError as error:
         cause = error.errors()[0]
         where = ".".join(str(part) for part in cause["loc"])
-        raise BadInput(f"{where or preset.name}: {cause['msg']}") from error
+        said = cause["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{where or preset.name}: {said}") from error
 
 
 def names(preset: Preset) -> list[str]:

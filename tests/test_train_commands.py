@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lddgan.checkpoint import load_first_stage, random_model, save_checkpoint
+from lddgan.checkpoint import load_checkpoint, load_first_stage, random_model, save_checkpoint
 from lddgan.presets import get_preset
 from lddgan.training.codec import Codec
 from lddgan.training.gan import Gan
@@ -92,11 +92,20 @@ def files(tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     return folder
 
 
-def sampled(lddgan: Any, checkpoint: Path, *more: object) -> np.ndarray:
+def sampled(lddgan: Any, checkpoint: Path | str) -> np.ndarray:
     """The first images that a checkpoint makes."""
-    outcome = lddgan("sample", "--checkpoint", checkpoint, "--num", 4, "--out", "x.npz", *more)
+    outcome = lddgan("sample", "--checkpoint", checkpoint, "--num", 4, "--out", "x.npz")
     assert outcome.code == 0, outcome.err
     return np.load("x.npz")["images"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def generator_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / MODEL).generator.state_dict()
 
 
 def interrupted(lddgan: Any, what: type, *args: object) -> Outcome:
@@ -158,8 +167,8 @@ def test_a_run_that_ctrl_c_stopped_is_looked_at_and_goes_on(
     refused(lddgan(*again, "--autoencoder", files / "other.safetensors"), "another autoencoder")
     assert lddgan(*again).code == 0
 
-    whole, resumed = (sampled(lddgan, Path(name) / MODEL) for name in ("whole", "cut"))
-    assert np.array_equal(whole, resumed) and not np.array_equal(whole[:2], early)
+    assert equal(*(generator_of(Path(name)) for name in ("whole", "cut")))
+    assert not np.array_equal(sampled(lddgan, "cut/" + MODEL)[:2], early)
     assert not state.exists()
 
 
@@ -176,11 +185,6 @@ def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> Non
     whole, resumed = (load_first_stage(Path(name) / AUTOENCODER) for name in ("whole", "cut"))
     assert whole.preset == resumed.preset
     assert equal(whole.autoencoder.state_dict(), resumed.autoencoder.state_dict())
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_trained_model_is_exported(lddgan, photos: Path, files: Path) -> None:
@@ -310,8 +314,8 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_CODEC, "--data", "empty"), ("empty holds no images (.bmp",)),
     ((*FOR_TRAIN, "--data", "empty"), ("empty holds no images (.bmp",)),
     (
-        (*FOR_CODEC, "--data", "{photos}", *options(codec_training__batch=17)),
-        ("16 images are too few: one batch takes 17",),
+        (*FOR_CODEC, "--data", "{photos}", *options(codec_training__batch=20)),
+        ("16 images are too few: one batch takes 20",),
     ),
     (
         (*FOR_TRAIN, *options(training__batch=32)),
@@ -446,8 +450,7 @@ def test_images_too_small_for_the_patch_discriminator(lddgan, photos: Path) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(lddgan, photos: Path) -> None:
     outcome = lddgan(*FOR_CODEC, "--data", photos, "--device", "cuda")
-    refused(outcome, "cuda", code=outcome.code)
-    assert outcome.code in (1, 2)
+    refused(outcome, "finds no CUDA GPU here", "--device")
 
 
 @pytest.mark.parametrize("args", [("--loss", "l2"), ("--workers", -1), ("--accumulate", 0)])
@@ -602,8 +605,11 @@ def rank_of(process: Process, rank: int) -> int:
 
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_a_killed_rank_ends_all_and_leaves_the_state(lddgan, tmp_path: Path, files: Path) -> None:
-    common = ("train", "--dataset", "digits", "--autoencoder", files / AUTOENCODER, "--steps", 150)
+def test_a_killed_rank_ends_all_and_leaves_the_state(
+    tmp_path: Path, photos: Path, files: Path
+) -> None:
+    codec = ("--autoencoder", files / AUTOENCODER)
+    common = ("train", "--dataset", "digits", "--data", photos, *codec, "--steps", 80)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with Process(tmp_path, *ranks, *common, "--out", whole) as process:
         assert process.end().code == 0, process.said.read_text()
@@ -612,7 +618,7 @@ def test_a_killed_rank_ends_all_and_leaves_the_state(lddgan, tmp_path: Path, fil
         process.until(losses).popen.terminate()
         assert process.end().code != 0
     kept = state.read_bytes()
-    assert 0 < load_state(state)["step"] < 150
+    assert 0 < load_state(state)["step"] < 80
     for rank in (1, 0):
         losses.unlink()
         with Process(tmp_path, *ranks, *common, "--out", cut, "--resume") as process:
@@ -621,7 +627,7 @@ def test_a_killed_rank_ends_all_and_leaves_the_state(lddgan, tmp_path: Path, fil
         assert state.read_bytes() == kept and not (cut / MODEL).exists()
     with Process(tmp_path, *ranks, *common, "--out", cut, "--resume") as process:
         assert process.end().code == 0, process.said.read_text()
-    assert np.array_equal(sampled(lddgan, whole / MODEL), sampled(lddgan, cut / MODEL))
+    assert equal(*(generator_of(folder) for folder in (whole, cut)))
 
 
 BIG = {"cifar10": 32, "celeba_256": 64, "lsun": 128}
@@ -649,6 +655,7 @@ def test_two_processes_are_stopped_and_go_on(lddgan, tmp_path: Path, dataset: st
     assert equal(one.autoencoder.state_dict(), other.autoencoder.state_dict())
     second = ("train", *common, "--autoencoder", whole / AUTOENCODER)
     twice(tmp_path, second, whole, cut, "generator")
+    assert equal(*(generator_of(folder) for folder in (whole, cut)))
     uninterrupted, resumed = (sampled(lddgan, folder / MODEL) for folder in (whole, cut))
     assert uninterrupted.shape == (4, BIG[dataset], BIG[dataset], 3) and uninterrupted.std() > 0
     assert np.array_equal(uninterrupted, resumed)

@@ -39,7 +39,7 @@ from bench.training.row import (
 from engine.select import DeviceName
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.presets import Preset, get_preset
+from lddgan.presets import GROUP, Preset, get_preset
 from lddgan.progress import Log, to_stderr
 from lddgan.variants import with_values
 
@@ -52,7 +52,6 @@ LEAST: Final = 900.0  # or so many seconds, since torch.compile takes minutes
 CPU_BATCH: Final = 8  # by default
 CPU_LARGE_BATCH: Final = 2  # for the autoencoder of large images
 LARGE: Final = 128  # side
-GROUP: Final = 4  # images that share a minibatch deviation
 PROGRAM: Final = (sys.executable, "-m", "bench.training.child")
 
 EAGER: Final = Variant(name="fp32")

@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
-from lddgan.presets import Codec, Preset
+from lddgan.presets import CODEC_GROUPS, Codec, Preset
 
-GROUPS = 32
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 CODES_PER_SLICE = 512  # of the codebook, searched at once
 
 
 def norm(channels: int) -> GroupNorm:
-    return GroupNorm(GROUPS, channels, eps=EPS)
+    return GroupNorm(CODEC_GROUPS, channels, eps=EPS)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:

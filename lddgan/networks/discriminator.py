@@ -7,10 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.layers import SQRT_HALF, FirDown, conv1x1, conv3x3, linear, sinusoid
-from lddgan.presets import Preset
+from lddgan.presets import GROUP, Preset
 
 SLOPE = 0.2  # of LeakyReLU
-GROUP = 4  # images that share one minibatch deviation
 DEVIATION_EPS = 1e-8
 NEARLY_ZERO = 1e-10
 WIDTHS = {  # of the blocks, in units of ngf; all but the first small one halve the resolution

@@ -27,7 +27,7 @@ from lddgan.networks.layers import (
     to_tokens,
     uniform_fan_avg_,
 )
-from lddgan.presets import Preset
+from lddgan.presets import Preset, generator_groups
 
 EPS = 1e-6  # group normalisation
 Z_EPS = 1e-8  # normalisation of z
@@ -36,17 +36,12 @@ TIME_LAYERS = 2  # the first of `all_modules`
 NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
 
 
-def groups_of(channels: int) -> int:
-    """Number of groups for a width."""
-    return min(channels // 4, 32)
-
-
 class AdaGN(nn.Module):
     """Group normalisation whose scale and shift come from z: x [B,C,h,w], zemb [B,Z]."""
 
     def __init__(self, channels: int, z_emb_dim: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(groups_of(channels), channels, eps=EPS, affine=False)
+        self.norm = GroupNorm(generator_groups(channels), channels, eps=EPS, affine=False)
         self.style = linear(z_emb_dim, 2 * channels)
         with torch.no_grad():
             self.style.bias[:channels] = 1.0
@@ -75,7 +70,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.GroupNorm_0 = GroupNorm(groups_of(channels), channels, eps=EPS)
+        self.GroupNorm_0 = GroupNorm(generator_groups(channels), channels, eps=EPS)
         self.NIN_0 = NIN(channels, channels, 0.1)
         self.NIN_1 = NIN(channels, channels, 0.1)
         self.NIN_2 = NIN(channels, channels, 0.1)
@@ -271,7 +266,7 @@ def _modules(preset: Preset) -> list[nn.Module]:
             modules.append(block(h, h, FirUp))
 
     modules += [
-        GroupNorm(groups_of(h), h, eps=EPS),
+        GroupNorm(generator_groups(h), h, eps=EPS),
         conv3x3(h, preset.latent_channels, NEARLY_ZERO),
     ]
     return modules

@@ -46,6 +46,8 @@ from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, s
 STAGE: Final = Stage(0, "autoencoder")
 ENCODE_BATCH: Final = 64
 MEASURED: Final = 10_000  # images at most that the scale factor is measured on
+PATCH_LEAST: Final = 24  # side of the images that the patch discriminator can see
+PERCEPTUAL_LEAST: Final = 16  # and LPIPS
 PICTURES: Final = 8  # images of a grid, each above its reconstruction
 
 
@@ -184,6 +186,7 @@ def train_autoencoder(
     fit together, LddganError naming the step if a loss is not finite, Stopped.
     """
     cfg = training_of(preset)
+    check_size(preset.image_size, cfg)
     unfinished(settings, AUTOENCODER_FILE, AUTOENCODER_STATE)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         settings = settings.quiet_unless_first(ranks)
@@ -222,6 +225,19 @@ def train_autoencoder(
             save_checkpoint(settings.out / AUTOENCODER_FILE, trained)
             path.unlink(missing_ok=True)
         return trained
+
+
+def check_size(size: int, cfg: CodecTraining) -> None:
+    """Raise BadInput for images that one of the judges cannot see."""
+    for name, weight, least in (
+        ("disc_weight", cfg.disc_weight, PATCH_LEAST),
+        ("perceptual_weight", cfg.perceptual_weight, PERCEPTUAL_LEAST),
+    ):
+        if weight and size < least:
+            raise BadInput(
+                f"images of {size}x{size} are too small for what codec_training.{name} weighs, "
+                f"which needs {least}x{least}; --set codec_training.{name}=0 does without"
+            )
 
 
 def begin_with(autoencoder: Autoencoder, start: FirstStage) -> None:

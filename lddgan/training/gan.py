@@ -207,6 +207,7 @@ def train_generator(
     finite, Stopped.
     """
     unfinished(settings, MODEL_FILE, GENERATOR_STATE)
+    check_codec(preset, first_stage.preset)
     check_latents(preset, images)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         settings = settings.quiet_unless_first(ranks)
@@ -232,6 +233,15 @@ def train_generator(
             save_checkpoint(settings.out / MODEL_FILE, trained)
             path.unlink(missing_ok=True)
         return trained
+
+
+def check_codec(preset: Preset, trained: Preset) -> None:
+    """Raise BadInput if a preset's latents are not those of the trained autoencoder."""
+    for name in ("codec", "image_size", "latent_channels", "latent_size"):
+        if getattr(preset, name) != getattr(trained, name):
+            raise BadInput(
+                f"{name} is what the autoencoder was trained with and cannot be changed here"
+            )
 
 
 def check_latents(preset: Preset, images: Images) -> None:

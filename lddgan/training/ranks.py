@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from lddgan.errors import BadInput
-from lddgan.networks.discriminator import GROUP
+from lddgan.errors import BadInput, LddganError
+from lddgan.presets import GROUP
 
 
 class Ranks(NamedTuple):
@@ -33,7 +33,11 @@ class Ranks(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, the same on each."""
         if self.world > 1:
-            distributed.all_reduce(values)
+            try:
+                distributed.all_reduce(values)
+            except RuntimeError as error:
+                cause = str(error).partition("\n")[0]
+                raise LddganError(f"another process of this training has ended: {cause}") from error
             values /= self.world
         return values
 
@@ -58,16 +62,25 @@ class Ranks(NamedTuple):
                 distributed.broadcast(tensor.detach(), 0)
 
 
+def kind_of(device: str | None) -> str:
+    """cpu or cuda; None: a GPU if there is one. Raises BadInput for a GPU where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput(
+            f"torch {torch.__version__} finds no CUDA GPU here; leave out --device, or say cpu"
+        )
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
     """Join the processes that `torchrun` has started, if it has; alone otherwise.
 
     device None: a CUDA GPU of its own for each process if there are any, the CPU otherwise.
     Within another `joined` the processes stay joined: so two trainings follow one another.
-    Raises BadInput if a machine has fewer GPUs than processes.
+    Raises BadInput if there is no GPU, or a machine has fewer than processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = kind_of(device)
     if world == 1:
         yield Ranks(0, 1, torch.device(kind))
         return

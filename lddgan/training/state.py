@@ -77,7 +77,9 @@ class Keeper:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state in `path`. Raises BadInput if it is damaged."""
+    """The state in `path`. Raises BadInput if it is missing or damaged."""
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist or is not a file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not {"run", "step", "seconds", "parts"} <= state.keys():

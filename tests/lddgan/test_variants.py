@@ -131,7 +131,7 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("steps", 9, "steps 9 is outside 2..8"),
         ("image_size", 48, "image_size 48 is not latent_size 8 x 4"),
         ("generator.ch_mult", [1] * 5, "latent_size 8 is no multiple of 16"),
-        ("discriminator.layers", 5, "latent_size 8 is no multiple of 16"),
+        ("discriminator.layers", 5, "less than or equal to 4"),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_sentence(name: str, value: Any, said: str) -> None:

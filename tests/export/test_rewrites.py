@@ -36,8 +36,9 @@ from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import AttnBlock, Upsample
-from lddgan.networks.generator import Attention, ResidualBlock, groups_of
+from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
+from lddgan.presets import generator_groups
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32
@@ -192,7 +193,7 @@ def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
 
 @pytest.mark.parametrize("channels", [8, 160])
 def test_norm_without_scale_and_shift(channels: int) -> None:
-    norm = GroupNorm(groups_of(channels), channels, eps=1e-6, affine=False)
+    norm = GroupNorm(generator_groups(channels), channels, eps=1e-6, affine=False)
     x = draw(6, 3, channels, 4, 5, dtype=torch.float32) * 3 + 1
     true = F.group_norm(x.double(), norm.num_groups, eps=norm.eps)
     assert error(BareGroupNorm(norm)(x).double(), true) < 1e-6

@@ -92,7 +92,7 @@ def test_same_seed_repeats_and_another_differs(trt) -> None:
     assert levels(first, other) > 50
     assert np.array_equal(sampler.sample(4, seed=5), first)
     assert levels(sampler.sample(4, seed=5, first=1), first) > 50
-    assert np.array_equal(sampler.sample(4, seed=5, first=1)[:3], first[1:])
+    assert levels(sampler.sample(4, seed=5, first=1)[:3], first[1:]) <= 1
 
 
 def test_graph_is_captured_once_and_nothing_is_bound_or_made_after(trt, machine: Machine) -> None:

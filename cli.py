@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lddgan.commands import datasets, tell, train, train_autoencoder, which_process, workers_for
+from lddgan.commands import (
+    Device,
+    DeviceChoice,
+    Seed,
+    datasets,
+    tell,
+    train,
+    train_autoencoder,
+    which_process,
+    workers_for,
+)
 
 if TYPE_CHECKING:
     from engine.sampler import Sampler
@@ -47,12 +57,6 @@ class TensorRtChoice(StrEnum):
     trt_rtx = "trt-rtx"
 
 
-class DeviceChoice(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class PrecisionChoice(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
@@ -76,7 +80,6 @@ Dataset = Annotated[
 ]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
 Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
-Device = Annotated[DeviceChoice, typer.Option(help="Where it runs.")]
 Precision = Annotated[
     PrecisionChoice | None,
     typer.Option(
@@ -85,7 +88,6 @@ Precision = Annotated[
     ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
-Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
 CudaGraph = Annotated[
     bool, typer.Option(help="Run TensorRT or fused as one CUDA graph, or step by step.")
 ]

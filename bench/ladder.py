@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from bench.assemble import BUSY, agreement, gpu_notes, measured
 from bench.ceilings import Ceilings, Device, Roof, intensities, measure_ceilings, summary
 from bench.cost import Cost, Traffic, measure_cost, measure_traffic
 from bench.machine import Machine, commit, gpu, load, machine, torch_settings, versions
 from bench.report import ABSENT, hardware, number
-from bench.row import LADDERS, RESULTS, Agreement, Measured
+from bench.row import LADDERS, RESULTS, Agreement, Measured, read_lines, save_lines
 from bench.run import check_arguments
 from bench.rungs import Rung, Workshop, rungs_of
 from bench.timing import (
@@ -36,7 +36,6 @@ from engine.select import DeviceName
 from export.bundle import Bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.files import atomic_write
 from lddgan.presets import Frozen, Preset
 from lddgan.progress import Log
 
@@ -282,23 +281,12 @@ def ladder_file(dataset: str, device: Device) -> Path:
 
 def save_ladders(rows: Sequence[LadderRow], path: Path) -> Path:
     """Write a file of rungs, whole or not at all."""
-    return atomic_write(path, "".join(f"{row.model_dump_json()}\n" for row in rows).encode())
+    return save_lines(rows, path)
 
 
 def read_ladders(path: Path) -> list[LadderRow]:
     """All rungs of a file, in its order. Raises BadInput naming the line that is none."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
-    rows = []
-    for place, line in enumerate(lines, start=1):
-        try:
-            rows.append(LadderRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise BadInput(f"{path}, line {place} is not a rung of a ladder: {first}") from error
-    return rows
+    return read_lines(path, TypeAdapter(LadderRow), "a rung of a ladder")
 
 
 def newest_ladder(path: Path) -> list[LadderRow]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from bench.ceilings import Achieved, Ceilings
 from bench.machine import Machine
@@ -18,6 +18,8 @@ from lddgan.presets import Frozen
 
 RESULTS = Path("bench") / "results"  # in the repository
 LADDERS = "ladder-"  # how the names of files of bench/ladder.py begin
+T = TypeVar("T")
+
 SKIPPED = '{"kind":"skipped"'  # how the line of a Skipped begins
 
 
@@ -170,3 +172,24 @@ def kept_rows(folder: Path) -> list[BenchRow]:
     """All rows of a folder, ladders left out; there may be none."""
     paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.startswith(LADDERS)]
     return [row for path in paths for row in read_rows(path)]
+
+
+def save_lines(rows: Sequence[BaseModel], path: Path) -> Path:
+    """Write a .jsonl file of rows, whole or not at all."""
+    return atomic_write(path, "".join(f"{row.model_dump_json()}\n" for row in rows).encode())
+
+
+def read_lines(path: Path, kind: TypeAdapter[T], what: str) -> list[T]:
+    """The rows of a .jsonl file, in its order. Raises BadInput naming the line that is not one."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
+    rows = []
+    for place, line in enumerate(lines, start=1):
+        try:
+            rows.append(kind.validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]["msg"]
+            raise BadInput(f"{path}, line {place} is not {what}: {first}") from error
+    return rows

@@ -6,7 +6,6 @@ A record is read and refused without torch; measuring needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -42,6 +41,7 @@ from export.stages import (
     run_chain,
 )
 from lddgan.errors import LddganError, OutOfMemory
+from lddgan.fp32 import exact_fp32
 from lddgan.noise import Noise
 from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
@@ -240,27 +240,13 @@ def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, cou
 
     preset, backend = sampler.preset, sampler.backend
     noise = draw(preset, first, count)
-    with _exact_fp32():
+    with exact_fp32():
         true = run_chain(_stages(reference), preset, noise)
     alone = run_alone(_stages(backend), preset, noise, true)
     chain = _downloaded(backend, sampler.make_from(*noise))
     identical = _is_noise(backend, sampler.inputs(SEED, first, count), noise)
     drawn = _downloaded(backend, sampler.make(SEED, first, count))
     return Part(true, alone, chain, drawn, identical, code_flips(model, chain.x_0, true.x_0))
-
-
-@contextmanager
-def _exact_fp32() -> Iterator[None]:
-    """PyTorch without TF32: on a GPU it takes it for convolutions, and for products if told to."""
-    import torch
-
-    matmul = torch.backends.cuda.matmul
-    products, matmul.allow_tf32 = matmul.allow_tf32, False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        matmul.allow_tf32 = products
 
 
 def _stages(backend: Backend) -> Stages:

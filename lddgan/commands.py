@@ -37,7 +37,7 @@ class LossChoice(StrEnum):
     weighted = "weighted"
 
 
-class TrainingDevice(StrEnum):
+class DeviceChoice(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
@@ -53,7 +53,7 @@ Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Instead of epochs.")]
 Resume = Annotated[bool, typer.Option(help="Go on with what is in the folder.")]
-Device = Annotated[TrainingDevice, typer.Option(help="Where it computes.")]
+Device = Annotated[DeviceChoice, typer.Option(help="Where it computes.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that read images; default 4, or a core each.")
 ]
@@ -106,7 +106,7 @@ def encode_dataset(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = OnBadChoice.stop,
-    device: Device = TrainingDevice.auto,
+    device: Device = DeviceChoice.auto,
     workers: Workers = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
@@ -125,7 +125,7 @@ def encode_dataset(
         stage,
         ImageFiles(open_source(path), stage.preset.image_size),
         flip=stage.preset.training.flip if flip is None else flip,
-        device=kind_of(None if device == TrainingDevice.auto else device.value),
+        device=kind_of(None if device == DeviceChoice.auto else device.value),
         batch=batch,
         workers=workers_for(path, workers),
         on_bad=on_bad.value,
@@ -157,7 +157,7 @@ def train_autoencoder(
     steps: Steps = None,
     resume: Resume = False,
     on_bad: OnBad = OnBadChoice.stop,
-    device: Device = TrainingDevice.auto,
+    device: Device = DeviceChoice.auto,
     workers: Workers = None,
     bf16: Bf16 = False,
     channels_last: ChannelsLast = False,
@@ -187,7 +187,7 @@ def train_autoencoder(
         epochs=epochs,
         steps=steps,
         resume=resume,
-        device=None if device == TrainingDevice.auto else device.value,
+        device=None if device == DeviceChoice.auto else device.value,
         workers=workers_for(data, workers),
         on_bad=on_bad.value,
         bf16=bf16,
@@ -228,7 +228,7 @@ def train(
     steps: Steps = None,
     resume: Resume = False,
     on_bad: OnBad = OnBadChoice.stop,
-    device: Device = TrainingDevice.auto,
+    device: Device = DeviceChoice.auto,
     workers: Workers = None,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts of a batch that are computed one after another.")
@@ -261,7 +261,7 @@ def train(
         epochs=epochs,
         steps=steps,
         resume=resume,
-        device=None if device == TrainingDevice.auto else device.value,
+        device=None if device == DeviceChoice.auto else device.value,
         workers=workers_for(data or latents, workers),
         on_bad=on_bad.value,
         accumulate=accumulate,

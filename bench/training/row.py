@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from bench.ceilings import Device
 from bench.machine import Gpu, Machine
-from bench.row import RESULTS
+from bench.row import RESULTS, read_lines, save_lines
 from bench.timing import Summary
-from lddgan.errors import BadInput
-from lddgan.files import atomic_write
 from lddgan.presets import Frozen, Preset
 
 FOLDER: Final = RESULTS / "training"
@@ -165,20 +163,9 @@ def append_row(row: Row, path: Path) -> Path:
 
 def save_rows(rows: Sequence[Row], path: Path) -> Path:
     """Write a .jsonl file of rows, whole or not at all."""
-    return atomic_write(path, "".join(f"{row.model_dump_json()}\n" for row in rows).encode())
+    return save_lines(rows, path)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, in its order. Raises BadInput naming the line that is not one."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
-    rows = []
-    for place, line in enumerate(lines, start=1):
-        try:
-            rows.append(ROWS.validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise BadInput(f"{path}, line {place} is not a row of a training: {first}") from error
-    return rows
+    return read_lines(path, ROWS, "a row of a training")

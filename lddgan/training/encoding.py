@@ -24,6 +24,7 @@ from lddgan.data.feed import AHEAD, OnBad, first_line
 from lddgan.data.images import Images, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.files import sha256_of_file
+from lddgan.fp32 import exact_fp32
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.training.latents import (
@@ -318,15 +319,3 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise LddganError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def exact_fp32() -> Iterator[None]:
-    """PyTorch without TF32: on a GPU it takes it for convolutions, and for products if told to."""
-    matmul = torch.backends.cuda.matmul
-    products, matmul.allow_tf32 = matmul.allow_tf32, False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        matmul.allow_tf32 = products

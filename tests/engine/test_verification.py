@@ -298,7 +298,7 @@ def test_the_reference_is_computed_without_tf32() -> None:
     before = matmul.allow_tf32
     matmul.allow_tf32 = True
     try:
-        with verification._exact_fp32():
+        with verification.exact_fp32():
             assert not matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
         assert matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
     finally:

@@ -11,7 +11,8 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -400,26 +401,28 @@ def test_a_full_disk_is_told_before_anything_is_encoded(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
-def small_files():
-    """No file may grow beyond 8 KiB."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 8 KiB, the one that pytest reports to included: for one call only."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("reserves", [True, False])
 def test_a_disk_that_takes_no_more_is_one_sentence(
-    tmp_path: Path, stage, files, monkeypatch, small_files, reserves: bool
+    tmp_path: Path, stage, files, monkeypatch, reserves: bool
 ) -> None:
     def cannot(*arguments) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     if not reserves:
         monkeypatch.setattr(os, "posix_fallocate", cannot)
-    small_files()
     said = "the disk has no room: File too" if reserves else "cannot write .*latents: File too"
-    with pytest.raises(LddganError, match=said) as caught:
+    with pytest.raises(LddganError, match=said) as caught, small_files():
         encode(tmp_path / "latents", stage, files)
     assert "\n" not in str(caught.value) and not isinstance(caught.value, BadInput)
     assert os.listdir(tmp_path) == []

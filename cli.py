@@ -60,6 +60,7 @@ class TensorRtChoice(StrEnum):
 class PrecisionChoice(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
     int8 = "int8"
 
 
@@ -83,8 +84,8 @@ Engine = Annotated[EngineChoice, typer.Option(help="What runs the model.")]
 Precision = Annotated[
     PrecisionChoice | None,
     typer.Option(
-        help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32; int8 is for "
-        "CPUs."
+        help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32; bf16 is for "
+        "fused, int8 for CPUs."
     ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
@@ -212,12 +213,12 @@ def build(
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.select import default_precision, refuse_int8
+    from engine.select import default_precision, refuse_elsewhere
     from engine.trt.build import BuildOptions, Profile
     from engine.trt.opening import build_engine
     from lddgan.progress import to_stderr
 
-    refuse_int8(value_of(precision), engine.value)
+    refuse_elsewhere(value_of(precision), engine.value)
     opened = chosen_bundle(dataset, bundle)
     options = BuildOptions.checked(
         precision=value_of(precision) or default_precision(engine.value, opened.precisions),

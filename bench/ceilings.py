@@ -41,7 +41,7 @@ SIZES: Final = {  # the convolution: 8 images of 256x256, or one
     "cpu": Sizes("fp32", 2048, 1 << 16, 1 << 28, warm_ups=2, repeats=7),
 }
 WIDTH: Final = 32  # of the image that stands for a matrix
-VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of most weights and activations
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of most weights and activations
 
 
 class Ceilings(Frozen):

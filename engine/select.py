@@ -32,7 +32,10 @@ PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, 
     "torch-compile": ("fp16",),
 }
 
-INT8_RUNS_ON: Final = (("openvino", "cpu"), ("ort", "cpu"))  # what its graphs are made for
+ONLY_ON: Final[dict[Precision, tuple[tuple[str, str], ...]]] = {  # the others run everywhere
+    "int8": (("openvino", "cpu"), ("ort", "cpu")),  # what its graphs are made for
+    "bf16": (("fused", "cuda"),),  # which needs no graph
+}
 
 CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best first
     ("trt", "cuda"),
@@ -139,13 +142,13 @@ def choose(
     """The first candidate that fits the request and can run.
 
     `held` are the precisions of the bundle: `auto` passes over engines that would need another.
-    Raises LddganError with the causes, BadInput for int8 where it does not run.
+    Raises LddganError with the causes, BadInput for a precision where it never runs.
     """
-    refuse_int8(precision, engine, device)
+    refuse_elsewhere(precision, engine, device)
     causes = []
     for candidate in survey(engine, device):
         wanted = precision or default_precision(candidate.engine, held)
-        if wanted == "int8" and candidate[:2] not in INT8_RUNS_ON:
+        if candidate[:2] not in ONLY_ON.get(wanted, [candidate[:2]]):
             continue
         if engine == "auto" and not _offers(candidate, wanted, held):
             continue
@@ -157,15 +160,15 @@ def choose(
     raise LddganError(f"{cause}; `lddgan doctor` says what runs here")
 
 
-def refuse_int8(precision: Precision | None, engine: str, device: str = "auto") -> None:
-    """Raise BadInput if int8 is asked of an engine or a device that does not run it."""
-    runs = any(
-        engine in ("auto", name) and device in ("auto", where) for name, where in INT8_RUNS_ON
-    )
-    if precision == "int8" and not runs:
-        engines = " or ".join(name for name, _ in INT8_RUNS_ON)
+def refuse_elsewhere(precision: Precision | None, engine: str, device: str = "auto") -> None:
+    """Raise BadInput if an engine or a device is asked for a precision of others."""
+    if precision is None or precision not in ONLY_ON:
+        return
+    places = ONLY_ON[precision]
+    if not any(engine in ("auto", name) and device in ("auto", where) for name, where in places):
+        engines, where = " or ".join(name for name, _ in places), places[0][1]
         raise BadInput(
-            f"int8 graphs run with --engine {engines} on --device cpu only; use fp16 or fp32"
+            f"{precision} runs with --engine {engines} on --device {where} only; use fp16 or fp32"
         )
 
 
@@ -179,7 +182,7 @@ def default_precision(engine: str, held: Sequence[Precision]) -> Precision:
 def _offers(candidate: Candidate, precision: Precision, held: Sequence[Precision]) -> bool:
     if candidate.engine.startswith("torch"):
         return precision == BASELINE_PRECISION or candidate.device == "cuda"
-    return precision in held
+    return precision in held or precision == "bf16"
 
 
 def survey(engine: EngineName = "auto", device: DeviceName = "auto") -> Iterator[Candidate]:

@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 32  # at most: a captured CUDA graph is replayed for other images
 REMEDIES: Final[dict[Precision, str]] = {
-    "fp16": "use --precision fp32",
+    "fp16": "use --precision fp32, or --engine fused --precision bf16",
+    "bf16": "use --precision fp32",
     "fp32": "export the bundle again, or use another --engine",
     "int8": "use --precision fp32",
 }

@@ -9,9 +9,9 @@ from typing import Final, Literal
 
 from lddgan.presets import Frozen, Preset
 
-Precision = Literal["fp32", "fp16", "int8"]
-FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")
-PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # int8: on CPUs
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")  # of graphs; bf16 has none
+PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # of graphs; int8: on CPUs
 
 Wanted = Literal["fp32", "fp16", "int8", "both", "all"]
 

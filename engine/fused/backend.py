@@ -26,7 +26,11 @@ from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.presets import Preset
 
-DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES: Final[dict[Precision, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class FusedBackend(Backend):

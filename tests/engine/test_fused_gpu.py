@@ -28,7 +28,7 @@ def _a_gpu() -> None:
             pytest.skip(candidate.why_not)
 
 
-@pytest.fixture(params=["fp32", "fp16"])
+@pytest.fixture(params=["fp32", "fp16", "bf16"])
 def opened(tiny_bundle: Path, request: pytest.FixtureRequest) -> Sampler:
     return open_engine(tiny_bundle, "fused", request.param, batch=4)
 
@@ -82,7 +82,7 @@ def test_nearest_code_is_that_of_float64() -> None:
 # ---- the engine ----
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_it_passes_verification(
     tiny_bundle: Path, tiny_model: Model, precision: Precision, cuda_graph: bool

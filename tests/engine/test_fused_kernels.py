@@ -15,23 +15,23 @@ triton = pytest.importorskip("triton")
 
 CASES = Path(__file__).with_name("fused_kernels.py")
 TILE = {"ROWS": 32, "COLUMNS": 128}
-# kernel: types of its arguments, constants, and whether whole lines of memory are moved
+# kernel: types of its arguments (half: fp16 or bf16), constants, whether whole lines are moved
 COMPILED: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "_moments": ("*fp16 *fp32 i32 i32 i32 i32", TILE, True),
+    "_moments": ("*half *fp32 i32 i32 i32 i32", TILE, True),
     "_affine": (
-        "*fp32 *fp16 *fp16 *fp32 *fp32 i32 i32 i32 i32 i32 fp32 i32 i32 i32",
+        "*fp32 *half *half *fp32 *fp32 i32 i32 i32 i32 i32 fp32 i32 i32 i32",
         {"HAS_WEIGHT": True, "HAS_BEFORE": True, "PARTS": 32, "WIDTH": 4},
         False,
     ),
-    "_normalise": ("*fp16 *fp32 *fp16 i32 i32", {"SILU": True} | TILE, True),
-    "_add": ("*fp16 *fp16 *fp32 i32 i32 fp32", TILE, True),
+    "_normalise": ("*half *fp32 *half i32 i32", {"SILU": True} | TILE, True),
+    "_add": ("*half *half *fp32 i32 i32 fp32", TILE, True),
     "_nearest": (
         "*fp32 *fp32 *fp32 *i64 i32 i32",
         {"WIDTH": 3, "ROWS": 64, "COLUMNS": 64},
         False,
     ),
-    "_fir_up": ("*fp16 *fp16 i32 i32 i32", TILE, True),
-    "_fir_down": ("*fp16 *fp16 i32 i32 i32 i32 i32", {"STRIDE": 2, "PADDING": 1} | TILE, True),
+    "_fir_up": ("*half *half i32 i32 i32", TILE, True),
+    "_fir_down": ("*half *half i32 i32 i32 i32 i32", {"STRIDE": 2, "PADDING": 1} | TILE, True),
 }
 
 
@@ -42,14 +42,14 @@ def test_the_kernels_under_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("capability", "half"), [(80, "fp16"), (90, "fp16"), (90, "bf16")])
 @pytest.mark.parametrize("name", COMPILED)
 def test_kernels_compile_without_spilling_and_move_whole_lines(
-    name: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, capability: int, half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types, constants, moves_lines = COMPILED[name]
-    compiled = compile_for(capability, name, types.split(), constants)
+    compiled = compile_for(capability, name, types.replace("half", half).split(), constants)
     loads = re.findall(r"ld\.global\S*", compiled.asm["ptx"])
     assert loads
     if moves_lines:  # 16 bytes at once for each thread, of the images

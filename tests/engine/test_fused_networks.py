@@ -22,6 +22,7 @@ from engine.fused.networks import (
 from engine.fused.plain import PLAIN
 from engine.sampler import Sampler
 from engine.torch_engine import TorchBackend
+from export.graphs import Precision
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.networks.autoencoder import Decoder
@@ -198,30 +199,45 @@ def test_upsampling_is_one_transposed_convolution(model: Model) -> None:
     assert not [layer for layer in decoder.modules() if isinstance(layer, nn.Upsample)]
 
 
-# ---- fp16 ----
+# ---- fp16 and bf16 ----
 
 
-def test_fp16_makes_the_same_picture(model: Model) -> None:
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 40), ("bf16", 30)])
+def test_half_makes_the_same_picture(model: Model, precision: Precision, least: float) -> None:
     true = sampler(TorchBackend(model, "cpu"), model).run(*noise_of(model)).astype(int)
-    half = sampler(FusedBackend(model, "fp16"), model).run(*noise_of(model)).astype(int)
+    half = sampler(FusedBackend(model, precision), model).run(*noise_of(model)).astype(int)
     off = np.abs(half - true)
     assert off.max() > 0  # different arithmetic
     if model.preset.codec.kind == "kl":  # a code that flips is another picture
-        assert 10 * np.log10(255**2 / np.mean(off**2)) >= 40
+        assert 10 * np.log10(255**2 / np.mean(off**2)) >= least
 
 
-def test_fp16_is_for_products_and_float32_for_what_the_kernels_add(model: Model) -> None:
+@pytest.mark.usefixtures("_inference")
+def test_bf16_takes_values_that_fp16_cannot_hold(tiny_model: Model) -> None:
+    decoder = copy.deepcopy(tiny_model.autoencoder)
+    decoder.decoder.conv_in.weight.data *= 1e6  # the normalisations after it take that out again
+    latent = torch.from_numpy(noise_of(tiny_model)[0])
+    true, half, bf16 = (
+        in_precision(FusedImage(decoder, tiny_model.preset, PLAIN), dtype).decoder(latent)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    )
+    assert not half.isfinite().all()
+    assert relative(bf16.float(), true) < 0.05
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_is_for_products_and_float32_for_what_the_kernels_add(
+    model: Model, half: torch.dtype
+) -> None:
     networks = nn.ModuleList(
         [
-            in_precision(FusedStep(model.generator, model.preset, PLAIN), torch.float16),
-            in_precision(FusedImage(model.autoencoder, model.preset, PLAIN), torch.float16),
+            in_precision(FusedStep(model.generator, model.preset, PLAIN), half),
+            in_precision(FusedImage(model.autoencoder, model.preset, PLAIN), half),
         ]
     )
     for layer in networks.modules():
         wanted = (
-            torch.float16
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-            else torch.float32
+            half if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) else torch.float32
         )
         own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
         assert {tensor.dtype for tensor in own} <= {wanted}, layer

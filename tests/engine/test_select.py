@@ -72,6 +72,17 @@ def test_the_default_precision_is_one_that_the_bundle_has(machine) -> None:
     assert choose("fused", "auto", "fp16", ("fp32",)) == ("fused", "cuda", "fp16")
 
 
+def test_bf16_is_for_the_fused_engine_and_needs_no_graph(machine) -> None:
+    machine(trt=None, fused=None)
+    assert choose("auto", "auto", "bf16", ("fp32",)) == ("fused", "cuda", "bf16")
+    for engine, device in [("trt", "auto"), ("ort", "auto"), ("torch", "cuda"), ("auto", "cpu")]:
+        with pytest.raises(BadInput, match=r"^bf16 runs with --engine fused on --device cuda only"):
+            choose(engine, device, "bf16")
+    machine(trt=None, fused="no Triton")
+    with pytest.raises(LddganError, match=r"^fused on cuda: no Triton"):
+        choose("auto", "auto", "bf16")
+
+
 def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) -> None:
     machine(trt=None)
     assert choose("auto", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")

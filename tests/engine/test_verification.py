@@ -219,7 +219,7 @@ def test_ort_passes(request: pytest.FixtureRequest, kind: str) -> None:
 
 
 AGAIN = "export the bundle again, or use another --engine"
-FP32 = "use --precision fp32"
+FP32 = "use --precision fp32, or --engine fused --precision bf16"
 BROKEN = {
     WrongDecoder: ("fp32", "decoder difference in grey levels is 3, the limit is 1", AGAIN),
     VeryWrongDecoder: ("fp16", "image PSNR in dB is 34.", FP32),

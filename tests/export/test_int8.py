@@ -257,7 +257,7 @@ def test_a_refused_export_publishes_nothing(
     + [("ort", "cuda"), ("auto", "cuda")],
 )
 def test_other_engines_say_that_they_do_not_run_it(bundle: Path, engine: str, device: str) -> None:
-    with pytest.raises(BadInput, match=r"int8 graphs run with --engine .*ort on --device cpu only"):
+    with pytest.raises(BadInput, match=r"int8 runs with --engine .*ort on --device cpu only"):
         open_engine(bundle, engine, "int8", device)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from engine.sampler import Images, Made, Sampler, equal_parts
-from lddgan.errors import LddganError, OutOfMemory
+from lddgan.errors import OutOfMemory
 from lddgan.presets import Frozen
 from lddgan.progress import Log
 
@@ -187,26 +187,27 @@ def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
 def _eager_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
     """Marks after each stage of each chunk."""
     timer = side.timer
-    marks, images = [timer.mark()], []
+    marks, found = [timer.mark()], []
     for part in parts:
         after, made = _stages(side, seed, part)
-        images.append(_download(side.sampler, made))
+        found.append(_downloaded(side.sampler, made))
         marks += [*after, timer.mark()]
     spans = _spans(timer, marks)
     noise, generator, decoder, download = (sum(spans[stage::4]) for stage in range(4))
     end_to_end = timer.milliseconds(marks[0], marks[-1])
     whole = generator + decoder
-    return Trial(noise, generator, decoder, whole, download, end_to_end), np.concatenate(images)
+    images = _checked(side.sampler, found)
+    return Trial(noise, generator, decoder, whole, download, end_to_end), images
 
 
 def _fused_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
     """The one launch of each chunk, and after it the same steps launched one by one."""
     timer = side.timer
-    marks, images = [timer.mark()], []
+    marks, found = [timer.mark()], []
     for part in parts:
         made = side.sampler.make(seed, *part)
         marks.append(timer.mark())
-        images.append(_download(side.sampler, made))
+        found.append(_downloaded(side.sampler, made))
         marks.append(timer.mark())
     steps = [timer.mark()]
     for part in parts:
@@ -215,7 +216,8 @@ def _fused_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Image
     noise, generator, decoder = (sum(apart[stage::3]) for stage in range(3))
     whole, download = sum(spans[0::2]), sum(spans[1::2])
     end_to_end = timer.milliseconds(marks[0], marks[-1])
-    return Trial(noise, generator, decoder, whole, download, end_to_end), np.concatenate(images)
+    images = _checked(side.sampler, found)
+    return Trial(noise, generator, decoder, whole, download, end_to_end), images
 
 
 def _stages(side: Side, seed: int, part: Part) -> tuple[list[Any], Made]:
@@ -234,14 +236,14 @@ def _spans(timer: Timer, marks: Sequence[Any]) -> list[float]:
     return [timer.milliseconds(*pair) for pair in itertools.pairwise(marks)]
 
 
-def _download(sampler: Sampler, made: Made) -> Images:
-    backend = sampler.backend
-    if not np.isfinite(backend.download(made.x_0)).all():
-        raise LddganError(
-            f"{sampler.description} gave NaN or Inf, whose time means nothing; "
-            "use --precision fp32, or check the weights"
-        )
-    images: Images = backend.download(made.image)
+def _downloaded(sampler: Sampler, made: Made) -> Made:
+    return Made(*map(sampler.backend.download, made))
+
+
+def _checked(sampler: Sampler, parts: Sequence[Made]) -> Images:
+    """All images, when the clock has stopped. Raises LddganError for NaN: its time says nothing."""
+    x_0, images = map(np.concatenate, zip(*parts, strict=True))
+    sampler.check(x_0, images)
     return images
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.noise_ahead import NoiseAhead
+from export.compare import any_of_one_value
 from export.graphs import MAX_BATCH
 from export.stages import draw
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -130,16 +131,16 @@ class Sampler:
     ) -> Iterator[Images]:
         """Like `sample`, one array per batch, as they are made."""
         check_request(count, seed, first, batch)
-        batch = min(batch or self.chunk, count)
+        start = first
         with NoiseAhead(self.preset, seed, first + count) as noise:
             make = (
                 partial(self._make_drawn, noise)
                 if self.backend.draws_on_host
                 else partial(self.make, seed)
             )
-            for start in range(first, first + count, batch):
-                size = min(batch, first + count - start)
+            for size in batch_sizes(count, batch, self.chunk):
                 yield self._in_chunks(make, start, size)
+                start += size
 
     def run(self, x_T: Float32, z: Float32, noise: Float32) -> Images:
         """Images of given noise: x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w] -> [B,H,W,3].
@@ -207,13 +208,16 @@ class Sampler:
         """Latent x_0 [B,C,h,w] -> uint8 [B,H,W,3]."""
         return self.backend.decode(x_0)
 
-    def _checked(self, made: Made) -> Images:
-        """Download. Raises LddganError for NaN."""
-        if not np.isfinite(self.backend.download(made.x_0)).all():
+    def check(self, x_0: Float32, images: Images) -> None:
+        """Raise LddganError for NaN in latents [B,C,h,w] or images [B,H,W,3], on the host."""
+        if not np.isfinite(x_0).all():
             raise self._broken("NaN or Inf")
-        images: Images = self.backend.download(made.image)
-        if (images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))).any():
+        if any_of_one_value(images):
             raise self._broken("an image of one value, which is what NaN in the decoder becomes")
+
+    def _downloaded(self, made: Made) -> Images:
+        images: Images = self.backend.download(made.image)
+        self.check(self.backend.download(made.x_0), images)
         return images
 
     def _broken(self, what: str) -> LddganError:
@@ -227,15 +231,15 @@ class Sampler:
         while done < count:
             size = equal_parts(count - done, self.chunk)[0]
             try:
-                parts.append(self._checked(make(first + done, size)))
+                parts.append(self._downloaded(make(first + done, size)))
             except OutOfMemory as error:
-                if size == 1:
+                if size // 2 < self.backend.least:
                     raise
                 self.chunk = size // 2
                 self.log(f"{error}; going on with {self.chunk} images at once instead of {size}")
                 continue
             done += size
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _check_fits(self, count: int) -> None:
         if not 1 <= count <= self.chunk:
@@ -269,13 +273,20 @@ def default_chunk(preset: Preset, device: str) -> int:
     return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // max(elements, tokens**2)))
 
 
+def batch_sizes(count: int, batch: int | None, chunk: int) -> Iterator[int]:
+    """Sizes of batches of `count` images: `batch` each, or as large as a chunk but alike."""
+    if batch is None:
+        parts = -(-count // chunk)
+        return (-(-(count - part) // parts) for part in range(parts))
+    return (min(batch, count - start) for start in range(0, count, batch))
+
+
 def equal_parts(count: int, chunk: int) -> list[int]:
     """Sizes of the fewest parts of at most `chunk` images: equal, or with one image's difference.
 
     The largest come first.
     """
-    parts = -(-count // chunk)
-    return [-(-(count - part) // parts) for part in range(parts)]
+    return list(batch_sizes(count, None, chunk))
 
 
 def checked_chunk(chunk: int) -> int:

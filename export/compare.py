@@ -44,8 +44,14 @@ def psnr(a: Images, b: Images) -> float:
 
 def is_sound(x_0: Latents, images: Images) -> bool:
     """Whether latents are finite and no image is of one value, which is what NaN becomes."""
-    of_one_value = images.min(axis=(1, 2, 3)) == images.max(axis=(1, 2, 3))
-    return bool(np.isfinite(x_0).all()) and not of_one_value.any()
+    return bool(np.isfinite(x_0).all()) and not any_of_one_value(images)
+
+
+def any_of_one_value(images: Images) -> bool:
+    """Whether all values of an image are the same."""
+    spaced = images[:, ::8, ::8]  # a GPU waits meanwhile: images that differ here are done with
+    alike = images[spaced.min(axis=(1, 2, 3)) == spaced.max(axis=(1, 2, 3))]
+    return bool((alike.min(axis=(1, 2, 3)) == alike.max(axis=(1, 2, 3))).any())
 
 
 def _levels(a: Images, b: Images) -> NDArray[np.int16]:

@@ -32,6 +32,7 @@ class Scripted(Backend):
         self.name, self.clock, self.calls = name, clock, calls
         self.step_seconds, self.decode_seconds = step, decode
         self.poison = False
+        self.blank = False  # images of one value, as NaN in the decoder makes
 
     def upload(self, array: Any) -> Any:
         return array
@@ -47,7 +48,12 @@ class Scripted(Backend):
     def decode(self, x_0: Any) -> Any:
         self.clock.now += self.decode_seconds * len(x_0)
         self.calls.append((self.name, "decode", len(x_0)))
-        return np.zeros((len(x_0), 32, 32, 3), np.uint8)
+        return self.marked(np.zeros((len(x_0), 32, 32, 3), np.uint8))
+
+    def marked(self, images: Any) -> Any:
+        if not self.blank:
+            images[:, -1, -1] ^= 1
+        return images
 
 
 class Fused(Scripted):
@@ -78,7 +84,7 @@ class Fused(Scripted):
         x_0 = np.full((count, *preset.latent_shape), np.nan if self.poison else 0.5, np.float32)
         indices = np.arange(first, first + count).reshape(-1, 1, 1, 1)
         self.image[:count] = indices
-        return Made(x_0, self.image[:count])
+        return Made(x_0, self.marked(self.image[:count]))
 
 
 def side(backend: Scripted, preset: Preset, chunk: int) -> Side:

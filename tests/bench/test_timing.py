@@ -123,6 +123,14 @@ def test_nan_of_a_launch_is_an_error(clock: Clock) -> None:
         run_trial(side(backend, PRESET, chunk=3), seed=0, batch=1)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_nan_of_the_decoder_is_an_error(clock: Clock, fused: bool) -> None:
+    backend = Fused(clock, [], launch=0.005, download=0) if fused else fast(clock)
+    backend.blank = True
+    with pytest.raises(LddganError, match="gave an image of one value"):
+        run_trial(side(backend, PRESET, chunk=3), seed=0, batch=4)
+
+
 def test_too_little_memory_ends_the_trial_and_no_smaller_chunk_is_tried(clock: Clock) -> None:
     class Small(Fused):
         def run(self, program: Any, preset: Any, seed: int, first: int, count: int) -> Any:

@@ -58,6 +58,7 @@ def test_noise_is_that_of_each_image(
         for first, count in asked:
             for found, true in zip(ahead.take(first, count), alone(first, count), strict=True):
                 assert np.array_equal(found, true)
+        ahead.thread.shutdown()  # what is begun is drawn
         assert [(first, count) for thread, first, count in drawn if thread == "noise"] == in_thread
     assert not threads()
 

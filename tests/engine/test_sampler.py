@@ -228,6 +228,12 @@ def test_batches_are_streamed_and_chunked_with_the_noise_of_their_indices() -> N
         assert np.array_equal(noise, expected.noise[k])
 
 
+def test_without_a_batch_images_come_in_equal_parts_of_at_most_a_chunk() -> None:
+    sampler, backend = scripted(chunk=8)
+    assert [len(images) for images in sampler.stream(20)] == [7, 7, 6]
+    assert [size for what, size, _ in backend.calls if what == "decode"] == [7, 7, 6]
+
+
 def test_streams_of_noise_are_those_of_the_design() -> None:
     sampler, _ = scripted(chunk=3)
     inputs = sampler.inputs(seed=9, first=6, count=2)
@@ -358,9 +364,8 @@ def test_out_of_memory_halves_the_chunk_says_so_and_gives_the_same_images() -> N
     assert np.array_equal(sampler.sample(20, seed=4), plenty.sample(20, seed=4))
     assert sampler.chunk == 2
     assert said == [
-        "no memory for 16 images; going on with 8 images at once instead of 16",
-        "no memory for 8 images; going on with 4 images at once instead of 8",
-        "no memory for 4 images; going on with 2 images at once instead of 4",
+        "no memory for 10 images; going on with 5 images at once instead of 10",
+        "no memory for 5 images; going on with 2 images at once instead of 5",
     ]
 
 
@@ -368,6 +373,15 @@ def test_out_of_memory_for_one_image_is_an_error() -> None:
     sampler = Sampler(Small(0), TINY, random_weights=True, chunk=4, log=lambda _: None)
     with pytest.raises(OutOfMemory, match="no memory for 1 images"):
         sampler.sample(4)
+
+
+def test_no_fewer_images_are_tried_than_an_engine_takes() -> None:
+    backend, said = Small(3), []
+    backend.least = 4
+    sampler = Sampler(backend, TINY, random_weights=True, chunk=16, log=said.append)
+    with pytest.raises(OutOfMemory, match="no memory for 5 images"):
+        sampler.sample(20)
+    assert said == ["no memory for 10 images; going on with 5 images at once instead of 10"]
 
 
 def test_make_leaves_the_images_where_they_are_made(ort: Sampler) -> None:

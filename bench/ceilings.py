@@ -64,7 +64,7 @@ class Achieved(Frozen):
     generator_tflops: float
     decoder_tflops: float
     whole_tflops: float
-    matmul_share: float | None  # whole / ceiling of the matrix product
+    matmul_share: float | None  # whole / ceiling of the matrix product, if `comparable`
     # A lower bound: weights once per call, inputs and outputs of the graphs; no activation.
     bytes: int
     gb_per_second: float  # bytes / the whole's time
@@ -207,15 +207,21 @@ def achieved(
     decoder = 2 * batch * cost.decoder_macs
     moved = least_bytes(cost, preset, precision, batch, chunk)
     whole, rate = (generator + decoder) / times.whole / 1e9, moved / times.whole / 1e6
+    products = ceilings.matmul_tflops if ceilings and comparable(ceilings, precision) else None
     return Achieved(
         generator_tflops=generator / times.generator / 1e9,
         decoder_tflops=decoder / times.decoder / 1e9,
         whole_tflops=whole,
-        matmul_share=_share(whole, ceilings.matmul_tflops if ceilings else None),
+        matmul_share=_share(whole, products),
         bytes=moved,
         gb_per_second=rate,
         copy_share=_share(rate, ceilings.copy_gb_per_second if ceilings else None),
     )
+
+
+def comparable(ceilings: Ceilings, precision: Precision) -> bool:
+    """Whether rates of a precision can be held against ceilings: bf16 runs at the rate of fp16."""
+    return ceilings.precision == ("fp16" if precision == "bf16" else precision)
 
 
 def _share(rate: float, ceiling: float | None) -> float | None:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from pydantic import ConfigDict, TypeAdapter
 
 from bench.assemble import BUSY, agreement, gpu_notes, measured
-from bench.ceilings import Ceilings, Device, Roof, intensities, measure_ceilings, summary
+from bench.ceilings import (
+    Achieved,
+    Ceilings,
+    Device,
+    Roof,
+    comparable,
+    intensities,
+    measure_ceilings,
+    summary,
+)
 from bench.cost import Cost, Traffic, measure_cost, measure_traffic
 from bench.machine import Machine, commit, gpu, load, machine, torch_settings, versions
 from bench.report import ABSENT, hardware, number
@@ -34,6 +43,7 @@ from bench.timing import (
 from engine.driver import why_no_gpu
 from engine.select import DeviceName
 from export.bundle import Bundle
+from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.presets import Frozen, Preset
@@ -345,11 +355,9 @@ def cells(row: LadderRow) -> list[str]:
     times, reached = found.measured.times, found.measured.achieved
     rates = [ABSENT] * 4
     if reached is not None:
-        conv = row.site.ceilings.convolution_tflops
         rates = [
             number(reached.whole_tflops),
-            share(reached.matmul_share),
-            share(None if conv is None else reached.whole_tflops / conv),
+            *shares(row.site.ceilings, found.measured.precision, reached),
             number(reached.gb_per_second),
         ]
     return [
@@ -365,8 +373,14 @@ def cells(row: LadderRow) -> list[str]:
     ]
 
 
-def share(of_ceiling: float | None) -> str:
-    return ABSENT if of_ceiling is None else f"{of_ceiling:.0%}"
+def shares(ceilings: Ceilings, precision: Precision, reached: Achieved) -> list[str]:
+    """What is reached of the matrix product's rate and the convolution's, in one precision."""
+    return [
+        ABSENT
+        if ceiling is None or not comparable(ceilings, precision)
+        else f"{reached.whole_tflops / ceiling:.0%}"
+        for ceiling in (ceilings.matmul_tflops, ceilings.convolution_tflops)
+    ]
 
 
 def likeness(found: Agreement | None) -> str:

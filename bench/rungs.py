@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,10 @@ EXPORTED: Final[dict[Device, Precision]] = {"cpu": "fp32", "cuda": "fp16"}  # gr
 BUNDLED: Final[dict[Device, tuple[tuple[EngineName, Precision], ...]]] = {  # what users run
     "cpu": (("ort", "fp32"), ("openvino", "fp32"), ("ort", "int8"), ("openvino", "int8")),
     "cuda": (("ort", "fp16"), ("fused", "fp16"), ("trt", "fp16")),
+}
+PLAIN: Final[dict[Device, tuple[EngineName, ...]]] = {  # run exports without rewrites
+    "cpu": ("openvino", "ort"),  # ONNX Runtime last: the rungs that follow are its own
+    "cuda": ("trt", "ort"),
 }
 WHAT: Final[dict[str, str]] = {  # an engine is
     "ort": "ONNX Runtime",
@@ -91,15 +95,22 @@ class Workshop:
     def rewritten(self, rewrites: Sequence[str], engine: EngineName = "ort") -> Side:
         """An engine on graphs exported with some rewrites. They are not verified."""
         precision = EXPORTED[self.device]
-        folder = self.folder / str(len(rewrites))
-        folder.mkdir()
-        for which in ("generator", "decoder"):
-            os.link(self.graph(which, precision, rewrites), folder / graph_file(which, precision))
-        files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
-        sampler = open_engine(
-            Bundle(folder, files), engine, precision, self.device, batch=self.batch, log=self.log
-        )
-        shutil.rmtree(folder)  # the engine holds what it needs
+        names = ("generator", "decoder")
+        paths = {which: self.graph(which, precision, rewrites) for which in names}
+        # An open engine holds what it needs: graphs and TensorRT's plans go with the folder.
+        with tempfile.TemporaryDirectory(dir=self.folder) as made:
+            folder = Path(made)
+            for which, path in paths.items():
+                os.link(path, folder / graph_file(which, precision))
+            files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
+            sampler = open_engine(
+                Bundle(folder, files),
+                engine,
+                precision,
+                self.device,
+                batch=self.batch,
+                log=self.log,
+            )
         return Side(sampler, timer_of(sampler, self.device))
 
     def graph(self, which: str, precision: Precision, rewrites: Sequence[str]) -> Path:
@@ -191,7 +202,6 @@ def rewrite_rungs(shop: Workshop) -> list[Rung]:
 
     precision = EXPORTED[shop.device]
     taken, what = TAKES[precision], {rewrite.name: rewrite.what for rewrite in REWRITES}
-    plain: tuple[EngineName, ...] = ("openvino", "ort") if shop.device == "cpu" else ("ort",)
     return [
         *(
             Rung(
@@ -199,7 +209,7 @@ def rewrite_rungs(shop: Workshop) -> list[Rung]:
                 f"{WHAT[engine]} on the plain {precision} export",
                 partial(shop.rewritten, (), engine),
             )
-            for engine in plain
+            for engine in PLAIN[shop.device]
         ),
         *(
             Rung(f"+ {name}", what[name], partial(shop.rewritten, taken[: number + 1]))

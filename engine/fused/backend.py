@@ -20,10 +20,12 @@ from engine.cuda.tuning import (
 )
 from engine.fused.networks import FusedImage, FusedStep, in_precision
 from engine.fused.plain import PLAIN, Ops
+from engine.loading import one_line
 from engine.sampler import Backend, Inputs, Made, Program
 from engine.torch_engine import memory_named, where
 from export.graphs import Precision
 from lddgan.checkpoint import Model
+from lddgan.errors import LddganError
 from lddgan.presets import Preset
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {
@@ -52,6 +54,7 @@ class FusedBackend(Backend):
         self.torch_device = torch_device or torch.device("cpu")
         self.where = where("cpu", precision)
         self.chunks: dict[int, int] = {}  # of the decoder, by batch
+        self.errors = ops.errors
         with self.running():
             self.generator, self.decoder = (
                 in_precision(network, DTYPES[precision]).to(self.torch_device)
@@ -63,8 +66,8 @@ class FusedBackend(Backend):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """How everything of the engine runs. Raises OutOfMemory."""
-        with torch.inference_mode(), memory_named():
+        """How everything of the engine runs. Raises OutOfMemory or LddganError."""
+        with torch.inference_mode(), failures_named(self.errors), memory_named():
             yield
 
     def upload(self, array: NDArray[Any]) -> Tensor:
@@ -89,6 +92,26 @@ class FusedBackend(Backend):
     def decoder_chunk(self, batch: int) -> int:
         """Images that the decoder takes at once: what `tune` found, else the whole batch."""
         return self.chunks.get(batch, batch)
+
+
+@contextmanager
+def failures_named(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raises LddganError for an error of PyTorch, or one of `errors`."""
+    known: tuple[type[Exception], ...] = (RuntimeError, *errors)
+    try:
+        yield
+    except LddganError:
+        raise
+    except known as error:
+        raise LddganError(
+            f"the fused engine failed: {why(error)}; --engine torch runs without it"
+        ) from error
+
+
+def why(error: Exception) -> str:
+    """The cause in a line; errors of Triton have it apart from the source that they show."""
+    text = getattr(error, "error_message", None) or str(error)
+    return one_line(text.strip().partition("\n")[0]) or type(error).__name__
 
 
 class Captured(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from engine.cuda.device import handle_of, open_gpu
 from engine.cuda.noise_kernel import NoiseKernel
 from engine.cuda.stream import no_garbage_collection
 from export.graphs import Precision
+from lddgan.fp32 import exact_fp32
 
 T = TypeVar("T")
 CAPTURE: Final = "thread_local"  # what other threads do meanwhile is theirs
@@ -39,10 +40,10 @@ class TorchGpu:
 
         fp32 is computed without TF32.  Afterwards the settings are again what they were.
         """
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=True, allow_tf32=precision != "fp32"
-        )
-        with torch.cuda.stream(self.stream), flags:
+        exact = precision == "fp32"
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
+        whole = exact_fp32() if exact else nullcontext()
+        with torch.cuda.stream(self.stream), whole, flags:
             yield
 
     def capture(self, program: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:

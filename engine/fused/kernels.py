@@ -6,12 +6,14 @@ works on tiles of ROWS x COLUMNS.  engine/fused/plain.py says what the functions
 
 from __future__ import annotations
 
+from subprocess import CalledProcessError
 from typing import Final, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 from engine.fused.plain import Ops
 
@@ -355,4 +357,6 @@ def like(x: Tensor, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-TRITON: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down)
+# A kernel that does not compile or fit the GPU; a compiler that cannot build Triton's launcher.
+ERRORS: Final = (TritonError, CalledProcessError)
+TRITON: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down, ERRORS)

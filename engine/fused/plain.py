@@ -16,13 +16,14 @@ from lddgan.networks.layers import FirDown, FirUp
 
 
 class Ops(NamedTuple):
-    """One implementation of the five functions; those of this module say what they compute."""
+    """One implementation of five functions; those of this module say what they compute."""
 
     group_norm: Callable[..., Tensor]
     add_: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     nearest_code: Callable[[Tensor, Tensor], Tensor]
     fir_up: Callable[[Tensor], Tensor]
     fir_down: Callable[[Tensor, int, int], Tensor]
+    errors: tuple[type[Exception], ...] = ()  # that they raise, besides those of PyTorch
 
 
 def group_norm(

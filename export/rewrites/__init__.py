@@ -1,14 +1,14 @@
 """Exact rewrites before export: the same function in fewer or better suited operations.
 
-Each changes copies of the networks in place.  `REWRITES` is the list of them, in the order in which
-they are applied; `TAKES` says which graphs take which.
+Each changes copies of the networks in place.  `REWRITES` is the table of them, in the order in
+which they are applied, and says what takes each and why; `TAKES` has the lists.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
 from lddgan.presets import Preset
 
+TakenBy = Literal["fp32", "fp16", "int8", "fused"]  # graphs of a precision, and the engine `fused`
 Found = TypeVar("Found", bound=nn.Module)
 
 
@@ -50,6 +51,8 @@ class Rewrite(NamedTuple):
     apply: Callable[[Graphs], None]
     what: str
     changes: tuple[str, ...]  # the graphs; the other is left as it is
+    taken_by: tuple[TakenBy, ...]
+    why: str
 
 
 def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
@@ -109,7 +112,8 @@ def skip_first(graphs: Graphs) -> None:
         if isinstance(block, ResidualBlock) and isinstance(block.resample_skip, FirUp):
             conv = block.get_submodule("Conv_2")
             assert isinstance(conv, nn.Conv2d)
-            block.add_module("Conv_2", SkipFirst(conv, FirUp(conv.out_channels)))
+            up = FirUp(conv.out_channels).to(conv.weight.dtype)
+            block.add_module("Conv_2", SkipFirst(conv, up))
             block.resample_skip = nn.Identity()
 
 
@@ -164,6 +168,17 @@ def pays(conv: nn.Conv2d, size: int) -> bool:
     return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
 
 
+# What runs the graphs of a list.  A bundle has one for each precision, whatever runs it: where
+# OpenVINO and ONNX Runtime differ, OpenVINO, the default on CPUs, decides.
+SERVES: Final[dict[TakenBy, str]] = {
+    "fp32": "OpenVINO and ONNX Runtime on a CPU; any engine that is asked for fp32",
+    "fp16": "ONNX Runtime, TensorRT and TensorRT-RTX on a GPU",
+    "int8": "OpenVINO and ONNX Runtime on a CPU",
+    "fused": "the engine `fused`: no graph, but the same in engine/fused/networks.py",
+}
+IN_THE_NOISE: Final = "alone within the noise of the ladder"
+
+# Why: docs/performance.md has the measurements, all on a CPU; none was made on a GPU yet.
 # rescaled-weights looks for the convolutions that skip-first replaces, and that for the filters
 # that phased-fir replaces.
 REWRITES: Final = (
@@ -171,94 +186,101 @@ REWRITES: Final = (
         "transposed-upsampling",
         transposed_upsampling,
         "nearest x2 and its 3x3 convolution as one transposed convolution",
-        ("decoder",),
+        changes=("decoder",),
+        taken_by=("fp16", "fused"),
+        why="one operator, for GPUs; ONNX Runtime on a CPU takes 255 ms where phases take 99",
     ),
     Rewrite(
         "phased-upsampling",
         phased_upsampling,
         "the same as four 2x2 convolutions, one for each parity of row and column",
-        ("decoder",),
+        changes=("decoder",),
+        taken_by=("fp32", "int8"),
+        why="ONNX Runtime: 99 ms for 256 channels at 128² to 256², 170 as published",
     ),
     Rewrite(
         "codebook",
         codebook,
         "the codebook through the convolution that follows it, as a table",
-        ("decoder",),
+        changes=("decoder",),
+        taken_by=("fp32", "fp16", "int8", "fused"),
+        why="one convolution less; not timed, as lsun has no codebook",
     ),
     Rewrite(
         "rescaled-weights",
         rescaled_weights,
         "the factor 1/sqrt(2) of a residual sum in the weights of its two convolutions",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "fp16", "int8"),
+        why=f"one multiplication less; {IN_THE_NOISE}; the kernel of fused that adds also scales",
     ),
     Rewrite(
         "skip-first",
         skip_first,
         "the 1x1 convolution of a skip before its FIR upsampling",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "fp16", "int8", "fused"),
+        why=f"a quarter of its multiply-adds; {IN_THE_NOISE}",
     ),
     Rewrite(
         "phased-fir",
         phased_fir,
         "FIR upsampling as four 2x2 filters, without inserted zeros",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "int8"),
+        why=f"a quarter of its multiply-adds; {IN_THE_NOISE}; fp16: not tried; fused has a kernel",
     ),
     Rewrite(
         "attention-output",
         attention_output,
         "the projection after attention folded into that of its values",
-        ("generator", "decoder"),
+        changes=("generator", "decoder"),
+        taken_by=("fp32", "fp16", "int8"),
+        why=f"one matrix product less; {IN_THE_NOISE}; in fused not tried",
     ),
     Rewrite(
         "styles",
         styles,
         "all styles of the adaptive norms by one matrix product",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "fp16", "int8", "fused"),
+        why=f"one matrix product for dozens; {IN_THE_NOISE}",
     ),
     Rewrite(
         "step-table",
         step_table,
         "the time embedding and its projections as constants",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "fp16", "int8", "fused"),
+        why=f"a lookup for dozens of matrix products; {IN_THE_NOISE}",
     ),
     Rewrite(
         "bare-norms",
         bare_norms,
         "adaptive norms without scales of ones and shifts of zeros",
-        ("generator",),
+        changes=("generator",),
+        taken_by=("fp32", "fp16", "int8"),
+        why=f"two passes less; {IN_THE_NOISE}; the norm of fused never has them",
     ),
     Rewrite(
         "winograd",
         winograd,
         "3x3 convolutions by Winograd's F(4x4,3x3), where it pays",
-        ("generator", "decoder"),
+        changes=("generator", "decoder"),
+        taken_by=("fp32",),
+        why="OpenVINO: 28 ms instead of 54 (512 channels, 64²); its sums need more than 8 bits; "
+        "fp16: not tried",
     ),
 )
 
-# fp32 and int8 graphs are made for CPUs, fp16 graphs for GPUs.  docs/performance.md has the
-# measurements; what fp16 takes was not yet measured on a GPU.
-ON_CPUS: Final = (
-    "phased-upsampling",
-    "codebook",
-    "rescaled-weights",
-    "skip-first",
-    "phased-fir",
-    "attention-output",
-    "styles",
-    "step-table",
-    "bare-norms",
-)
+
+def names_taken_by(graphs: TakenBy) -> tuple[str, ...]:
+    """The rewrites of one list, in the order in which they are applied."""
+    return tuple(rewrite.name for rewrite in REWRITES if graphs in rewrite.taken_by)
+
+
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
-    "fp32": (*ON_CPUS, "winograd"),
-    "fp16": (
-        "transposed-upsampling",
-        "codebook",
-        "rescaled-weights",
-        "skip-first",
-        "attention-output",
-        "styles",
-        "step-table",
-        "bare-norms",
-    ),
-    "int8": ON_CPUS,  # Winograd's sums need more than 8 bits
+    "fp32": names_taken_by("fp32"),
+    "fp16": names_taken_by("fp16"),
+    "int8": names_taken_by("int8"),
 }

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from bench import rungs as rungs_module
-from bench.ceilings import Ceilings
+from bench.ceilings import Ceilings, Roof, StageMilliseconds, achieved
 from bench.cost import Cost, Traffic
 from bench.ladder import (
     COLUMNS,
@@ -37,8 +37,10 @@ from bench.row import kept_rows
 from bench.rungs import Rung, Workshop, changing, rungs_of
 from bench.timing import Plan, Side
 from cli import app
-from export.bundle import DIGITS, open_bundle
-from export.graphs import graph_specs
+from engine.sampler import Sampler
+from engine.trt.plans import store_folder
+from export.bundle import DIGITS, Bundle, open_bundle
+from export.graphs import Precision, graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
 from lddgan.checkpoint import Model, random_model
@@ -156,6 +158,21 @@ def test_rates_and_images_are_held_against_ceilings_and_baseline() -> None:
     assert cells(ort)[10] == "equal"
 
 
+def test_only_rungs_of_the_ceilings_precision_are_held_against_them() -> None:
+    more = climbed()[-1]
+    assert more.found is not None
+    measured = more.found.measured.model_copy(update={"precision": "int8"})
+    int8 = more.model_copy(update={"found": more.found.model_copy(update={"measured": measured})})
+    assert cells(int8)[7:9] == ["-", "-"] and cells(int8)[6] == cells(more)[6]
+    half = CEILINGS.model_copy(update={"precision": "fp16"})
+    shares = {
+        precision: achieved(Roof(PRESET, COST, half), precision, 4, 4, StageMilliseconds(1, 1, 2))
+        for precision in get_args(Precision)
+    }
+    assert [name for name, one in shares.items() if one and one.matmul_share] == ["fp16", "bf16"]
+    assert all(one and one.copy_share for one in shares.values())
+
+
 def test_each_rung_has_its_own_limit_and_one_turn_at_least() -> None:
     trials = [row.found.trials for row in climbed(limit=5.0) if row.found]
     assert trials == [1, 1, 1]  # a turn with the baseline takes 3.6 s at the least
@@ -234,7 +251,7 @@ def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
     ]
     rewrites = [f"+ {name}" for name in TAKES["fp16"]]
     engines = [f"{name} fp16, the bundle" for name in ("ort", "fused", "trt")]
-    assert names[5:] == ["ort, no rewrites", *rewrites, *engines]
+    assert names[5:] == ["trt, no rewrites", "ort, no rewrites", *rewrites, *engines]
 
 
 def snapshot(module: torch.nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
@@ -294,6 +311,42 @@ def test_what_cannot_be_exported_is_a_reason(
         LddganError, match=r"^the generator could not be exported: no such operator$"
     ):
         shop.rewritten(())
+
+
+def empty_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports that take no time: files of nothing."""
+    monkeypatch.setattr(rungs_module, "export_one", lambda *given: given[-1].touch())
+
+
+def test_a_rung_that_does_not_open_leaves_nothing_in_the_way(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise LddganError("no such engine here")
+
+    empty_graphs(monkeypatch)
+    monkeypatch.setattr(rungs_module, "open_engine", refuse)
+    for engine in rungs_module.PLAIN["cuda"]:
+        with pytest.raises(LddganError, match="no such engine here"):
+            shop.rewritten((), engine)
+    assert {path.suffix for path in shop.folder.iterdir()} == {".onnx"}
+
+
+def test_plans_of_a_plain_export_go_with_its_folder(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[Path] = []
+
+    def build(bundle: Bundle, *_: Any, **__: Any) -> Sampler:
+        stores.append(store_folder(bundle))
+        stores[0].mkdir()
+        (stores[0] / "decoder.plan").touch()
+        return side(Grey(0, "trt", Clock(), [], 0.0, 0.0), PRESET, chunk=4).sampler
+
+    empty_graphs(monkeypatch)
+    monkeypatch.setattr(rungs_module, "open_engine", build)
+    assert shop.rewritten((), "trt").sampler.backend.name == "trt"
+    assert shop.folder in stores[0].parents and not stores[0].exists()
 
 
 # ---- One real climb ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from engine.cuda.noise_kernel import checked_sizes
 from engine.cuda.tuning import MOST_GRAPHS, captured_size, fastest_chunk
-from engine.fused.backend import FusedBackend, FusedOnGpu
+from engine.fused.backend import FusedBackend, FusedOnGpu, why
 from engine.fused.gpu import TorchGpu, _Array
 from engine.fused.plain import PLAIN, Ops
 from engine.sampler import Made, Sampler
 from engine.select import open_engine
 from engine.verification import verify_engine
-from export.bundle import DIGITS
+from export.bundle import DIGITS, open_bundle
 from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, OutOfMemory
@@ -106,7 +107,7 @@ def open_on(gpu: PlayedGpu, model: Model, *, cuda_graph: bool = True) -> Sampler
 
         return call
 
-    ops = Ops(*map(on_stream, PLAIN))
+    ops = Ops(*map(on_stream, PLAIN[:-1]))  # all but the errors
     backend = FusedOnGpu(model, "fp32", ops, gpu, cuda_graph=cuda_graph)
     return Sampler(backend, model.preset, random_weights=True, chunk=100, log=lambda _: None)
 
@@ -227,17 +228,29 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> TorchGpu:
     return made
 
 
+@pytest.fixture
+def _products_in_tf32() -> Iterator[None]:
+    """Somebody's choice."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    yield
+    matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_products_in_tf32")
 def test_settings_are_the_engines_while_it_runs_and_as_before_after(bare: TorchGpu) -> None:
-    def settings() -> tuple[bool, bool, bool]:
-        cudnn: Any = torch.backends.cudnn
-        return cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32
+    def settings() -> tuple[bool, bool, bool, bool]:
+        backends: Any = torch.backends
+        cudnn = backends.cudnn
+        products = backends.cuda.matmul.allow_tf32
+        return cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, products
 
     before = settings()
     assert not before[1]
     with bare.active("fp16"):
-        assert settings() == (True, True, True)
+        assert settings() == (True, True, True, True)
     with bare.active("fp32"):
-        assert settings() == (True, True, False)
+        assert settings() == (True, True, False, False)
     assert settings() == before
 
 
@@ -300,7 +313,91 @@ def test_the_captured_size_that_serves(captured, count: int, least: int, size: i
     assert captured_size(captured, count, least) == size
 
 
+# ---- failures ----
+
+
+class NotCompiled(Exception):
+    """As Triton's: the message apart from the source."""
+
+    error_message = "NameError('tl')"
+
+    def __str__(self) -> str:
+        return "at 3:5:\ndef kernel(x):"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nmore"), "cuDNN error: .*FAILED"),
+        (NotCompiled(), r"NameError\('tl'\)"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_what_does_not_run_is_a_sentence(tiny_model: Model, error: Exception, cause: str) -> None:
+    with pytest.raises(LddganError, match=rf"^the fused engine failed: {cause}; --engine torch "):
+        failing(tiny_model, error).sample(1)
+
+
+def test_errors_that_have_a_name_keep_it(tiny_model: Model) -> None:
+    with pytest.raises(OutOfMemory, match=r"^PyTorch found too little memory"):
+        failing(tiny_model, torch.OutOfMemoryError("CUDA out of memory")).sample(1)
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours
+        failing(tiny_model, ZeroDivisionError()).sample(1)
+
+
+def failing(model: Model, error: Exception) -> Sampler:
+    """An engine one of whose kernels raises."""
+
+    def fail(*given: Any, **options: Any) -> Tensor:
+        raise error
+
+    ops = PLAIN._replace(group_norm=fail, errors=(NotCompiled,))
+    return Sampler(FusedBackend(model, "fp32", ops), model.preset, random_weights=True)
+
+
+def test_the_errors_of_triton_are_known() -> None:
+    pytest.importorskip("triton")
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    from engine.fused.kernels import TRITON
+
+    for known in (CompilationError, OutOfResources, PTXASError):
+        assert issubclass(known, TRITON.errors)
+    assert why(CompilationError("x = 1", ast.parse("x = 1").body[0], "no such name")) == (
+        "no such name"
+    )
+    assert why(OutOfResources(9, 8, "shared memory")).startswith("out of resource: shared memory")
+
+
 # ---- opening ----
+
+
+def test_the_decoder_is_tuned_for_the_parts_that_run(
+    gpu: PlayedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from engine.fused import opening
+
+    tuned: list[int] = []
+
+    def tune(_: FusedOnGpu, batch: int) -> int:
+        tuned.append(batch)
+        return batch
+
+    monkeypatch.setattr(FusedOnGpu, "tune", tune)
+    monkeypatch.setattr(opening, "TorchGpu", lambda stream: gpu)
+    monkeypatch.setattr(opening, "TRITON", PLAIN)
+    opening.open_fused(
+        open_bundle(DIGITS),
+        "fp32",
+        3,
+        batch=4,
+        cuda_graph=True,
+        stream=None,
+        log=lambda _: None,
+    )
+    assert tuned == [2]  # 4 images run as 2 and 2
 
 
 def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,10 @@ from engine.sampler import Sampler
 from engine.torch_engine import TorchBackend
 from export.graphs import Precision
 from export.modules import DecoderToImage, GeneratorStep
+from export.rewrites import names_taken_by
+from export.rewrites.generator import BareGroupNorm, StepTable, Styles
+from export.rewrites.upsampling import Phases
+from export.rewrites.winograd import WinogradConv
 from lddgan.checkpoint import Model
 from lddgan.networks.autoencoder import Decoder
 from lddgan.networks.layers import FirDown, FirUp
@@ -31,6 +35,7 @@ from lddgan.noise import sampler_noise
 from tests.conftest import TINY
 
 BATCH = 3
+FUNCTIONS = [name for name in PLAIN._fields if name != "errors"]
 
 
 @pytest.fixture(scope="module", params=["tiny_model", "tiny_vq_model"])
@@ -149,13 +154,13 @@ def test_no_norm_or_filter_of_pytorch_is_left(model: Model) -> None:
 
         return call
 
-    ops = type(PLAIN)(*(named(name, function) for name, function in PLAIN._asdict().items()))
+    ops = PLAIN._replace(**{name: named(name, getattr(PLAIN, name)) for name in FUNCTIONS})
     backend = FusedBackend(model, "fp32", ops)
     networks = nn.ModuleList([backend.generator, backend.decoder])
     assert not [layer for layer in networks.modules() if isinstance(layer, nn.GroupNorm)]
     sampler(backend, model).sample(1)
     is_vq = model.preset.codec.kind == "vq"
-    assert set(called) == {*PLAIN._fields} - (set() if is_vq else {"nearest_code"})
+    assert set(called) == {*FUNCTIONS} - (set() if is_vq else {"nearest_code"})
     calls = model.preset.steps
     assert called.count("fir_up") == 2 * calls  # of the block that enlarges: h and its skip
     assert called.count("fir_down") == 3 * calls  # and the pyramid
@@ -174,7 +179,7 @@ def test_every_image_between_convolutions_is_channels_last(model: Model, batch: 
         return call
 
     ops = PLAIN._replace(
-        **{name: checking(getattr(PLAIN, name)) for name in PLAIN._fields if name != "nearest_code"}
+        **{name: checking(getattr(PLAIN, name)) for name in FUNCTIONS if name != "nearest_code"}
     )
     images = sampler(FusedBackend(model, "fp32", ops), model).sample(batch, seed=1)
     assert images.std() > 10
@@ -190,6 +195,31 @@ def test_the_skip_is_convolved_where_it_is_smaller(model: Model) -> None:
     assert {type(fir) for fir, _ in resampled} == {FirUp, FirDown}
     for fir, first in resampled:
         assert isinstance(first, nn.Conv2d) == isinstance(fir, FirUp)
+
+
+def test_it_takes_the_rewrites_that_their_table_says(model: Model) -> None:
+    kinds = {
+        "transposed-upsampling": nn.ConvTranspose2d,
+        "phased-upsampling": Phases,
+        "phased-fir": Phases,
+        "codebook": Lookup,
+        "styles": Styles,
+        "step-table": StepTable,
+        "bare-norms": BareGroupNorm,
+        "winograd": WinogradConv,
+    }
+    networks = nn.ModuleList(
+        [
+            FusedStep(model.generator, model.preset, PLAIN),
+            FusedImage(model.autoencoder, model.preset, PLAIN),
+        ]
+    )
+    layers = list(networks.modules())
+    taken = {name for name, kind in kinds.items() if any(isinstance(one, kind) for one in layers)}
+    listed = set(names_taken_by("fused")) - (
+        {"codebook"} if model.preset.codec.kind == "kl" else set()
+    )
+    assert taken == listed - {"skip-first"}, "skip-first has the test before"
 
 
 def test_upsampling_is_one_transposed_convolution(model: Model) -> None:

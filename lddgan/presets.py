@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     model_validator,
 )
@@ -22,6 +21,8 @@ from lddgan.errors import BadInput
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Beta = Annotated[float, Field(gt=0, le=100)]  # beyond, float32 keeps nothing of x_0
 Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 
@@ -81,14 +82,14 @@ class Training(Frozen):
     batch: Count
     epochs: Count
     ema_decay: Share
-    r1_gamma: NonNegativeFloat
+    r1_gamma: Weight
     r1_every: Count  # lazy regularisation: R1 every so many steps
     reconstruction: bool  # add lambda |x_0 - x_0'|_1
     # Weighted Learning: phi runs from -delta to +delta (equation 9); None: lambda stays 1
-    delta: NonNegativeFloat | None = 6.0
+    delta: Weight | None = 6.0
     flip: bool = True  # half of the images are mirrored
     betas: tuple[Share, Share] = (0.5, 0.9)  # Adam
-    lr_min: NonNegativeFloat | None = None  # None: constant rates; else cosine decay down to this
+    lr_min: Weight | None = None  # None: constant rates; else cosine decay down to this
 
 
 class CodecTraining(Frozen):
@@ -98,12 +99,12 @@ class CodecTraining(Frozen):
     batch: Count
     epochs: Count
     betas: tuple[Share, Share] = (0.9, 0.999)  # Adam
-    lr_min: NonNegativeFloat | None = None  # None: constant rate; else cosine decay down to this
-    kl_weight: NonNegativeFloat = 1e-6
-    perceptual_weight: NonNegativeFloat = 1.0  # of LPIPS, beside L1
-    disc_weight: NonNegativeFloat = 0.5  # of the patch discriminator, on top of the adaptive weight
+    lr_min: Weight | None = None  # None: constant rate; else cosine decay down to this
+    kl_weight: Weight = 1e-6
+    perceptual_weight: Weight = 1.0  # of LPIPS, beside L1
+    disc_weight: Weight = 0.5  # of the patch discriminator, on top of the adaptive weight
     disc_start: NonNegativeInt = 50_000  # step from which it takes part
-    commitment: NonNegativeFloat = 0.25  # beta of VQ-VAE
+    commitment: Weight = 0.25  # beta of VQ-VAE
     # share of the latents that the scale factor brings into [-1,1]
     covered: Annotated[float, Field(gt=0, le=1)] = 1.0
 
@@ -136,8 +137,8 @@ class Preset(Frozen):
     training: Training
     codec_training: CodecTraining | None = None
     paper: Paper | None = None
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Beta = 0.1
+    beta_max: Beta = 20.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
@@ -146,6 +147,8 @@ class Preset(Frozen):
                 f"image_size {self.image_size} is not latent_size {self.latent_size} x "
                 f"{self.downsampling} (the codec's factor)"
             )
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
             raise ValueError(f"steps {self.steps} is outside 2..8")
         if self.codec.kind == "vq" and self.codec.codes < 1:

@@ -57,6 +57,14 @@ class Meter:
         """Steps (or images) per second since the start."""
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
 
+    @property
+    def speed(self) -> str:
+        """The rate in words; of what takes long, how long."""
+        rate = self.rate
+        if 0 < rate < 1:
+            return f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
+        return f"{rate:.1f} {self.unit}/s"
+
     def advance(self, count: int) -> None:
         """`count` more are done."""
         self.show(self.done + count, {})
@@ -75,7 +83,7 @@ class Meter:
         text = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         if self.bar is not None and self.task is not None:
             self.bar.update(
-                self.task, completed=done, total=self.total, losses=f"{text} {self.rate:.1f}/s"
+                self.task, completed=done, total=self.total, losses=f"{text} {self.speed}"
             )
             return
         now = time.monotonic()
@@ -83,8 +91,8 @@ class Meter:
             self.shown = now
             left = (self.total - done) / self.rate if self.rate else 0.0
             self.log(
-                f"{self.stage}: {done}/{self.total} {self.unit}  {text}  {self.rate:.1f} "
-                f"{self.unit}/s, {left // 60:.0f} min {left % 60:02.0f} s left"
+                f"{self.stage}: {done}/{self.total} {self.unit}  {text}  {self.speed}, "
+                f"{left // 60:.0f} min {left % 60:02.0f} s left"
             )
 
 

@@ -39,7 +39,7 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
 def names(preset: Preset) -> list[str]:
     """What can be set."""
     found = []
-    for section, value in preset.model_dump(exclude={"paper"}).items():
+    for section, value in preset.model_dump(exclude={"name", "paper"}).items():
         leaves = [f"{section}.{leaf}" for leaf in value] if isinstance(value, dict) else [section]
         found += leaves
     return found

@@ -18,6 +18,7 @@ from lddgan.data.images import ImageFiles
 from lddgan.data.opening import open_source
 from lddgan.presets import Preset
 from lddgan.progress import Log
+from lddgan.training.gan import STAGE
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings
 
@@ -53,7 +54,7 @@ def measure_pipeline(
     settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
     first = max(1, workers)  # they come while the workers start, one from each
     with joined(device) as ranks:
-        feed = settings.feed(images, ranks, size, preset.training.flip)
+        feed = settings.feed(images, ranks, size, STAGE.group, preset.training.flip)
         flow = count(feed.batches(0, first + trials), first, max_seconds)
     cut = f"{flow.batches} of {trials} batches: more do not fit in {seconds(max_seconds)}"
     again = (

@@ -35,6 +35,19 @@ class BadImage(Exception):
     """Why an image cannot be trained on, in words that follow its name."""
 
 
+def has_header(data: bytes) -> bool:
+    """Whether bytes begin as an image that Pillow knows, readable as a whole or not."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        return True
+    except UNREADABLE:
+        return False
+    return True
+
+
 def decode(data: bytes) -> Pixels:
     """An encoded RGB image -> [H,W,3]. Raises BadImage."""
     if not data:

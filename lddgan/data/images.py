@@ -13,7 +13,7 @@ from lddgan.data.decode import BadImage, Pixels, fit
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
-MOST_TRIED: Final = 100  # images in a row that may be bad
+MOST_TRIED: Final = 10_000  # images in a row that may be bad; they are read in seconds
 
 
 class Read(NamedTuple):
@@ -53,25 +53,31 @@ class ImageFiles:
 
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
+        self.bad: dict[int, str] = {}  # what is wrong with those that were found to be
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
-        """Images by index, uint8. Raises BadInput if MOST_TRIED in a row are bad."""
+        """Images by index, uint8. Raises BadInput if all are bad, or MOST_TRIED in a row."""
         bad: list[str] = []
         pixels = np.stack([self._good(number, bad) for number in index])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         return Read(flipped(images, mirrored), bad)
 
     def _good(self, number: int, bad: list[str]) -> Pixels:
-        for tried in range(MOST_TRIED):
+        """[size,size,3] of an image or the next good one; `bad` gets what is wrong before it."""
+        most = min(len(self.source), MOST_TRIED)
+        for tried in range(most):
             at = (number + tried) % len(self.source)
-            try:
-                return fit(self.source.read(at), self.size)
-            except BadImage as error:
-                bad.append(f"{self.source.name(at)} {error}")
-        raise BadInput(f"{MOST_TRIED} images in a row are bad, the last: {bad[-1]}")
+            if at not in self.bad:
+                try:
+                    return fit(self.source.read(at), self.size)
+                except BadImage as error:
+                    self.bad[at] = f"{self.source.name(at)} {error}"
+            bad.append(self.bad[at])
+        which = f"all {most:,} images" if most == len(self.source) else f"{most:,} images in a row"
+        raise BadInput(f"{which} are bad, the last: {bad[-1]}")
 
 
 def flipped(images: Tensor, mirrored: Sequence[bool]) -> Tensor:

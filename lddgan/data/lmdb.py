@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lddgan.data.decode import BadImage, Pixels, decode
+from lddgan.data.decode import BadImage, Pixels, decode, has_header
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 
 FILE = "data.mdb"  # in a folder that is an LMDB
 ENCODED = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6")  # beginnings
+MAGIC = struct.pack("=I", 0xBEEFC0DE)  # in the first page of an LMDB, behind the page's header
+HEADER = 16  # bytes
 
 
 class Lmdb(Source):
     """Encoded images under any keys, in their order, or raw RGB of square images.
 
-    Raises BadInput for a file that is cut short: reading it would end the process.
+    Raises BadInput for a file that is cut short (reading it would end the process), is damaged,
+    or is empty, and for keys 0, 1, 2, ... of which some are missing.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with opened(path, open_environment).begin() as transaction:
-            self.keys = list(transaction.cursor().iternext(values=False))
+        self.keys = list_keys(path)
+        check_keys(path, self.keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -35,17 +41,63 @@ class Lmdb(Source):
         return f"key {self.keys[index].decode(errors='backslashreplace')} in {self.path}"
 
     def read(self, index: int) -> Pixels:
-        with opened(self.path, open_environment).begin() as transaction:
-            data = transaction.get(self.keys[index])
+        environment = opened(self.path, open_environment)
+        import lmdb
+
+        try:
+            with environment.begin() as transaction:
+                data = transaction.get(self.keys[index])
+        except lmdb.Error as error:
+            raise BadImage(f"cannot be read ({error})") from error
         if data is None:
             raise BadImage("is missing")
-        return decode(data) if data.startswith(ENCODED) else raw(data)
+        return pixels_of(data)
 
 
-def raw(data: bytes) -> Pixels:
-    """Bytes of a square RGB image, row by row -> [S,S,3]. Raises BadImage."""
+def is_lmdb(file: Path) -> bool:
+    """Whether a file begins as an LMDB."""
+    with file.open("rb") as stream:
+        return stream.read(HEADER + len(MAGIC))[HEADER:] == MAGIC
+
+
+def list_keys(path: Path) -> list[bytes]:
+    """All keys of an LMDB, in their order. Raises BadInput if it is damaged."""
+    environment = opened(path, open_environment)
+    import lmdb
+
+    try:
+        with environment.begin() as transaction:
+            return list(transaction.cursor().iternext(values=False))
+    except lmdb.Error as error:
+        raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
+
+
+def check_keys(path: Path, keys: Sequence[bytes]) -> None:
+    """Raises BadInput if there are no keys, or if they are numbers from 0 with gaps."""
+    if not keys:
+        raise BadInput(f"{path} is an LMDB without entries")
+    if not all(key.isdigit() for key in keys):
+        return
+    numbers = {int(key) for key in keys}
+    missing = max(numbers) + 1 - len(numbers)
+    if 0 in numbers and missing:
+        first = next(number for number in count() if number not in numbers)
+        raise BadInput(
+            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing, "
+            f"the first {first}; copy or download it again"
+        )
+
+
+def pixels_of(data: bytes) -> Pixels:
+    """An encoded image, or the bytes of a square RGB image row by row -> [H,W,3]. Raises BadImage.
+
+    The first pixel of the latter may have the values with which the former begin.
+    """
     side = math.isqrt(len(data) // 3)
-    if not data or 3 * side**2 != len(data):
+    is_square = 0 < len(data) == 3 * side**2
+    if data.startswith(ENCODED) and (not is_square or has_header(data)):
+        return decode(data)
+    if not is_square:
         raise BadImage(f"is neither an encoded image nor raw square RGB ({len(data)} bytes)")
     return np.frombuffer(data, np.uint8).reshape(side, side, 3)
 

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from lddgan.data.cifar import FOLDERS, Cifar10, is_cifar10
-from lddgan.data.lmdb import FILE, Lmdb
+from lddgan.data.lmdb import FILE, Lmdb, is_lmdb
 from lddgan.data.sources import SUFFIXES, Folder, Source, Zip
 from lddgan.errors import BadInput
 
@@ -32,7 +32,7 @@ def _folder(path: Path) -> Source:
 
 
 def _file(path: Path) -> Source:
-    if path.suffix == Path(FILE).suffix:
+    if path.suffix == Path(FILE).suffix or is_lmdb(path):
         return Lmdb(path)
     if path.suffix == ".zip" or zipfile.is_zipfile(path):
         return Zip(path)

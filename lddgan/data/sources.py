@@ -102,13 +102,7 @@ class Zip(Source):
     def read(self, index: int) -> Pixels:
         try:
             data = opened(self.path, open_zip).read(self.names[index])
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
+        except NOT_UNPACKED as error:
             raise BadImage(f"cannot be unpacked ({error})") from error
         return decode(data)
 

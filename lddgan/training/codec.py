@@ -7,6 +7,7 @@ share is weighed by gradients (VQGAN, arXiv 2012.09841; latent diffusion, arXiv 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from lddgan.checkpoint import (
     digest_of,
     save_checkpoint,
 )
+from lddgan.data.feed import OnBad
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
@@ -35,7 +37,7 @@ from lddgan.training.codec_losses import (
     vq_losses,
 )
 from lddgan.training.latents import draw_latent
-from lddgan.training.loop import Losses, Stage, Work, checked, run_steps
+from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
 from lddgan.training.losses import kl_divergence, widened
 from lddgan.training.perceptual import load_perceptual
 from lddgan.training.ranks import Ranks, joined
@@ -43,7 +45,9 @@ from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE, unfi
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
-STAGE: Final = Stage(0, "autoencoder")
+STAGE: Final = Stage(
+    0, "autoencoder", group=1, remedy="--set codec_training.batch=N takes fewer images at once"
+)
 ENCODE_BATCH: Final = 64
 MEASURED: Final = 10_000  # images at most that the scale factor is measured on
 PATCH_LEAST: Final = 24  # side of the images that the patch discriminator can see
@@ -64,7 +68,7 @@ class Codec:
     ) -> None:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.perceptual = perceptual
-        self.rows = settings.rows(ranks, cfg.batch).to(ranks.device)
+        self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
         self.autoencoder = Autoencoder(preset).to(ranks.device, **settings.layout())
         self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
         ranks.broadcast([*self.autoencoder.parameters(), *self.critic.parameters()])
@@ -110,6 +114,7 @@ class Codec:
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         self.ranks.average_gradients(network.parameters())
+        refuse_infinite(network.parameters())
         optimizer.step()
         return values
 
@@ -189,15 +194,20 @@ def train_autoencoder(
     check_size(preset.image_size, cfg)
     unfinished(settings, AUTOENCODER_FILE, AUTOENCODER_STATE)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
-        settings = settings.quiet_unless_first(ranks)
         total = settings.total(len(images), cfg.batch, cfg.epochs)
         if total == 0 and start is None:
             raise BadInput("no step at all makes no autoencoder; give one to begin with")
+        feed = settings.feed(images, ranks, cfg.batch, STAGE.group, preset.training.flip)
+        settings = settings.quiet_unless_first(ranks)  # but for what it skips
+        if cfg.disc_weight and cfg.disc_start >= total > 0:
+            settings.log(
+                f"no patch discriminator: it takes part from step {cfg.disc_start:,} on "
+                f"(codec_training.disc_start), and this run has {total:,}"
+            )
         origin = digest_of(start) if start else "none"
-        run = settings.run(preset, len(images), total) | {"autoencoder to begin with": origin}
+        run = settings.run(preset, images, total) | {"autoencoder to begin with": origin}
         path = settings.out / AUTOENCODER_STATE
         keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
-        feed = settings.feed(images, ranks, cfg.batch, preset.training.flip)
         is_judged = cfg.perceptual_weight > 0 and total > 0
         perceptual = load_perceptual(vgg, ranks.device) if is_judged else None
         seed_step(settings.seed, STAGE.number, total)  # the initial weights
@@ -215,7 +225,9 @@ def train_autoencoder(
 
         run_steps(STAGE, Work(step, codec.state, picture), feed, keeper, settings, ranks, total)
         codec.autoencoder.eval().requires_grad_(False)
-        scale = measure_scale_factor(codec.autoencoder, images, cfg.covered, ranks.device)
+        scale = measure_scale_factor(
+            codec.autoencoder, images, cfg.covered, ranks.device, settings.on_bad
+        )
         trained = build_first_stage(
             preset.model_copy(update={"scale_factor": scale}),
             on_cpu(codec.autoencoder),
@@ -260,17 +272,22 @@ def training_of(preset: Preset) -> CodecTraining:
 
 @torch.no_grad()
 def measure_scale_factor(
-    autoencoder: Autoencoder, images: Images, covered: float, device: torch.device
+    autoencoder: Autoencoder, images: Images, covered: float, device: torch.device, on_bad: OnBad
 ) -> float:
-    """The number that brings the share `covered` of the latents of the first images into [-1,1].
+    """The number that brings the share `covered` of the latents of the images into [-1,1].
 
     The wider latents are within [-1,1], the less of them the noise of the first steps hides; what
-    lies outside is clamped in the generator's training.
+    lies outside is clamped in the generator's training.  Raises BadInput for a bad image, unless
+    such are skipped.
     """
     count = min(len(images), MEASURED)
+    index = [number * len(images) // count for number in range(count)]
     sizes = []
     for first in range(0, count, ENCODE_BATCH):
-        image = some(images, range(first, min(first + ENCODE_BATCH, count)), device)
+        read = images.read(*unmirrored(index[first : first + ENCODE_BATCH]))
+        if read.bad and on_bad == "stop":
+            raise BadInput(f"{read.bad[0]}; leave it out, or train with --on-bad skip")
+        image = to_float(read.values).to(device)
         sizes.append(autoencoder.encode(image).abs().flatten().cpu())
     size = torch.cat(sizes)
     return float(size.kthvalue(math.ceil(covered * len(size))).values)
@@ -281,13 +298,14 @@ def reconstructions(
     autoencoder: Autoencoder, images: Images, device: torch.device
 ) -> NDArray[np.uint8]:
     """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
-    image = some(images, range(0, len(images), -(-len(images) // PICTURES)), device)
+    index = range(0, len(images), -(-len(images) // PICTURES))
+    image = to_float(images.read(*unmirrored(index)).values).to(device)
     was_training = autoencoder.training
     decoded = autoencoder.eval().decode(autoencoder.encode(image))
     autoencoder.train(was_training)
     return to_pixels(torch.stack([image, decoded], dim=1).flatten(0, 1))
 
 
-def some(images: Images, index: range, device: torch.device) -> Tensor:
-    """Images by index, float32 [B,3,H,W] in [-1,1]."""
-    return to_float(images.read(index, [False] * len(index)).values).to(device)
+def unmirrored(index: Sequence[int]) -> tuple[Sequence[int], list[bool]]:
+    """What to read: images by index, none of them mirrored."""
+    return index, [False] * len(index)

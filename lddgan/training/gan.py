@@ -21,9 +21,9 @@ from lddgan.errors import BadInput
 from lddgan.networks.discriminator import Discriminator
 from lddgan.networks.generator import Generator
 from lddgan.noise import sampler_noise
-from lddgan.presets import Preset
+from lddgan.presets import GROUP, Preset
 from lddgan.training.latents import StoredLatents, draw_latent, encode_moments
-from lddgan.training.loop import Losses, Stage, Work, checked, run_steps
+from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
@@ -37,7 +37,12 @@ from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, keep_first_s
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
-STAGE: Final = Stage(1, "generator")
+STAGE: Final = Stage(
+    1,
+    "generator",
+    group=GROUP,
+    remedy="--accumulate 2 computes a batch in two parts, --set training.batch=N is a smaller one",
+)
 PICTURES: Final = 16  # images of a grid
 
 
@@ -69,7 +74,7 @@ class Gan:
     def __init__(self, preset: Preset, settings: Settings, ranks: Ranks) -> None:
         cfg = preset.training
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
-        self.rows = settings.rows(ranks, cfg.batch).to(ranks.device)
+        self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
         self.coefficients = posterior(preset)
         self.generator = Generator(preset).to(ranks.device, **settings.layout())
         self.discriminator = Discriminator(preset).to(ranks.device, **settings.layout())
@@ -145,6 +150,7 @@ class Gan:
             means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
         values = checked(means, self.ranks)
         self.ranks.average_gradients(network.parameters())
+        refuse_infinite(network.parameters())
         optimizer.step()
         return values
 
@@ -210,13 +216,15 @@ def train_generator(
     check_codec(preset, first_stage.preset)
     check_latents(preset, images)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
-        settings = settings.quiet_unless_first(ranks)
         cfg = preset.training
         total = settings.total(len(images), cfg.batch, cfg.epochs)
-        run = settings.run(preset, len(images), total) | {"autoencoder": digest_of(first_stage)}
+        if total == 0:
+            raise BadInput("no step at all makes no generator")
+        feed = settings.feed(images, ranks, cfg.batch, STAGE.group, cfg.flip)
+        settings = settings.quiet_unless_first(ranks)  # but for what it skips
+        run = settings.run(preset, images, total) | {"autoencoder": digest_of(first_stage)}
         path = settings.out / GENERATOR_STATE
         keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
-        feed = settings.feed(images, ranks, cfg.batch, cfg.flip)
         if ranks.is_first:
             keep_first_stage(settings.out, first_stage)
         seed_step(settings.seed, STAGE.number, total)  # the initial weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from types import FrameType, TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lddgan.data.feed import Feed
-from lddgan.errors import LddganError, Stopped
+from lddgan.errors import LddganError, OutOfMemory, Stopped
 from lddgan.progress import Meter
 from lddgan.training.diary import Diary
 from lddgan.training.ranks import Ranks
@@ -35,6 +35,8 @@ class Stage(NamedTuple):
 
     number: int  # of the seeds
     name: str
+    group: int  # images of a batch that cannot be parted
+    remedy: str  # for too little memory
 
 
 class Work(NamedTuple):
@@ -46,7 +48,7 @@ class Work(NamedTuple):
 
 
 class NotFinite(Exception):
-    """A loss that is NaN or infinite; no weight has been changed by it."""
+    """A loss or a gradient that is NaN or infinite; no weight has been changed by it."""
 
 
 def run_steps(
@@ -61,7 +63,7 @@ def run_steps(
     """Make the steps of a stage that are left of `total`.
 
     Raises Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch where a
-    loss is not finite.
+    loss or a gradient is not finite; OutOfMemory.
     """
     first = keeper.first
     with (
@@ -80,6 +82,10 @@ def run_steps(
                     f"{batch_in_words(feed, number)}; lower the learning rate or check the images; "
                     + last_good(keeper)
                 ) from error
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory(
+                    f"the GPU has too little memory to train the {stage.name}; {stage.remedy}"
+                ) from error
             done = number + 1
             meter.show(done, losses)
             diary.note(number, losses)
@@ -93,8 +99,9 @@ def run_steps(
                     f"stopped after step {done:,} of {total:,}; go on with --resume", stop.asked
                 )
         diary.finish()
-    if feed.bad:
-        settings.log(f"{stage.name}: {len(feed.bad)} bad images were skipped")
+    bad = ranks.union(feed.bad)
+    if bad:
+        settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
 
 
 def is_picture_due(done: int, total: int) -> bool:
@@ -126,6 +133,14 @@ def checked(losses: Mapping[str, Tensor], ranks: Ranks) -> Losses:
         if not math.isfinite(value):
             raise NotFinite(f"its loss {name} is {value}")
     return values
+
+
+def refuse_infinite(parameters: Iterable[nn.Parameter]) -> None:
+    """Raise NotFinite for a gradient that is: where each process has the mean, on every one."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    size = float(nn.utils.get_total_norm(gradients))
+    if not math.isfinite(size):
+        raise NotFinite(f"its gradient is {size}")
 
 
 class StopSignals:

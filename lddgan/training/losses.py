@@ -46,7 +46,7 @@ def reconstruction_weight(progress: float, delta: float | None) -> float:
     if delta is None:
         return 1.0
     phi = (2 * progress - 1) * delta
-    return 1 / (1 + math.exp(phi))
+    return (1 - math.tanh(phi / 2)) / 2  # the same, and no exp that overflows
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -47,13 +47,23 @@ class Ranks(NamedTuple):
             return here
         return bool(self.mean(torch.tensor(float(here), device=self.device)))
 
+    def union(self, here: set[str]) -> set[str]:
+        """What one of the processes at least has."""
+        if self.world == 1:
+            return here
+        found: list[set[str] | None] = [None] * self.world
+        distributed.all_gather_object(found, here)
+        return set().union(*(one for one in found if one is not None))
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over all processes."""
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.mean(nn.utils.parameters_to_vector(gradients))
-        nn.utils.vector_to_parameters(flat, gradients)
+        flat = self.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view(gradient.shape))  # which may lie channels-last
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""
@@ -77,13 +87,19 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
     device None: a CUDA GPU of its own for each process if there are any, the CPU otherwise.
     Within another `joined` the processes stay joined: so two trainings follow one another.
-    Raises BadInput if there is no GPU, or a machine has fewer than processes.
+    Raises BadInput if there is no GPU, or a machine has fewer than processes, or another program
+    than `torchrun` has started them.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = kind_of(device)
     if world == 1:
         yield Ranks(0, 1, torch.device(kind))
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise BadInput(
+            "WORLD_SIZE is set and LOCAL_RANK is not: start the processes with torchrun, or unset "
+            "WORLD_SIZE"
+        )
     local = int(os.environ["LOCAL_RANK"])
     if kind == "cuda":
         if local >= torch.cuda.device_count():
@@ -103,18 +119,20 @@ def joined(device: str | None) -> Iterator[Ranks]:
             distributed.destroy_process_group()
 
 
-def rows_of(part: int, parts: int, batch: int) -> Tensor:
+def rows_of(part: int, parts: int, batch: int, group: int = GROUP) -> Tensor:
     """The rows of a batch that form one of its equal parts, int64 [batch/parts].
 
     Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part is made
     of whole groups, in the order in which the discriminator, seeing that part alone, puts them
-    together again.  Raises BadInput if the parts are not equal or not multiples of GROUP.
+    together again.  Where there is no such deviation, `group` is 1.  Raises BadInput if the parts
+    are not equal or not multiples of `group`.
     """
     if parts == 1:
         return torch.arange(batch)
-    if batch % (GROUP * parts):
+    if batch % (group * parts):
+        kind = f"parts of whole groups of {group}" if group > 1 else "equal parts"
         raise BadInput(
-            f"a batch of {batch} cannot be cut into {parts} parts of whole groups of {GROUP}; "
-            f"choose a multiple of {GROUP * parts}, or fewer processes"
+            f"a batch of {batch} cannot be cut into {parts} {kind}; choose a multiple of "
+            f"{group * parts}, or fewer processes (or --accumulate)"
         )
-    return torch.arange(batch).view(GROUP, parts, -1)[:, part].flatten()
+    return torch.arange(batch).view(group, parts, -1)[:, part].flatten()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,21 @@ class Settings:
         per_epoch = batches_per_epoch(count, batch)
         return per_epoch * (self.epochs or epochs) if self.steps is None else self.steps
 
-    def rows(self, ranks: Ranks, batch: int) -> torch.Tensor:
-        """The rows of each batch that this process takes, part by part, int64. Raises BadInput."""
+    def rows(self, ranks: Ranks, batch: int, group: int) -> torch.Tensor:
+        """The rows of each batch that this process takes, part by part, int64. Raises BadInput.
+
+        Images of one `group` stay together.
+        """
         parts = ranks.world * self.accumulate
         mine = range(ranks.rank * self.accumulate, (ranks.rank + 1) * self.accumulate)
-        return torch.cat([rows_of(part, parts, batch) for part in mine])
+        return torch.cat([rows_of(part, parts, batch, group) for part in mine])
 
-    def feed(self, images: Images, ranks: Ranks, batch: int, flip: bool) -> Feed:
+    def feed(self, images: Images, ranks: Ranks, batch: int, group: int, flip: bool) -> Feed:
         """This process's share of the batches. Raises BadInput."""
         return Feed(
             images,
             Order(len(images), batch, self.seed, flip),
-            self.rows(ranks, batch),
+            self.rows(ranks, batch, group),
             workers=self.workers,
             on_bad=self.on_bad,
             log=self.log,
@@ -86,12 +90,14 @@ class Settings:
         """What a network is moved with."""
         return {"memory_format": torch.channels_last} if self.channels_last else {}
 
-    def run(self, preset: Preset, count: int, total: int) -> dict[str, str]:
+    def run(self, preset: Preset, images: Images, total: int) -> dict[str, str]:
         """What must be the same where a run is resumed, by what it is called."""
         return {
             "seed": str(self.seed),
-            "number of images": str(count),
+            "number of images": str(len(images)),
+            "set of images": digest_of_some(images),
             "number of steps": str(total),
+            "precision": "bfloat16" if self.bf16 else "float32",
             "preset": preset.model_dump_json(),
         }
 
@@ -107,3 +113,10 @@ class Settings:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+
+
+def digest_of_some(images: Images) -> str:
+    """SHA-256 of three images, or latents: wherever they lie, the same. Raises BadInput."""
+    index = [0, len(images) // 2, len(images) - 1]
+    values = images.read(index, [False] * len(index)).values
+    return sha256(values.numpy().tobytes()).hexdigest()

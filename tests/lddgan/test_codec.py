@@ -189,12 +189,51 @@ def test_bf16_stays_near_fp32():
 def test_the_scale_factor_covers_a_share_of_the_latents(images, covered):
     torch.manual_seed(0)
     autoencoder = Autoencoder(tiny_preset()).eval()
-    scale = measure_scale_factor(autoencoder, images, covered, CPU)
+    scale = measure_scale_factor(autoencoder, images, covered, CPU, "stop")
     inside = autoencoder.encode(images.images).abs() <= scale * (1 + 1e-5)
     assert inside.float().mean().item() == pytest.approx(covered, abs=1e-3)
 
 
+class Spoilt(InMemory):
+    """Images of which the last is bad and another stands in for it."""
+
+    def read(self, index, mirrored):
+        read = super().read(index, mirrored)
+        return read._replace(bad=["last.png is damaged"] if len(self) - 1 in index else [])
+
+
+def test_the_scale_factor_is_not_measured_on_bad_images_unless_told(images):
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(tiny_preset()).eval()
+    spoilt = Spoilt(images.images)
+    with pytest.raises(BadInput, match=r"last\.png is damaged; leave it out, or train"):
+        measure_scale_factor(autoencoder, spoilt, 1.0, CPU, "stop")
+    assert measure_scale_factor(autoencoder, spoilt, 1.0, CPU, "skip") > 0
+
+
+def test_the_scale_factor_is_measured_on_images_from_everywhere(images, monkeypatch):
+    monkeypatch.setattr(codec_module, "MEASURED", 5)
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(tiny_preset()).eval()
+    scale = measure_scale_factor(autoencoder, images, 1.0, CPU, "stop")
+    spread = images.images[[0, 4, 9, 14, 19]]  # of 24
+    assert scale == pytest.approx(autoencoder.encode(spread).abs().max().item())
+
+
 # Whole runs.
+
+
+def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
+    said = []
+    preset = preset_of("kl", disc_weight=0.5, disc_start=2)
+    train_autoencoder(preset, images, settings(tmp_path / "2", steps=2, log=said.append))
+    assert said[0] == (
+        "no patch discriminator: it takes part from step 2 on (codec_training.disc_start), and "
+        "this run has 2"
+    )
+    said.clear()
+    train_autoencoder(preset, images, settings(tmp_path / "3", steps=3, log=said.append))
+    assert not [line for line in said if "no patch" in line]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -253,7 +292,7 @@ def test_beginning_with_an_autoencoder(images, tmp_path):
     measured = train_autoencoder(preset, images, settings(tmp_path / "0", steps=0), start=start)
     a, b = start.autoencoder.state_dict(), measured.autoencoder.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
-    expected = measure_scale_factor(start.autoencoder, images, 0.95, CPU)
+    expected = measure_scale_factor(start.autoencoder, images, 0.95, CPU, "stop")
     assert measured.preset.scale_factor == expected
     trained = train_autoencoder(preset, images, settings(tmp_path / "1", steps=1), start=start)
     moved = trained.autoencoder.decoder.conv_out.weight - start.autoencoder.decoder.conv_out.weight

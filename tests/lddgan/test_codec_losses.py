@@ -4,6 +4,7 @@ import shutil
 import sys
 import warnings
 from collections import OrderedDict
+from copy import deepcopy
 from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
@@ -297,6 +298,30 @@ def test_lpips_by_hand(perceptual, vgg, pair):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
     gradients = [torch.autograd.grad(v.sum(), decoded)[0] for v in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * gradients[1].abs().max().item())
+
+
+def test_gradients_of_lpips(perceptual, monkeypatch):
+    # In float64, of which `blocks` would make float32: finite differences are too rough in that.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    double = deepcopy(perceptual).double()
+    image = torch.rand(2, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    decoded = image + 0.3 * torch.randn_like(image)
+    inputs = (image.requires_grad_(), decoded.requires_grad_())
+    gradients = torch.autograd.grad(double(*inputs).sum(), inputs)
+    step = 1e-6
+    for number, gradient in enumerate(gradients):
+        for direction in (gradient / gradient.norm(), torch.randn_like(gradient)):
+            ends = []
+            for sign in (-1, 1):
+                moved = [v.detach() for v in inputs]
+                moved[number] = moved[number] + sign * step * direction
+                ends.append(double(*moved).sum())
+            torch.testing.assert_close(
+                (ends[1] - ends[0]) / (2 * step),
+                (gradient * direction).sum(),
+                rtol=1e-5,
+                atol=1e-5 * gradient.norm().item(),
+            )
 
 
 def test_lpips_of_the_package(perceptual, vgg, pair, lpips):

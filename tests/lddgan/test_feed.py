@@ -139,6 +139,18 @@ def test_a_bad_image_is_told_once_and_the_next_good_one_stands_in(
     assert len(feed.bad) == 3
 
 
+@both
+def test_a_long_run_of_bad_images_is_skipped(tmp_path: Path, workers: int) -> None:
+    for index in range(130):  # they come before the good ones
+        (tmp_path / f"-{index}.png").write_bytes(b"")
+    lines: list[str] = []
+    images = folder(tmp_path, [])
+    feed = feed_of(images, workers, on_bad="skip", log=lines.append)
+    for batch in feed.batches(0, len(images) // BATCH):
+        assert all(grey % 20 == 0 for grey in batch[:, 0, 0, 0].tolist())
+    assert len(lines) == len(feed.bad) > 100
+
+
 # ---- what goes wrong while images are read ----
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing
+from torch import distributed, multiprocessing
 
 from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput
 from lddgan.networks.discriminator import minibatch_deviation
+from lddgan.presets import GROUP, PRESETS
 from lddgan.training.codec import train_autoencoder
 from lddgan.training.gan import train_generator
 from lddgan.training.latents import latents_of
@@ -35,6 +36,45 @@ def test_the_parts_of_a_batch_are_all_of_it_and_keep_its_groups_together(parts):
 def test_parts_that_would_cut_a_group_are_refused(parts, batch):
     with pytest.raises(BadInput, match=f"cannot be cut into {parts} parts of whole groups of 4"):
         rows_of(0, parts, batch)
+
+
+def test_where_no_images_belong_together_any_equal_parts_do():
+    rows = [rows_of(part, 8, 16, group=1) for part in range(8)]
+    assert [len(part) for part in rows] == [2] * 8
+    assert sorted(torch.cat(rows).tolist()) == list(range(16))
+    with pytest.raises(BadInput, match=r"16 cannot be cut into 5 equal parts; .* multiple of 5, "):
+        rows_of(0, 5, 16, group=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_trains_on_eight_gpus(preset):
+    for batch, group in ((preset.codec_training.batch, 1), (preset.training.batch, GROUP)):
+        Settings(out=Path()).rows(Ranks(7, 8, torch.device("cpu")), batch, group)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_become_their_mean_wherever_they_lie_in_memory(monkeypatch, layout):
+    """The other process has the negative of the first gradient and no other."""
+
+    def all_reduce(values):
+        values[:24] = 0.0
+
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    weights = [torch.nn.Parameter(torch.zeros(2, 3, 2, 2)), torch.nn.Parameter(torch.zeros(4))]
+    gradients = [torch.randn(2, 3, 2, 2), torch.arange(4.0)]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        is_image = gradient.ndim == 4
+        weight.grad = gradient.to(memory_format=layout) if is_image else gradient.clone()
+    Ranks(0, 2, torch.device("cpu")).average_gradients(weights)
+    assert not weights[0].grad.any() and weights[0].grad.is_contiguous(memory_format=layout)
+    assert weights[1].grad.tolist() == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_another_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(BadInput, match="start the processes with torchrun"), joined("cpu"):
+        pass
 
 
 def test_a_process_alone_joins_nobody(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import mmap
 import multiprocessing
 import pickle
 import struct
@@ -16,9 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
+import lddgan.data.images as images_module
 from lddgan.data.check import AT_ONCE, look
 from lddgan.data.decode import BadImage, decode, fit
 from lddgan.data.images import ImageFiles, to_float
+from lddgan.data.lmdb import ENCODED
 from lddgan.data.opening import open_source
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
@@ -58,16 +62,20 @@ def archive(at: Path) -> Path:
     return at / "images.zip"
 
 
-def lmdb_of(at: Path, values: list[bytes], *, subdir: bool = True) -> Path:
+def lmdb_of(at: Path, values: list[bytes], *, file: str = "") -> Path:
+    """Values under the keys 0, 1, 2, ...; in a folder, or the one file `file`."""
+    return lmdb_with(at / (file or "lmdb"), {str(i): v for i, v in enumerate(values)}, not file)
+
+
+def lmdb_with(path: Path, entries: dict[str, bytes], subdir: bool = True) -> Path:
     import lmdb
 
-    path = at / ("lmdb" if subdir else "images.mdb")
     with (
         lmdb.open(str(path), map_size=1 << 24, subdir=subdir) as environment,
         environment.begin(write=True) as transaction,
     ):
-        for index, value in enumerate(values):
-            transaction.put(str(index).encode(), value)
+        for key, value in entries.items():
+            transaction.put(key.encode(), value)
     return path
 
 
@@ -76,10 +84,16 @@ def encoded_lmdb(at: Path) -> Path:
 
 
 def file_lmdb(at: Path) -> Path:
-    return lmdb_of(at, [encoded(pixels) for pixels in PICTURES], subdir=False)
+    return lmdb_of(at, [encoded(pixels) for pixels in PICTURES], file="images.mdb")
 
 
-@pytest.mark.parametrize("make", [folder, archive, encoded_lmdb, file_lmdb])
+def file_lmdb_by_another_name(at: Path) -> Path:
+    return lmdb_of(at, [encoded(pixels) for pixels in PICTURES], file="images.lmdb")
+
+
+@pytest.mark.parametrize(
+    "make", [folder, archive, encoded_lmdb, file_lmdb, file_lmdb_by_another_name]
+)
 def test_images_are_those_that_were_put_in(tmp_path: Path, make) -> None:
     source = open_source(make(tmp_path))
     assert len(source) == 4
@@ -94,6 +108,51 @@ def test_raw_images_of_an_lmdb_are_square(tmp_path: Path) -> None:
     assert np.array_equal(source.read(0), square)
     with pytest.raises(BadImage, match=r"neither an encoded image nor raw square RGB \(1000 bytes"):
         source.read(1)
+
+
+@pytest.mark.parametrize("first", [*ENCODED, b"P6\n", b"\x89PNG\r\n\x1a\n", b"BM\0"])
+@pytest.mark.parametrize("fill", [None, 0, 255])
+def test_a_raw_image_may_begin_as_an_encoded_one(
+    tmp_path: Path, first: bytes, fill: int | None
+) -> None:
+    square = picture(0, 24, 24) if fill is None else np.full((24, 24, 3), fill, np.uint8)
+    data = first + square.tobytes()[len(first) :]
+    source = open_source(lmdb_of(tmp_path, [data]))
+    assert source.read(0).shape == (24, 24, 3) and source.read(0).tobytes() == data
+
+
+def padded(data: bytes) -> bytes:
+    """Zeros behind an encoded image, so that its length is that of raw square RGB."""
+    side = math.isqrt(len(data) // 3) + 1
+    return data.ljust(3 * side**2, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (padded(encoded(PICTURES[0], "PNG", "L")), "is grey, not RGB"),
+        (padded(encoded(PICTURES[0], "JPEG", "CMYK")), "is CMYK, not RGB"),
+        (encoded(PICTURES[0])[: 3 * 17**2], "is damaged"),
+        (encoded(PICTURES[0], "BMP")[: 3 * 17**2], "is damaged"),
+    ],
+)
+def test_a_bad_image_of_a_raw_ones_length_is_no_raw_one(
+    tmp_path: Path, data: bytes, said: str
+) -> None:
+    with pytest.raises(BadImage, match=said):
+        open_source(lmdb_of(tmp_path, [data])).read(0)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["0 1 2", "000 001 002", "1 2 5", "0 1 x4", "256-00000 256-00004", "cafe f00d", "0"],
+)
+def test_keys_without_gaps_and_other_keys_are_taken(tmp_path: Path, keys: str) -> None:
+    data = encoded(PICTURES[0])
+    source = open_source(lmdb_with(tmp_path / "lmdb", dict.fromkeys(keys.split(), data)))
+    assert [source.name(i) for i in range(len(source))] == [
+        f"key {key} in {source.path}" for key in keys.split()
+    ]
 
 
 def first_pixels(source: Source) -> np.ndarray:
@@ -172,6 +231,62 @@ def test_an_lmdb_that_is_cut_short_is_refused_before_it_is_read(tmp_path: Path) 
     whole = lmdb_of(tmp_path, values)
     with pytest.raises(BadInput, match=r"data.mdb is cut short: it has .* bytes and says that it"):
         open_source(cut(whole))
+
+
+def with_bytes(path: Path, at: int, data: bytes) -> Path:
+    """An LMDB whose file has other bytes at a place."""
+    with (path / "data.mdb").open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+    return path
+
+
+def without_third(path: Path, value: bytes) -> Path:
+    """An LMDB whose entry "3" has its value on a page that does not exist."""
+    entry = struct.pack("<IHH", len(value), 1, 1) + b"3"  # bytes, kind, length of the key, key
+    at = (path / "data.mdb").read_bytes().index(entry) + len(entry)
+    return with_bytes(path, at, struct.pack("<Q", 1 << 40))
+
+
+def test_a_damaged_lmdb_is_refused(tmp_path: Path) -> None:
+    small, large = bytes(16), encoded(picture(0, 90, 90))
+    whole = lmdb_of(tmp_path, [small] * 8)  # on the only page behind the two of the header
+    with pytest.raises(BadInput, match=r"lmdb is damaged \(.*MDB_CORRUPTED.*\); copy or download"):
+        open_source(with_bytes(whole, 2 * mmap.PAGESIZE + 10, b"\xff\xff"))
+    whole = lmdb_with(tmp_path / "other", {str(index): large for index in range(8)})
+    with pytest.raises(BadInput, match=r"other is damaged \(.*MDB_PAGE_NOTFOUND.*\); copy or down"):
+        open_source(without_third(whole, large))
+
+
+def test_an_lmdb_that_is_damaged_later_names_the_image(tmp_path: Path) -> None:
+    value = encoded(picture(0, 90, 90))
+    source = open_source(lmdb_of(tmp_path, [value] * 8))
+    without_third(source.path, value)
+    assert source.read(2).shape == (90, 90, 3)
+    with pytest.raises(BadImage, match=r"^cannot be read \(.*MDB_PAGE_NOTFOUND"):
+        source.read(3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ([4, 7], "has keys from 0 to 11, but 2 of these are missing, the first 4; copy or downl"),
+        ([1], "has keys from 0 to 11, but 1 of these are missing, the first 1; copy or download"),
+    ],
+)
+@pytest.mark.parametrize("digits", [1, 5])
+def test_an_lmdb_with_missing_keys_is_refused(
+    tmp_path: Path, missing: list[int], said: str, digits: int
+) -> None:
+    keys = [str(number).zfill(digits) for number in range(12) if number not in missing]
+    entries = dict.fromkeys(keys, encoded(PICTURES[0]))
+    with pytest.raises(BadInput, match=said):
+        open_source(lmdb_with(tmp_path / "lmdb", entries))
+
+
+def test_an_empty_lmdb_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"lmdb is an LMDB without entries$"):
+        open_source(lmdb_of(tmp_path, []))
 
 
 @pytest.mark.parametrize(
@@ -290,8 +405,48 @@ def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
     assert found.bad == [f"{source.name(index)} is empty" for index in (1, 3)]
 
 
-def test_a_source_of_bad_images_alone_ends(tmp_path: Path) -> None:
-    for index in range(3):
+class Counting(Source):
+    """One good image behind `bad` bad ones; it counts how often each was read."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__(Path("made up"))
+        self.reads = [0] * (bad + 1)
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+    def read(self, index: int) -> np.ndarray:
+        self.reads[index] += 1
+        if index + 1 < len(self):
+            raise BadImage("is grey, not RGB")
+        return PICTURES[0]
+
+
+def test_many_bad_images_in_a_row_are_each_read_once() -> None:
+    source = Counting(bad=2000)
+    images = ImageFiles(source, 32)
+    for index in (1, 0, 1, 1000):
+        found = images.read([index], [False])
+        assert np.array_equal(found.values[0], fit(PICTURES[0], 32).transpose(2, 0, 1))
+        assert found.bad == [f"image {bad} is grey, not RGB" for bad in range(index, 2000)]
+    assert source.reads == [1] * 2000 + [4]
+
+
+def test_too_many_bad_images_in_a_row_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "MOST_TRIED", 20)
+    said = "20 images in a row are bad, the last: image 24 is grey, not RGB"
+    with pytest.raises(BadInput, match=f"^{said}"):
+        ImageFiles(Counting(bad=30), 32).read([5], [False])
+    assert not ImageFiles(Counting(bad=19), 32).read([19], [False]).bad
+
+
+@pytest.mark.parametrize("count", [3, 120])
+def test_a_source_of_bad_images_alone_ends(tmp_path: Path, count: int) -> None:
+    for index in range(count):
         (tmp_path / f"{index}.png").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"100 images in a row are bad, the last: .*png is empty"):
+    said = rf"^all {count} images are bad, the last: .*png is empty"
+    with pytest.raises(BadInput, match=said):
         ImageFiles(open_source(tmp_path), 32).read([0], [False])

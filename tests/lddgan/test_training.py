@@ -16,7 +16,7 @@ from lddgan.checkpoint import load_checkpoint, save_checkpoint
 from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.data.order import Order
-from lddgan.errors import BadInput, LddganError, Stopped
+from lddgan.errors import BadInput, LddganError, OutOfMemory, Stopped
 from lddgan.grid import grid
 from lddgan.networks import discriminator, generator, layers
 from lddgan.training.gan import (
@@ -27,7 +27,7 @@ from lddgan.training.gan import (
     generator_losses,
     train_generator,
 )
-from lddgan.training.latents import latents_of
+from lddgan.training.latents import StoredLatents, latents_of
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
@@ -116,6 +116,7 @@ def test_reconstruction_weight_falls_from_one_to_zero():
     assert reconstruction_weight(1.0, 6.0) == pytest.approx(1 / (1 + math.exp(6)))
     assert reconstruction_weight(0.25, 6.0) == pytest.approx(1 / (1 + math.exp(-3)))
     assert reconstruction_weight(0.7, None) == 1  # without Weighted Learning
+    assert reconstruction_weight(1.0, 1e9) == 0 and reconstruction_weight(0.0, 1e9) == 1
 
 
 def test_reconstruction_loss_is_a_mean_of_absolute_differences():
@@ -417,6 +418,40 @@ def test_nan_stops_with_step_batch_and_last_good_state(tiny, stage, latents, tmp
     )
 
 
+def test_a_gradient_that_is_nan_stops_before_it_changes_a_weight(
+    tiny, stage, latents, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Keeper, "is_due", True)  # after every step
+    loss, calls = gan_module.generator_loss, iter(range(100))
+
+    def poisoned(fake):
+        if next(calls) == 2:
+            fake.register_hook(lambda gradient: gradient * math.nan)
+        return loss(fake)
+
+    monkeypatch.setattr(gan_module, "generator_loss", poisoned)
+    with pytest.raises(LddganError, match=r"its gradient is nan at step 2, .*, after step 2$"):
+        run(tiny, stage, latents, tmp_path)
+    kept = torch.load(tmp_path / GENERATOR_STATE, weights_only=True)
+    assert kept["step"] == 2
+    assert all(weight.isfinite().all() for weight in kept["parts"]["generator"].values())
+
+
+def test_a_gpu_that_is_full_is_one_sentence(tiny, stage, latents, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(Gan, "step", full)
+    with pytest.raises(OutOfMemory, match=r"^the GPU has too little memory .*; --accumulate 2 "):
+        run(tiny, stage, latents, tmp_path)
+
+
+def test_no_step_makes_no_generator(tiny, stage, latents, tmp_path):
+    with pytest.raises(BadInput, match="no step at all makes no generator"):
+        run(tiny, stage, latents, tmp_path, steps=0)
+    assert not (tmp_path / MODEL_FILE).exists()
+
+
 def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, stage, latents, tmp_path, monkeypatch):
     monkeypatch.setattr(Keeper, "is_due", True)  # after every step
     gan_step = Gan.step
@@ -437,6 +472,11 @@ def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, stage, latents, tmp_p
         run(tiny, stage, latents, tmp_path, resume=True, seed=1)
     with pytest.raises(BadInput, match="a run with another number of steps"):
         run(tiny, stage, latents, tmp_path, resume=True, epochs=1)
+    others = StoredLatents(latents.values[:, ::-1])
+    with pytest.raises(BadInput, match="a run with another set of images; repeat"):
+        run(tiny, stage, others, tmp_path, resume=True)
+    with pytest.raises(BadInput, match="a run with another precision"):
+        run(tiny, stage, latents, tmp_path, resume=True, bf16=True)
     wider = tiny.model_copy(update={"beta_max": 7.0})
     with pytest.raises(BadInput, match="a run with another preset"):
         run(wider, stage, latents, tmp_path, resume=True)

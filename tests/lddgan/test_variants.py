@@ -103,10 +103,15 @@ def test_a_section_that_a_preset_lacks_has_no_values() -> None:
 
 @ALL
 def test_what_is_listed_can_be_set(preset: Preset) -> None:
-    own = flat(preset.model_dump(exclude={"paper"}))
+    own = flat(preset.model_dump(exclude={"name", "paper"}))
     assert names(preset) == list(own)
     for name, value in own.items():
         assert with_values(preset, {name: value}) == preset
+
+
+def test_a_model_keeps_its_name() -> None:
+    with pytest.raises(BadInput, match="there is no setting 'name'"):
+        with_values(DIGITS, {"name": "lsun"})
 
 
 def test_what_the_paper_reports_cannot_be_set() -> None:
@@ -132,6 +137,11 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("image_size", 48, "image_size 48 is not latent_size 8 x 4"),
         ("generator.ch_mult", [1] * 5, "latent_size 8 is no multiple of 16"),
         ("discriminator.layers", 5, "less than or equal to 4"),
+        ("beta_max", -1.0, "beta_max: .*greater than 0"),
+        ("beta_max", 1e9, "beta_max: .*less than or equal to 100"),
+        ("beta_min", 7.0, "beta_min 7.0 is above beta_max 6.0"),
+        ("training.delta", float("inf"), "training.delta: .*finite"),
+        ("codec_training.kl_weight", float("nan"), "kl_weight: .*finite|greater"),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_sentence(name: str, value: Any, said: str) -> None:

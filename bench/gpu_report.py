@@ -2,7 +2,7 @@
 
 Each measurement is a process of its own and its row is written at once; what is in the file already
 is not measured again, so an interrupted report is resumed by the same command.  What cannot be
-measured is written down with its reason.
+measured is written down with its reason.  A full report ends with a ladder, in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,9 +19,11 @@ from typing import IO, Any, NamedTuple
 from pydantic import ValidationError
 
 from bench.child import run_child
+from bench.ladder import LadderRow, ladder_file, newest_ladder
 from bench.machine import commit, gpu, versions
 from bench.report import engine_name, in_short, markdown, number
 from bench.row import RESULTS, BenchRow, Record, Skipped, read_records, save_records
+from bench.rungs import Workshop, rungs_of
 from bench.timing import Budget
 from engine.driver import why_no_gpu
 from engine.trt.plans import slug
@@ -53,12 +55,20 @@ ENGINES: tuple[tuple[str, Precision, bool], ...] = (  # engine, precision, CUDA 
 )
 COMPILED_BATCH = 100  # the only one that torch.compile is measured at: it takes minutes
 TRIALS = {1: 300, 10: 100, 100: 50}  # by batch
-VERIFIED = ("trt", "fused", "ort")  # of the others the row's agreement says all
+LADDER = CELLS[0]  # the data set and batch that every way to run a model is measured at
 QUICK_CELLS = CELLS[:2]
 QUICK_ENGINES = (ENGINES[3], ENGINES[2], ENGINES[0])  # no build first: it may take all the time
 QUICK_TRIALS = {1: 100, 100: 20}
 QUICK_SECONDS = 600.0  # for everything
-LIMITS = {"doctor": 120, "export": 3600, "build": 3600, "verify": 1200, "bench": 1200}  # seconds
+LIMITS = {  # seconds
+    "doctor": 120,
+    "export": 3600,
+    "build": 3600,
+    "verify": 1200,
+    "bench": 1200,
+    "ladder": 7200,
+}
+OVERHEAD = 90.0  # seconds of bench's limit for what its --max-seconds does not count
 PROGRAM = (sys.executable, "-m", "cli")
 CEILINGS = (sys.executable, "-m", "bench.ceilings")
 
@@ -139,34 +149,50 @@ class Reporter:
 
     def measure(self, job: Job) -> str | None:
         """Prepare and measure; returns why there is no row."""
-        try:
-            commands = preparations(job)
-        except BadInput as error:  # a bundle that cannot be read
-            return str(error)
-        for command in commands:
-            why_not = self.prepare(command)
-            if why_not is not None:
-                return f"{command[0]}: {why_not}"
+        why_not = self.prepare(lambda: preparations(job))
+        if why_not is not None:
+            return why_not
         verified = self.verify(job)  # bench refuses what failed it
-        why_not = self.command(bench_command(job, self.out))
+        seconds = max(0.0, limit("bench", self.budget) - OVERHEAD)
+        why_not = self.command(bench_command(job, self.out, seconds))
         if why_not is not None:
             return why_not
         row = self.row_of(job)
         if row is None:
             return "the benchmark ran but left no row of this kind beside a PyTorch baseline"
-        if verified is not None:
-            self.replace(row, with_verification(row, verified))
+        self.replace(row, with_verification(row, verified))
         return None
 
-    def prepare(self, command: tuple[str, ...]) -> str | None:
-        if command not in self.prepared:
-            self.prepared[command] = self.command(command)
-        return self.prepared[command]
-
-    def verify(self, job: Job) -> Verified | None:
-        """Verify the engine of a job, once; None for one that is not in VERIFIED."""
-        if job.engine not in VERIFIED:
+    def climb(self) -> str | None:
+        """Measure the ladder and draw it, unless it is there; returns why there is none."""
+        dataset, batch = LADDER
+        why_not = self.prepare(lambda: export_commands(dataset))
+        if why_not is not None:
+            return why_not
+        path = ladder_file(dataset, "cuda")
+        bundle = open_bundle(EXPORTS / dataset)
+        rungs = len(rungs_of(Workshop(bundle, "cuda", batch, Path())))
+        if path.exists() and is_ladder(newest_ladder(path), rungs, self.site):
+            self.log(f"the ladder of {dataset}, batch {batch}: measured before")
             return None
+        return self.command(ladder_command(path), kind="ladder")
+
+    def prepare(self, commands_of: Callable[[], list[tuple[str, ...]]]) -> str | None:
+        """Run what must be run before, each once; returns why that failed."""
+        try:
+            commands = commands_of()
+        except BadInput as error:  # a bundle that cannot be read
+            return str(error)
+        for command in commands:
+            if command not in self.prepared:
+                self.prepared[command] = self.command(command)
+            why_not = self.prepared[command]
+            if why_not is not None:
+                return f"{command[0]}: {why_not}"
+        return None
+
+    def verify(self, job: Job) -> Verified:
+        """Verify the engine of a job, once."""
         command = verify_command(job)
         if command not in self.verified:
             with tempfile.TemporaryFile("w+") as said:
@@ -176,10 +202,13 @@ class Reporter:
         return self.verified[command]
 
     def command(
-        self, command: tuple[str, ...], stdout: IO[str] | int = subprocess.DEVNULL
+        self,
+        command: tuple[str, ...],
+        stdout: IO[str] | int = subprocess.DEVNULL,
+        kind: str | None = None,
     ) -> str | None:
-        """Run one command of lddgan; returns why it failed."""
-        seconds = limit(command[0], self.budget)
+        """Run one command of lddgan within the limit of its kind; returns why it failed."""
+        seconds = limit(kind or command[0], self.budget)
         if seconds == 0:
             return "the time for the whole report was over"
         self.log(f"  lddgan {' '.join(command)}")
@@ -268,14 +297,36 @@ def with_verification(row: BenchRow, found: Verified) -> BenchRow:
     return row.model_copy(update={"engine": engine, "notes": (*row.notes, *failed)})
 
 
-def bench_command(job: Job, out: Path) -> tuple[str, ...]:
-    """The measurement itself."""
+def bench_command(job: Job, out: Path, seconds: float) -> tuple[str, ...]:
+    """The measurement itself, which takes fewer trials where `seconds` are too few."""
     without_graph = job.engine == "trt" and not job.cuda_graph
     return (
         *("bench", *engine_options(job), "--device", "cuda"),
         *("--batch", str(job.batch), "--trials", str(job.trials)),
+        *("--max-seconds", f"{seconds:.0f}"),
         *(("--no-cuda-graph",) if without_graph else ()),
         *("--save", str(out), "--json"),
+    )
+
+
+def ladder_command(path: Path) -> tuple[str, ...]:
+    """Every way to run one model, kept in `path` and drawn."""
+    dataset, batch = LADDER
+    return (
+        *("bench", "--dataset", dataset, "--device", "cuda", "--batch", str(batch)),
+        *("--ladder", "--plot", "--save", str(path)),
+    )
+
+
+def is_ladder(rows: Sequence[LadderRow], rungs: int, site: Site) -> bool:
+    """Whether this is a ladder of LADDER with all its rungs, measured at this site."""
+    of = rows[0].site
+    gpu = of.machine.gpu
+    return (
+        len(rows) == rungs
+        and (of.dataset, of.batch) == LADDER
+        and gpu is not None
+        and (of.commit, gpu.name, of.versions) == site
     )
 
 
@@ -353,7 +404,7 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
 
 
 def report(quick: bool, out: Path | None, program: Sequence[str]) -> int:
-    """Doctor, ceilings, every job, the table; returns 1 if no row is of this site."""
+    """Doctor, ceilings, every job, the table, the ladder; returns 1 if no row is of this site."""
     site = Site(commit(), gpu().name, versions())
     out = out or RESULTS / f"{slug(site.gpu)}.jsonl"
     budget = Budget(QUICK_SECONDS if quick else float("inf"))
@@ -367,6 +418,9 @@ def report(quick: bool, out: Path | None, program: Sequence[str]) -> int:
     records = reporter.records()
     print(conclusion(records))
     print(f"\n{out}: the report")
+    no_ladder = None if quick else reporter.climb()
+    if no_ladder is not None:
+        print(f"no ladder: {no_ladder}")
     rows = [record for record in records if isinstance(record, BenchRow)]
     return 0 if any(is_here(row, site) for row in rows) else 1
 

@@ -73,7 +73,7 @@ class Machine(Frozen):
     cpu: str
     cores: int  # that this process may use
     load: float  # runnable processes of the last minute, when the run began
-    gpu: Gpu | None  # between two turns of the run; None if it was on the CPU
+    gpu: Gpu | None  # while the engine worked; None if the run was on the CPU
 
 
 def load() -> float:

@@ -144,7 +144,7 @@ def gpu_facts(row: BenchRow) -> list[str]:
     gpu = row.machine.gpu
     if gpu is not None and gpu.temperature is not None:
         said.append(
-            f"GPU between two turns: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
+            f"GPU at work: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
             f"{gpu.power_limit}, {gpu.temperature} C"
         )
     return said

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, cast
 
 from bench.assemble import make_row
 from bench.machine import Gpu, gpu, gpu_memory_mib, load, machine, peak_memory_mib
@@ -19,6 +20,7 @@ from bench.timing import (
     Progress,
     Side,
     made_to_fit,
+    run_trial,
     seconds,
     take_turns,
     timer_of,
@@ -41,6 +43,7 @@ from lddgan.progress import Log
 
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
 BASELINE: EngineName = "torch"
+POWER_SECONDS: Final = 1.0  # over which drivers average the power that they tell
 
 
 def benchmark(
@@ -93,25 +96,33 @@ def benchmark(
     before = load()
     states: list[Gpu] = []
 
+    def watch(side: Side) -> None:
+        if chosen.device == "cuda":
+            states.append(gpu_at_work(side, plan))
+
     found = measure(
         opener(chosen.engine, chosen.precision, cuda_graph),
         opener(BASELINE, BASELINE_PRECISION, True) if why_not is None else None,
         plan,
         log,
-        watching(states, progress) if chosen.device == "cuda" else progress,
+        progress,
+        watch=watch,
     )
     return make_row(opened, plan, found, why_not, machine(before, states[-1] if states else None))
 
 
-def watching(states: list[Gpu], progress: Progress) -> Progress:
-    """`progress`, which also adds the GPU's state after the first turn and in the middle."""
+def gpu_at_work(side: Side, plan: Plan) -> Gpu:
+    """The GPU's state during runs of a side that do not count, of POWER_SECONDS at least."""
 
-    def turned(done: int, asked: int) -> None:
-        if done in (1, asked // 2):
-            states.append(gpu())
-        progress(done, asked)
+    def ask() -> Gpu:
+        time.sleep(POWER_SECONDS)
+        return gpu()
 
-    return turned
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        asked = pool.submit(ask)
+        while not asked.done():
+            run_trial(side, plan.seed, plan.batch)
+    return asked.result()
 
 
 def check_arguments(batch: int, trials: int, seed: int, max_seconds: float | None) -> None:
@@ -136,9 +147,10 @@ def measure(
     log: Log,
     progress: Progress,
     clock: Clock = time.perf_counter,
+    watch: Callable[[Side], None] = lambda _side: None,
 ) -> Measurement:
     """Open, estimate, warm up, then take turns. The engine is warm before the baseline is loaded,
-    so that its peak memory is its own."""
+    so that its peak memory is its own; `watch` gets it before the first turn."""
     engine = open_side()
     budget = Budget(plan.max_seconds, clock)
     limited = budget.limit != float("inf")
@@ -155,6 +167,7 @@ def measure(
             log(f"with the PyTorch baseline: {estimate(plan, turn, budget)}")
         opened.append(warmed(baseline, plan, log))
     sides = [one.side for one in opened]
+    watch(engine)
     turns = take_turns(sides, plan.seed, plan.batch, plan.trials, budget, progress)
     return Measurement(opened, turns)
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from engine.driver import ask_driver, why_no_gpu
+from engine.driver import describe_gpu, why_no_gpu
 from engine.select import survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL
@@ -65,7 +65,7 @@ def examine() -> Report:
         processor=processor_name(),
         cores=usable_cores(),
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
-        gpu=ask_driver("name,driver_version,memory.total") if why_no_gpu() is None else None,
+        gpu=describe_gpu() if why_no_gpu() is None else None,
         packages={name: _version(name) for name in PACKAGES},
         engines=[EngineState(**candidate._asdict()) for candidate in survey()],
     )

@@ -7,22 +7,22 @@ from typing import Final
 
 from lddgan.errors import LddganError
 
-INSTALL: Final = {  # package -> how to get it
-    "torch": 'pip install "lddgan[train]"',
-    "safetensors": 'pip install "lddgan[train]"',
-    "onnx": 'pip install "lddgan[train]"',
-    "onnxscript": 'pip install "lddgan[train]"',
-    "lmdb": 'pip install "lddgan[train]"',
-    "sklearn": 'pip install "lddgan[train]"',
-    "lpips": 'pip install "lddgan[train]"',
-    "torchvision": 'pip install "lddgan[train]"',
-    "tensorboard": 'pip install "lddgan[train]"',
-    "matplotlib": 'pip install "lddgan[plot]"',
+INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no index
+    "torch": 'pip install -e ".[train]"',
+    "safetensors": 'pip install -e ".[train]"',
+    "onnx": 'pip install -e ".[train]"',
+    "onnxscript": 'pip install -e ".[train]"',
+    "lmdb": 'pip install -e ".[train]"',
+    "sklearn": 'pip install -e ".[train]"',
+    "lpips": 'pip install -e ".[train]"',
+    "torchvision": 'pip install -e ".[train]"',
+    "tensorboard": 'pip install -e ".[train]"',
+    "matplotlib": 'pip install -e ".[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
-    "cuda.bindings": 'pip install "lddgan[gpu]"',
-    "cuda.core": 'pip install "lddgan[gpu]"',
-    "openvino": 'pip install "lddgan[cpu]"',
-    "onnxruntime": 'pip install "lddgan[cpu]" (or "lddgan[gpu]")',
+    "cuda.bindings": 'pip install -e ".[gpu]"',
+    "cuda.core": 'pip install -e ".[gpu]"',
+    "openvino": 'pip install -e ".[cpu]"',
+    "onnxruntime": 'pip install -e ".[cpu]" (or ".[gpu]")',
 }
 
 

@@ -40,9 +40,7 @@ def test_bench_leaves_the_baseline_out_and_says_why(tiny_bundle: Path) -> None:
 def test_what_needs_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
     done = run_without_torch("export", "--dataset", "cifar10", "--out", tmp_path / "x")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        'error: torch is not installed; pip install "lddgan[train]"'
-    ]
+    assert done.stderr.splitlines() == ['error: torch is not installed; pip install -e ".[train]"']
     assert not (tmp_path / "x").exists()
 
 

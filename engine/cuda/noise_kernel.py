@@ -102,7 +102,7 @@ def require_nvrtc() -> None:
         load_nvidia_dynamic_lib("nvrtc")
     except DynamicLibNotFoundError as error:
         raise LddganError(
-            'CUDA\'s run-time compiler (NVRTC) is not installed; pip install "lddgan[gpu]"'
+            'CUDA\'s run-time compiler (NVRTC) is not installed; pip install -e ".[gpu]"'
         ) from error
 
 

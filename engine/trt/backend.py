@@ -293,16 +293,25 @@ class TrtBackend(Backend):
     def tune(self, batch: int) -> int:
         """Time the decoder at `batch` images in several chunks and keep the fastest.
 
-        Chunks that do not fit the memory, or that the profile does not hold, are passed over.
-        Raises OutOfMemory if none fits.
+        Chunks that do not fit the memory, or that the profile does not hold, are passed over.  The
+        memory that the others took is given back.  Raises OutOfMemory if none fits.
         """
         latent = self.specs["decoder"].inputs[0]
         drawn = np.random.default_rng(0).standard_normal(shape_of(latent, batch), np.float32)
         x_0 = self.upload(drawn)
         chunks = chunks_to_try(batch, self.plans.key.profile.min)
-        best = fastest_chunk(chunks, lambda chunk: self._decoder_ms(x_0, chunk))
+        try:
+            best = fastest_chunk(chunks, lambda chunk: self._decoder_ms(x_0, chunk))
+        finally:
+            self._forget_contexts()
         self.plans.save_tuning({batch: best})
         return best
+
+    def _forget_contexts(self) -> None:
+        """Drop the contexts of runs that are not captured, and the block that they share."""
+        self.gpu.synchronize()
+        self.contexts.clear()
+        self.memory = Memory(self.gpu)
 
     def _decoder_ms(self, x_0: DeviceArray, chunk: int) -> float:
         return milliseconds(self.timer(), lambda: self._decode(x_0, chunk))

@@ -37,7 +37,7 @@ TensorRT = Any  # the module
 
 PACKAGES: Final[dict[LibraryName, str]] = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 INSTALL: Final[dict[LibraryName, str]] = {
-    "trt": 'pip install "lddgan[gpu]" (its libraries come from NVIDIA\'s own package index, which '
+    "trt": 'pip install -e ".[gpu]" (its libraries come from NVIDIA\'s own package index, which '
     "must be reachable)",
     "trt-rtx": "pip install tensorrt-rtx",
 }

@@ -6,11 +6,21 @@ from typing import Final, NamedTuple
 
 from engine.cuda.device import Gpu, open_gpu
 from engine.driver import why_no_gpu
-from engine.sampler import Sampler
+from engine.sampler import Sampler, equal_parts
 from engine.trt.backend import TrtBackend
 from engine.trt.build import BuildOptions
 from engine.trt.library import Library, LibraryName, load
-from engine.trt.plans import GpuIdentity, PlanSet, choose, ensure, plan_key, store_folder
+from engine.trt.plans import (
+    RECORD,
+    GpuIdentity,
+    PlanSet,
+    choose,
+    ensure,
+    options_before,
+    plan_key,
+    store_folder,
+)
+from engine.trt.publish import sweep
 from engine.verification import Verification, refuse
 from export.bundle import Bundle
 from export.graphs import MAX_BATCH, Precision, graph_specs
@@ -34,7 +44,10 @@ class Tools(NamedTuple):
         return GpuIdentity(self.gpu.name, self.gpu.compute_capability)
 
     @property
-    def workspace(self) -> int:
+    def workspace(self) -> int | None:
+        """Bytes for one layer's scratch; None for TensorRT-RTX, whose plans are of no one GPU."""
+        if self.library.name == "trt-rtx":
+            return None
         free, _ = self.gpu.memory()
         return int(free * WORKSPACE_SHARE)
 
@@ -62,25 +75,39 @@ def open_tensorrt(
     if verification is not None and not accept_failed:
         refuse(verification)
     sampler = open_plans(bundle, tools, plans, chunk, cuda_graph=cuda_graph, log=log)
-    tune(sampler, min(batch or sampler.chunk, sampler.chunk))
+    at_once = equal_parts(batch or sampler.chunk, sampler.chunk)[0]
+    tune(sampler, max(at_once, plans.key.profile.min))  # a CUDA graph is padded to that
     return sampler
 
 
 def suitable_plans(
     bundle: Bundle, tools: Tools, precision: Precision, batch: int | None, log: Log
 ) -> PlanSet:
-    """The plans built nearest to `batch`, or new ones with the defaults of `lddgan build`.
+    """The plans built nearest to `batch`, or new ones.
 
-    If none takes `batch` at once, those that take the largest batch of the defaults will do.
+    If none takes `batch` at once, those that take the largest batch of the defaults will do.  New
+    ones have profile and level of those that are broken or were made elsewhere, if there are any
+    that would do, else the defaults of `lddgan build`.
     """
-    options = BuildOptions(precision=precision)
+    folder, options = store_folder(bundle), BuildOptions(precision=precision)
     key = plan_key(bundle, tools.library, tools.identity, options)
     limits = (MAX_BATCH, options.profile.max)
-    sizes = dict.fromkeys(None if batch is None else min(batch, limit) for limit in limits)
-    candidates = (choose(store_folder(bundle), key, size, log) for size in sizes)
-    found = next((plans for plans in candidates if plans is not None), None)
-    return found or ensure(
-        bundle, tools.library, tools.identity, options, log=log, workspace=tools.workspace
+    batches = [None] if batch is None else [min(batch, limit) for limit in limits]
+    sweep(folder, RECORD)
+    found = choose(folder, key, batches, log)
+    if found is not None:
+        return found
+    before = options_before(folder, key, batches)
+    if before is not None:
+        log(f"building for batches {before.profile} at level {before.level}, as it was before")
+    return ensure(
+        bundle,
+        tools.library,
+        tools.identity,
+        before or options,
+        log=log,
+        looked=True,
+        workspace=tools.workspace,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
@@ -44,6 +44,7 @@ DIGEST_LETTERS = 16  # of the key's sha256 in a folder's name; the whole key is 
 
 Which = Literal["generator", "decoder"]
 Model = TypeVar("Model", bound=BaseModel)
+Sized = TypeVar("Sized", "PlanKey", BuildOptions)
 
 
 class GpuIdentity(NamedTuple):
@@ -143,7 +144,11 @@ class PlanSet:
         return self._load(VERIFICATION, model)
 
     def save_verification(self, found: BaseModel) -> None:
-        self._save(VERIFICATION, found)
+        """Keep what was found. In a store that cannot be written it is lost, which is said."""
+        try:
+            self._save(VERIFICATION, found)
+        except LddganError as error:
+            self.log(f"the verification is not kept: {error}")
 
     @property
     def tuning(self) -> dict[int, int]:
@@ -229,30 +234,54 @@ def find(folder: Path, key: PlanKey, log: Log) -> PlanSet | None:
     return checked(folder / key.folder_name, key, log)
 
 
-def choose(folder: Path, key: PlanKey, batch: int | None, log: Log) -> PlanSet | None:
-    """The best valid plans for `batch` (None: any) that differ from `key` in size only.
+def choose(folder: Path, key: PlanKey, batches: Sequence[int | None], log: Log) -> PlanSet | None:
+    """The first of `best_first` that differs from `key` in size only and is valid.
 
-    Nearest to what they are tuned for first, then the higher level, then `key` itself.
+    What is broken is said to `log`.
     """
-    fitting = [
-        record.key
-        for record in records(folder)
-        if key.differs_only_in_size(record.key)
-        if batch is None or record.key.profile.holds(batch)
-    ]
-
-    def rank(other: PlanKey) -> tuple[int, int, bool]:
-        distance = 0 if batch is None else abs(other.profile.opt - batch)
-        return distance, -other.level, other != key
-
-    candidates = (find(folder, other, log) for other in sorted(fitting, key=rank))
+    known = [record.key for record in records(folder, log)]
+    same = sorted(filter(key.differs_only_in_size, known), key=lambda other: other != key)
+    candidates = (find(folder, other, log) for other in best_first(same, batches))
     return next((plans for plans in candidates if plans is not None), None)
+
+
+def options_before(
+    folder: Path, key: PlanKey, batches: Sequence[int | None]
+) -> BuildOptions | None:
+    """What the first of `best_first` with this engine and precision was built with, if any was.
+
+    It is read off the names of folders: the plans may be broken, or made elsewhere.
+    """
+    name = re.compile(
+        rf"{key.engine}-\d.*-{key.precision}-b(\d+)-(\d+)-(\d+)-l(\d)-[0-9a-f]{{{DIGEST_LETTERS}}}"
+    )
+    known = []
+    for found in filter(None, (name.fullmatch(place.name) for place in places(folder))):
+        low, best, high, level = map(int, found.groups())
+        with suppress(ValidationError):
+            profile = Profile(min=low, opt=best, max=high)
+            known.append(BuildOptions(precision=key.precision, profile=profile, level=level))
+    return next(iter(best_first(known, batches)), None)
+
+
+def best_first(known: Iterable[Sized], batches: Sequence[int | None]) -> list[Sized]:
+    """Those that take one of `batches` (None: any).
+
+    In order: the first of `batches` that they take, how near they are tuned to it, their level.
+    """
+    ranked = []
+    for one in known:
+        taken = [n for n, b in enumerate(batches) if b is None or one.profile.holds(b)]
+        if taken:
+            batch = batches[taken[0]] or one.profile.opt
+            ranked.append(((taken[0], abs(one.profile.opt - batch), -one.level), one))
+    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def others(folder: Path, key: PlanKey) -> list[str]:
     """One sentence for each plan of this engine and precision that was made elsewhere."""
     sentences = []
-    for record in records(folder):
+    for record in records(folder, lambda _: None):
         other = record.key
         if (other.engine, other.precision) != (key.engine, key.precision):
             continue
@@ -271,23 +300,34 @@ def others(folder: Path, key: PlanKey) -> list[str]:
     return sentences
 
 
-def records(folder: Path) -> Iterator[PlanRecord]:
-    """The records in the store that parse and lie in the folder of their key."""
-    for path in sorted(folder.glob(f"[!.]*/{RECORD}")):
-        with suppress(OSError, ValidationError):  # `checked` is what reports broken ones
-            record = PlanRecord.model_validate_json(path.read_bytes())
-            if record.key.folder_name == path.parent.name:
-                yield record
+def places(folder: Path) -> list[Path]:
+    """The folders of the store that have their final name."""
+    return sorted(folder.glob("[!.]*/"))
+
+
+def records(folder: Path, log: Log) -> Iterator[PlanRecord]:
+    """The records in the store that parse and lie in the folder of their key; others are said."""
+    for place in places(folder):
+        record = read_record(place, log)
+        if record is not None and record.key.folder_name == place.name:
+            yield record
+        elif record is not None:
+            log(f"{place} is left aside: its key is another")
+
+
+def read_record(place: Path, log: Log) -> PlanRecord | None:
+    """The record in a folder of the store; None, said, if it does not parse."""
+    try:
+        return PlanRecord.model_validate_json((place / RECORD).read_bytes())
+    except (OSError, ValidationError) as error:
+        log(f"{place} is left aside, its {RECORD} cannot be used: {reason(error)}")
+        return None
 
 
 def checked(place: Path, key: PlanKey, log: Log) -> PlanSet | None:
     """The plans in `place` if record, key, sizes and sha256 are right; else None, said."""
-    if not place.is_dir():
-        return None
-    try:
-        record = PlanRecord.model_validate_json((place / RECORD).read_bytes())
-    except (OSError, ValidationError) as error:
-        log(f"{place} is left aside, its {RECORD} cannot be used: {reason(error)}")
+    record = read_record(place, log) if place.is_dir() else None
+    if record is None:
         return None
     broken = "its key is another" if record.key != key else damage(place, record)
     if broken is not None:
@@ -324,26 +364,25 @@ def ensure(
     *,
     log: Log = to_stderr,
     rebuild: bool = False,
+    looked: bool = False,
     workspace: int | None = None,
 ) -> PlanSet:
     """Find the plans of a bundle, or build both graphs and publish them together.
 
     One process builds a plan, others wait for it.  A build that fails leaves what was there
-    untouched.
+    untouched.  `looked`: `choose` has, in vain, and has said what is broken.
     Raises BadInput, OutOfMemory, LddganError, and KeyboardInterrupt after Ctrl-C.
     """
     folder, key = store_folder(bundle), plan_key(bundle, library, gpu, options)
-    found = None if rebuild else find(folder, key, log)
+    found = None if rebuild or looked else find(folder, key, log)
     if found is not None:
         return found
     for sentence in others(folder, key):
         log(f"{sentence}: building anew")
     with build_lock(folder, key.folder_name, log):
+        sweep(folder, RECORD, held=key.folder_name)
         found = None if rebuild else find(folder, key, lambda _: None)
-        if found is None:
-            sweep(folder, key.folder_name)
-            found = build(bundle, library, key, options, folder, log, workspace)
-    return found
+        return found or build(bundle, library, key, options, folder, log, workspace)
 
 
 def build(
@@ -371,7 +410,10 @@ def build(
                     workspace=workspace,
                     progress=meter.follow,
                 )
-            save_timing_cache(timing, built.timing_cache)
+            try:
+                save_timing_cache(timing, built.timing_cache)
+            except LddganError as error:
+                log(f"the timing cache is not kept: {error}")
             atomic_write(temporary / f"{which}{SUFFIX}", built.plan)
             plans[which] = {"sha256": sha256_of_bytes(built.plan), "bytes": len(built.plan)}
             seconds[which] = built.seconds

@@ -45,7 +45,8 @@ def build_lock(folder: Path, name: str, say: Log) -> Iterator[None]:
 def publishing(folder: Path, name: str) -> Iterator[Path]:
     """A temporary folder in the store that takes `name` if the body succeeds.
 
-    What is there under that name is moved away first, and back if the renaming fails.
+    What is there under that name is moved away first, and back if the renaming fails; after a kill
+    in between, `sweep` does that.
     """
     temporary, old = _temporary(folder, name), _temporary(folder, name)
     try:
@@ -87,19 +88,29 @@ def _temporary(folder: Path, name: str) -> Path:
     return folder / f".{name}.{secrets.token_hex(4)}.tmp"
 
 
-def sweep(folder: Path, held: str) -> None:
-    """Remove what killed builders left: temporary folders whose lock nobody else holds.
+def sweep(folder: Path, last: str, held: str | None = None) -> None:
+    """Clear up what killed builders left: temporary folders whose lock nobody else holds.
 
-    `held` is the name whose lock this process holds.
+    One that holds the file `last`, which is written last, is whole; it takes its final name if
+    nothing else has that.  The others are removed.  `held` is the name whose lock this process
+    holds.
     """
     for path in folder.glob(".*.tmp"):
         name = path.name[1:].rsplit(".", 2)[0]
         if name == held:
-            shutil.rmtree(path, ignore_errors=True)
+            _clear(path, folder / name, last)
             continue
         lock = FileLock(folder / f".{name}.lock", mode=LOCK_MODE)
         with suppress(Timeout, OSError), lock.acquire(timeout=0):
-            shutil.rmtree(path, ignore_errors=True)
+            _clear(path, folder / name, last)
+
+
+def _clear(left: Path, target: Path, last: str) -> None:
+    if (left / last).is_file() and not target.exists():
+        with suppress(OSError):
+            os.replace(left, target)
+    else:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_timing_cache(path: Path, say: Log) -> bytes | None:

@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.child import reason, run_child
 from bench.gpu_report import (
+    LADDER,
     LIMITS,
+    OVERHEAD,
     QUICK_SECONDS,
     Job,
     Reporter,
@@ -20,18 +23,22 @@ from bench.gpu_report import (
     bench_command,
     export_commands,
     fits,
+    is_ladder,
     jobs,
+    ladder_command,
     limit,
     main,
     preparations,
     quick_jobs,
     verify_command,
 )
+from bench.ladder import LadderRow, ladder_file, save_ladders
 from bench.machine import HOME, Gpu, Machine, versions
 from bench.report import verification
 from bench.row import BenchRow, Skipped, read_records, read_rows, save_row
 from bench.timing import Budget
 from tests.bench.child_script import write_manifest
+from tests.bench.test_ladder import SITE
 from tests.bench.test_results import row
 
 SCRIPT = (sys.executable, str(Path(__file__).with_name("child_script.py")))
@@ -40,6 +47,7 @@ TRT = Job("cifar10", 10, "trt", "fp16", True, 5, 10)
 STEPS = TRT._replace(cuda_graph=False)
 TORCH = Job("cifar10", 10, "torch", "fp16", False, 5, 10)
 ORT = Job("cifar10", 10, "ort", "fp32", False, 5, 10)
+H200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
 
 
 @pytest.fixture
@@ -134,13 +142,16 @@ def test_the_commands_of_a_job(folder: Path) -> None:
     write_manifest(Path("exports") / "cifar10")
     assert preparations(ORT) == []
     assert [command[0] for command in preparations(STEPS)] == ["build"]
-    with_graph = " ".join(bench_command(TRT, Path("out.jsonl")))
+    with_graph = " ".join(bench_command(TRT, Path("out.jsonl"), 59.6))
     assert with_graph == (
         "bench --dataset cifar10 --engine trt --precision fp16 --device cuda --batch 10 "
-        "--trials 5 --save out.jsonl --json"
+        "--trials 5 --max-seconds 60 --save out.jsonl --json"
     )
-    assert "--no-cuda-graph" in bench_command(STEPS, Path("out.jsonl"))
-    assert "--no-cuda-graph" not in bench_command(ORT, Path("out.jsonl"))
+    assert "--no-cuda-graph" in bench_command(STEPS, Path("out.jsonl"), 0)
+    assert "--no-cuda-graph" not in bench_command(ORT, Path("out.jsonl"), 0)
+    assert " ".join(ladder_command(Path("out.jsonl"))) == (
+        "bench --dataset lsun --device cuda --batch 100 --ladder --plot --save out.jsonl"
+    )
 
 
 def test_a_bundle_of_one_precision_is_exported_again_from_its_own_checkpoint(
@@ -177,7 +188,7 @@ def test_each_row_is_there_at_once_and_nothing_is_measured_twice(folder: Path, s
         for command in (
             *("export", "build", "verify", "bench"),  # the first
             "bench",  # the plan is there already
-            "bench",
+            *("verify", "bench"),
         )
     ]
     assert held[-1] == 3 and {0, 1, 2, 3} == set(held)
@@ -215,7 +226,7 @@ def test_what_cannot_run_is_written_down_and_the_rest_goes_on(folder: Path, site
     reporter(site).run([TRT, STEPS, ORT, TORCH])
     # The build is not tried again for the second job that needs it.
     assert calls(folder) == [
-        f"{c} cifar10" for c in ("export", "build", "verify", "bench", "bench")
+        f"{c} cifar10" for c in ("export", "build", "verify", "bench", "verify", "bench")
     ]
     records = read_records(Path("report.jsonl"))
     assert [type(record) for record in records] == [Skipped, Skipped, Skipped, BenchRow]
@@ -250,8 +261,8 @@ def test_a_second_failure_replaces_the_first(folder: Path, site: Site) -> None:
 def test_what_verification_says_is_in_the_row(folder: Path, site: Site) -> None:
     reporter(site).run([TRT, ORT, TORCH])
     trt, ort, torch = read_rows(Path("report.jsonl"))
-    assert [verification(one) for one in (trt, ort, torch)] == ["equal", "equal", "-"]
-    assert trt.engine.verification == ort.engine.verification
+    assert [verification(one) for one in (trt, ort, torch)] == ["equal"] * 3
+    assert trt.engine.verification == ort.engine.verification == torch.engine.verification
     assert trt.notes == ort.notes == ("from the script",)
 
 
@@ -272,6 +283,17 @@ def test_a_benchmark_that_leaves_no_row_is_not_taken_for_one(folder: Path, site:
     reporter(site).run([ORT])
     (record,) = read_records(Path("report.jsonl"))
     assert isinstance(record, Skipped) and "left no row" in record.reason
+
+
+def test_trials_end_before_the_child_would_be(folder: Path, site: Site) -> None:
+    said: list[str] = []
+    reporter(site, log=said.append).run([ORT])
+    reporter(site, seconds=OVERHEAD + 60, log=said.append).run([TORCH])
+    reporter(site, seconds=OVERHEAD, log=said.append).run([TRT])
+    words = [line.split() for line in said if line.startswith("  lddgan bench")]
+    full, short, none = (float(one[one.index("--max-seconds") + 1]) for one in words)
+    assert full == LIMITS["bench"] - OVERHEAD
+    assert 0 < short <= 60 and none == 0
 
 
 def test_a_child_that_hangs_is_ended(
@@ -307,6 +329,73 @@ def test_the_budget_is_what_is_left() -> None:
     assert limit("bench", budget) == 0
 
 
+# ---- the ladder ----
+
+
+RUNGS = 3
+
+
+def ladder_rows(site: Site, rungs: int = RUNGS, **changes: Any) -> list[LadderRow]:
+    """A ladder of rungs that did not run."""
+    here = Machine(cpu="A CPU", cores=2, load=0, gpu=H200)
+    dataset, batch = LADDER
+    of = SITE.model_copy(
+        update={
+            "commit": site.commit,
+            "dataset": dataset,
+            "batch": batch,
+            "machine": here,
+            "versions": site.versions,
+            **changes,
+        }
+    )
+    return [
+        LadderRow(site=of, number=n, rung=f"rung {n}", adds="", why_not="no", found=None)
+        for n in range(1, rungs + 1)
+    ]
+
+
+@pytest.fixture
+def ladder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the ladder is kept; there are RUNGS rungs, and the bundle is there."""
+    monkeypatch.setattr("bench.gpu_report.rungs_of", lambda shop: [None] * RUNGS)
+    write_manifest(Path("exports") / LADDER[0])
+    path = ladder_file(LADDER[0], "cuda")
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_ladder_is_measured_once(ladder: Path, folder: Path, site: Site) -> None:
+    assert reporter(site).climb() is None
+    (command,) = (folder / "calls.txt").read_text().splitlines()
+    assert command == " ".join(ladder_command(ladder))
+    assert calls(folder) == ["bench lsun"]
+    save_ladders(ladder_rows(site), ladder)
+    said: list[str] = []
+    assert reporter(site, log=said.append).climb() is None
+    assert calls(folder) == [] and said == ["the ladder of lsun, batch 100: measured before"]
+    save_ladders(ladder_rows(site, rungs=RUNGS - 1), ladder)  # interrupted
+    assert reporter(site).climb() is None
+    assert calls(folder) == ["bench lsun"]
+
+
+def test_a_ladder_that_fails_says_why(ladder: Path, folder: Path, site: Site) -> None:
+    told(folder, **{"--ladder": "error: no memory"})
+    assert reporter(site).climb() == "no memory"
+    (folder / "exports" / "lsun" / "manifest.json").write_text("{}")
+    assert "is not a manifest" in str(reporter(site).climb())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"commit": "0" * 40}, {"batch": 1}, {"versions": {}}, {"dataset": "cifar10"}]
+)
+def test_a_ladder_of_something_else_does_not_count(site: Site, changes: dict[str, Any]) -> None:
+    assert is_ladder(ladder_rows(site), RUNGS, site)
+    assert not is_ladder(ladder_rows(site, **changes), RUNGS, site)
+    nowhere = Machine(cpu="A CPU", cores=2, load=0, gpu=None)
+    assert not is_ladder(ladder_rows(site, machine=nowhere), RUNGS, site)
+
+
 # ---- the command ----
 
 
@@ -323,9 +412,8 @@ def test_the_whole_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told(folder, **{"torch --precision fp16 --device cuda --batch 1 ": "error: no torch"})
-    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
     monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
     monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
     monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
     assert main(["--quick"], SCRIPT) == 0
@@ -337,15 +425,32 @@ def test_the_whole_command(
     assert "trt fp16, CUDA graph: 100 ms, PyTorch 4,000 ms, 1.60 times as fast" in said.err
 
 
+def test_the_ladder_is_the_last_of_a_full_report_and_none_of_a_quick_one(
+    folder: Path, ladder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
+    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
+    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
+    monkeypatch.setattr("bench.gpu_report.jobs", lambda: [ORT])
+    monkeypatch.setattr("bench.gpu_report.quick_jobs", lambda: [ORT])
+    log = folder / "calls.txt"
+    assert main(["--quick"], SCRIPT) == 0
+    assert "--ladder" not in log.read_text()
+    told(folder, **{"--ladder": "error: no memory"})
+    assert main([], SCRIPT) == 0
+    assert log.read_text().splitlines()[-1] == " ".join(ladder_command(ladder))
+    assert capfd.readouterr().out.endswith("no ladder: no memory\n")
+
+
 def test_rows_of_another_commit_are_no_result(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
     monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
     monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
     monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
-    here = Machine(cpu="A CPU", cores=2, load=0, gpu=h200)
+    here = Machine(cpu="A CPU", cores=2, load=0, gpu=H200)
     save_row(row(machine=here, commit="0" * 40, versions=versions()), Path("out.jsonl"))
     told(folder, bench="error: no memory")
     assert main(["--quick", "--out", "out.jsonl"], SCRIPT) == 1
@@ -357,9 +462,8 @@ def test_rows_of_another_commit_are_no_result(
 def test_a_file_of_something_else_is_left_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    h200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
     monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: h200)
+    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
     (folder / "notes.jsonl").write_text("my notes\n")
     assert main(["--out", "notes.jsonl"], SCRIPT) == 2
     assert "line 1 is not a benchmark row" in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_a_gpu_row_says_all_that_is_known_of_it(gpu_row: BenchRow, tmp_path: Pat
         "PNG files of the batch: 812 ms more, on one core",
         "TensorRT plan: version 10.16.1, level 3",
         "matrix product 700 TFLOP/s, 3x3 convolution 8x256x256x256 650 TFLOP/s; copy 4,100 GB/s",
-        "GPU between two turns: 345 MHz of 1980 MHz, 80.00 W of 700.00 W, 31 C",
+        "GPU at work: 345 MHz of 1980 MHz, 80.00 W of 700.00 W, 31 C",
         "verification: equal",
     ):
         assert said in text

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.run import estimate, measure, watching
+from bench.run import estimate, measure
 from bench.timing import (
     Budget,
     HostTimer,
@@ -209,19 +209,6 @@ def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:
     assert turns.trials[1][0].whole == pytest.approx(3 * turns.trials[0][0].whole)
     assert [len(images) for images in turns.images] == [4, 4]
     assert heard == [(1, 3), (2, 3), (3, 3)]
-
-
-@pytest.mark.parametrize(("trials", "read_after"), [(1, [1]), (2, [1]), (7, [1, 3])])
-def test_the_gpu_is_read_between_turns_and_not_before_or_after(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, trials: int, read_after: list[int]
-) -> None:
-    calls: list[Any] = []
-    states: list[Any] = []
-    heard: list[int] = []
-    monkeypatch.setattr("bench.run.gpu", lambda: len(calls) // 5)  # runs of one side so far
-    follow = watching(states, lambda done, asked: heard.append(done))
-    take_turns([side(fast(clock, calls), PRESET, 4)], 0, 4, trials, Budget(NONE, clock), follow)
-    assert states == read_after and heard == [*range(1, trials + 1)]
 
 
 @pytest.mark.parametrize(

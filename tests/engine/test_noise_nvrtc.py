@@ -141,7 +141,7 @@ def test_without_nvrtc_the_error_names_the_install_line(
         raise pathfinder.DynamicLibNotFoundError(name)
 
     monkeypatch.setattr(pathfinder, "load_nvidia_dynamic_lib", missing)
-    with pytest.raises(LddganError, match=r'NVRTC.* not installed; pip install "lddgan\[gpu\]"$'):
+    with pytest.raises(LddganError, match=r'NVRTC.* not installed; pip install -e "\.\[gpu\]"$'):
         noise_kernel.compile_noise("sm_90")
 
 

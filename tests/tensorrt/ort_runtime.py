@@ -33,6 +33,7 @@ class Machine:
         self.addresses = 0  # calls of set_tensor_address
         self.runs: list[tuple[str, int]] = []  # graph and batch, as they were computed
         self.built: list[str] = []  # for tests whose builder says so
+        self.tuned: list[int] = []  # batches, for tests whose tuning says so
         self.spoiled = False  # images come out darker
 
     def library(self, version: str) -> Library:

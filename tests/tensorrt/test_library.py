@@ -42,7 +42,7 @@ def test_a_version_that_is_not(package: Any, version: str) -> None:
     package("tensorrt", f"__version__ = {version!r}")
     assert why_missing("trt") == (
         f"tensorrt {version} is not supported (8.6, 10.13 to 10.x, or 11 is); pip install "
-        '"lddgan[gpu]" (its libraries come from NVIDIA\'s own package index, which must be '
+        '-e ".[gpu]" (its libraries come from NVIDIA\'s own package index, which must be '
         "reachable)"
     )
 
@@ -63,9 +63,7 @@ def test_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     trt, rtx = why_missing("trt"), why_missing("trt-rtx")
-    assert trt is not None and trt.startswith(
-        'tensorrt is not installed; pip install "lddgan[gpu]"'
-    )
+    assert trt is not None and trt.startswith('tensorrt is not installed; pip install -e ".[gpu]"')
     assert rtx == "tensorrt_rtx is not installed; pip install tensorrt-rtx"
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from engine.trt.build import BuildOptions
-from engine.trt.plans import GpuIdentity, choose, find, store_folder
+from engine.trt.plans import RECORD, GpuIdentity, choose, find, store_folder
+from engine.trt.publish import sweep
 from export.bundle import DIGITS, open_bundle
 from lddgan.errors import BadInput, LddganError
 from tests.tensorrt.conftest import make_bundle
 from tests.tensorrt.scripted import BOTH, STRONG, expected_plan
-from tests.tensorrt.store import OTHER_GPU, Store, flip, sized
+from tests.tensorrt.store import OPTIONS, OTHER_GPU, Store, flip, sized
 
 NAMES = ["decoder.plan", "generator.plan", "plan.json"]
 
@@ -138,7 +139,7 @@ def test_a_broken_plan_is_said_and_built_again(store: Store, damage: str) -> Non
     harm(broken)
     assert find(store.folder, store.key(), store.lines.append) is None
     assert store.said(words), store.lines
-    assert choose(store.folder, store.key(), 16, lambda _: None) is None
+    assert choose(store.folder, store.key(), [16], lambda _: None) is None
     mended = store.ensure()
     assert mended.folder == broken
     assert sorted(path.name for path in broken.iterdir()) == NAMES
@@ -213,6 +214,60 @@ def test_every_user_can_read_what_one_has_built(store: Store) -> None:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_a_timing_cache_that_cannot_be_kept_is_said_and_the_plans_are(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: bytes | None) -> None:
+        raise LddganError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("engine.trt.plans.save_timing_cache", refuse)
+    assert sorted(path.name for path in store.ensure().folder.iterdir()) == NAMES
+    assert store.said("the timing cache is not kept: cannot write ")
+
+
+def test_every_user_can_take_the_lock(store: Store) -> None:
+    modes: list[int] = []
+
+    def look() -> None:
+        modes.extend(path.stat().st_mode & 0o777 for path in store.folder.glob(".*.lock"))
+
+    store.script.during = look
+    before = os.umask(0o077)
+    try:
+        store.ensure()
+    finally:
+        os.umask(before)
+    assert set(modes) == {0o666}
+
+
+def leave(store: Store, folder: Path) -> Path:
+    """Move plans to where a builder that is killed between its two renamings leaves them."""
+    return folder.rename(store.folder / f".{folder.name}.0123abcd.tmp")
+
+
+@pytest.mark.parametrize("options", [OPTIONS, sized(1, 2, 3)])
+def test_plans_that_a_killed_builder_moved_away_come_back(
+    store: Store, options: BuildOptions
+) -> None:
+    folder = store.ensure(sized(1, 2, 3)).folder
+    leave(store, folder)
+    store.ensure(options)
+    assert find(store.folder, store.key(sized(1, 2, 3)), store.lines.append) is not None
+    assert store.script.builds == ["generator", "decoder"] * (2 if options == OPTIONS else 1)
+    assert store.temporary() == []
+
+
+def test_a_builders_half_folder_or_second_one_is_removed(store: Store) -> None:
+    folder = store.ensure().folder
+    content = (folder / "decoder.plan").read_bytes()
+    shutil.copytree(folder, store.folder / f".{folder.name}.0123abcd.tmp")
+    sweep(store.folder, RECORD)
+    assert store.temporary() == [] and (folder / "decoder.plan").read_bytes() == content
+    (leave(store, folder) / RECORD).unlink()
+    sweep(store.folder, RECORD)
+    assert store.temporary() == [] and not folder.exists()
 
 
 def test_a_lock_that_cannot_be_opened_is_said(store: Store) -> None:

@@ -120,7 +120,7 @@ def test_bindings_without_their_libraries(ready_builder: RunWith, tmp_path: Path
     assert done.returncode == 0, done.stderr
     trt, rtx = done.stdout.splitlines()
     assert trt.startswith("tensorrt is installed but cannot be loaded (libnv")
-    assert 'pip install "lddgan[gpu]"' in trt
+    assert 'pip install -e ".[gpu]"' in trt
     assert rtx.startswith("tensorrt_rtx is not installed; ")
 
 
@@ -134,7 +134,7 @@ def test_digits_after_set_up(installed: Path, precision: Precision) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "celeba_256", "lsun"])
 def test_every_preset(installed: Path, tmp_path: Path, dataset: str, precision: Precision) -> None:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     exporting = [sys.executable, str(PROGRAM), "export", dataset, str(tmp_path), precision]

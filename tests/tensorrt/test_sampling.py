@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engine.sampler import Sampler
 from engine.select import open_engine
 from engine.trt import opening, plans
 from engine.trt.backend import ALIGNMENT, TrtBackend
-from engine.trt.build import Built, Profile
+from engine.trt.build import BuildOptions, Built, Profile
 from export.bundle import DIGITS, open_bundle
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError
@@ -52,9 +53,10 @@ def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch):
 
     def open_it(version: str = STRONG, tuned: int | None = None, **options: Any) -> Sampler:
         monkeypatch.setattr(opening, "load", lambda name: machine.library(version))
-        monkeypatch.setattr(TrtBackend, "tune", lambda self, batch: batch)
+        monkeypatch.setattr(TrtBackend, "tune", lambda self, batch: machine.tuned.append(batch))
         monkeypatch.setattr(TrtBackend, "decoder_chunk", lambda self, batch: tuned or batch)
-        return open_engine(open_bundle(DIGITS), "trt", "fp32", log=lambda _: None, **options)
+        quiet = {"log": lambda _: None}
+        return open_engine(open_bundle(DIGITS), "trt", "fp32", **{**quiet, **options})
 
     return open_it
 
@@ -247,8 +249,46 @@ def test_tuning_keeps_the_fastest_chunk_beside_the_plans(trt, machine, monkeypat
     monkeypatch.setattr(backend, "_decoder_ms", lambda x_0, chunk: times[chunk])
     assert backend.tune(20) == 7
     assert backend.decoder_chunk(20) == 7 and backend.decoder_chunk(19) == 19
-    again = plans.choose(backend.plans.folder.parent, backend.plans.key, 20, print)
+    again = plans.choose(backend.plans.folder.parent, backend.plans.key, [20], print)
     assert again is not None and again.tuning == {20: 7}
+
+
+def test_tuning_gives_its_memory_back(trt, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.fake_cuda import used
+
+    sampler = trt()
+    monkeypatch.undo()
+    sampler.backend.gpu.synchronize()
+    before = used()
+    assert sampler.backend.tune(20) in chunks_to_try(20, 1)
+    sampler.backend.gpu.synchronize()
+    assert used() == before and sampler.backend.contexts == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "tuned"),
+    [
+        ({}, 100),
+        ({"batch": 7}, 7),
+        ({"batch": 100}, 100),
+        ({"batch": 150}, 75),
+        ({"batch": 151}, 76),
+        ({"batch": 9, "chunk": 4}, 3),
+    ],
+)
+def test_the_decoder_is_tuned_for_the_batch_that_it_runs(
+    trt, machine: Machine, asked: dict[str, int], tuned: int
+) -> None:
+    sampler = trt(**asked)
+    assert machine.tuned == [tuned]
+    sampler.sample(asked.get("batch", 100))
+    assert machine.runs[0] == ("generator", tuned)
+
+
+def test_the_decoder_of_a_fixed_batch_is_tuned_for_that(trt, machine: Machine) -> None:
+    built(machine, Profile(min=100, opt=100, max=100))
+    assert trt(batch=150).backend.plan["profile"] == "100,100,100"
+    assert machine.tuned == [100]
 
 
 def test_ways_to_cut_a_batch() -> None:
@@ -258,11 +298,65 @@ def test_ways_to_cut_a_batch() -> None:
     assert chunks_to_try(10, 4) == [10, 5]  # 4 would leave 2
 
 
+def built(machine: Machine, profile: Profile, level: int = 3, version: str = STRONG) -> Path:
+    """Build an engine of the digits; where it is."""
+    tools = opening.Tools(machine.library(version), opening.open_gpu())
+    options = BuildOptions(precision="fp32", profile=profile, level=level)
+    bundle = open_bundle(DIGITS)
+    return plans.ensure(bundle, tools.library, tools.identity, options, log=lambda _: None).folder
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("harm", ["no json", "truncated", "of another version"])
+def test_what_cannot_be_used_is_said_and_built_again_in_its_sizes(
+    trt, machine: Machine, harm: str
+) -> None:
+    version = WEAK if harm == "of another version" else STRONG
+    old = built(machine, Profile(min=1, opt=100, max=100), level=5, version=version)
+    if harm == "no json":
+        (old / "plan.json").write_text("{")
+    if harm == "truncated":
+        truncate(old / "decoder.plan")
+    said: list[str] = []
+    plan = trt(batch=100, log=said.append).backend.plan
+    assert (plan["profile"], plan["level"]) == ("1,100,100", 5)
+    causes = [line for line in said if line.startswith(f"{old} is ")]
+    assert len(causes) == 1
+    assert "building for batches 1,100,100 at level 5, as it was before" in said
+
+
+def test_what_a_killed_builder_moved_away_is_found(trt, machine: Machine) -> None:
+    old = built(machine, Profile(min=1, opt=90, max=100))
+    old.rename(old.parent / f".{old.name}.0123abcd.tmp")
+    assert trt(batch=100).backend.plans.folder == old
+
+
+def test_rtx_is_built_alike_on_first_use_and_by_hand(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int | None] = []
+
+    def build_graph(library: Any, path: Path, *_: Any, workspace: int | None, **__: Any) -> Built:
+        limits.append(workspace)
+        return Built(path.read_bytes(), None, 1.5)
+
+    monkeypatch.setattr(plans, "build_graph", build_graph)
+    library = replace(machine.library(STRONG), name="trt-rtx")
+    monkeypatch.setattr(opening, "load", lambda name: library)
+    bundle, quiet = open_bundle(DIGITS), lambda _: None
+    tools = opening.Tools(library, opening.open_gpu())
+    first = opening.suitable_plans(bundle, tools, "fp32", None, quiet)
+    options = BuildOptions(precision="fp32")
+    again = opening.build_engine(bundle, "trt-rtx", options, rebuild=True, log=quiet)
+    assert again.key == first.key and limits == [None] * 4
+
+
 def test_opening_finds_the_plans_tuned_nearest_to_the_batch(trt, machine: Machine) -> None:
     assert trt().backend.plan["profile"] == "1,16,100"
-    bundle, tools = open_bundle(DIGITS), opening.Tools(machine.library(STRONG), opening.open_gpu())
-    options = opening.BuildOptions(precision="fp32", profile=Profile(min=1, opt=90, max=100))
-    plans.ensure(bundle, tools.library, tools.identity, options, log=lambda _: None)
+    built(machine, Profile(min=1, opt=90, max=100))
     assert trt(batch=100).backend.plan["profile"] == "1,90,100"
     assert trt(batch=4).backend.plan["profile"] == "1,16,100"
     with pytest.raises(BadInput, match=r"chunk is 101, the engine .* takes 1\.\.100"):
@@ -270,9 +364,7 @@ def test_opening_finds_the_plans_tuned_nearest_to_the_batch(trt, machine: Machin
 
 
 def test_opening_finds_plans_above_the_default_profile(trt, machine: Machine) -> None:
-    bundle, tools = open_bundle(DIGITS), opening.Tools(machine.library(STRONG), opening.open_gpu())
-    options = opening.BuildOptions(precision="fp32", profile=Profile(min=127, opt=127, max=127))
-    plans.ensure(bundle, tools.library, tools.identity, options, log=lambda _: None)
+    built(machine, Profile(min=127, opt=127, max=127))
     machine.most = 127
     assert trt(batch=127).backend.plan["profile"] == "127,127,127"
     assert trt(batch=500).backend.plan["profile"] == "127,127,127"

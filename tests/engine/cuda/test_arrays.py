@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 from engine.cuda.array import DeviceArray, is_contiguous
 from engine.cuda.device import Gpu, open_gpu
+from engine.select import open_engine, survey
+from export.stages import draw
 from lddgan.errors import BadInput
 from tests import fake_cuda
 from tests.engine.cuda.support import fake_only, on_each, skip_without_gpu
@@ -165,10 +168,13 @@ def test_the_cuda_array_interface_is_version_3(gpu: Gpu) -> None:
     }
 
 
+NO_PYCUDA = 'pycuda is not installed; pip install -e ".[pycuda]"'
+
+
 @pytest.mark.gpu
 def test_pycuda_arrays_are_fed_and_read_without_copying() -> None:
     skip_without_gpu()
-    pytest.importorskip("pycuda", reason='pycuda is not installed; pip install "lddgan[pycuda]"')
+    pytest.importorskip("pycuda", reason=NO_PYCUDA)
     import pycuda.autoprimaryctx  # makes the primary context current
     import pycuda.driver
     from pycuda import gpuarray
@@ -187,6 +193,29 @@ def test_pycuda_arrays_are_fed_and_read_without_copying() -> None:
     gpu.synchronize()
     seen = gpuarray.GPUArray(made.shape, made.dtype, gpudata=made.address, base=made)
     assert seen.get().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["trt", "fused"])
+def test_an_engine_runs_on_a_stream_and_noise_of_pycuda(tiny_bundle: Path, engine: Any) -> None:
+    for candidate in survey(engine):
+        if candidate.why_not is not None:
+            pytest.skip(candidate.why_not)
+    pytest.importorskip("pycuda", reason=NO_PYCUDA)
+    import pycuda.autoprimaryctx
+    import pycuda.driver
+    from pycuda import gpuarray
+
+    stream = pycuda.driver.Stream()
+    sampler = open_engine(tiny_bundle, engine, "fp32", batch=3, stream=stream)
+    drawn = draw(sampler.preset, 0, 3)
+    theirs = [gpuarray.to_gpu(np.ascontiguousarray(array)) for array in drawn]
+    image = sampler.make_from(*theirs).image
+    stream.synchronize()
+    address = image.__cuda_array_interface__["data"][0]
+    seen = gpuarray.GPUArray(tuple(image.shape), np.uint8, gpudata=address, base=image).get()
+    assert seen.std() > 1
+    assert np.abs(seen.astype(int) - sampler.run(*drawn)).max() <= 1
 
 
 @pytest.mark.gpu

@@ -1,0 +1,60 @@
+"""The GPU's state of a row is that of a GPU at work."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from bench.run import gpu_at_work, measure
+from bench.timing import Plan, Side
+from lddgan.presets import get_preset
+from tests.bench.scripted import Clock, Scripted, side
+
+PRESET = get_preset("digits")  # T = 4
+RUN = PRESET.steps + 1  # calls of a backend
+PATIENCE = 30.0  # seconds
+
+
+@pytest.fixture
+def calls() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def worker(calls: list[Any]) -> Side:
+    return side(Scripted("one", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
+
+
+def test_the_gpu_is_asked_while_the_engine_runs(
+    worker: Side, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> str:
+        before, end = len(calls), time.monotonic() + PATIENCE
+        while len(calls) < before + 2 * RUN:
+            assert time.monotonic() < end, "the engine rests"
+            time.sleep(0.001)
+        return "at work"
+
+    monkeypatch.setattr("bench.run.POWER_SECONDS", 0.01)
+    monkeypatch.setattr("bench.run.gpu", asked)
+    assert gpu_at_work(worker, Plan("cuda", 4, 1, 0, 1.0)) == "at work"
+
+
+def test_it_is_asked_once_when_all_is_warm_and_no_trial_counts(
+    worker: Side, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
+    other = side(Scripted("other", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
+    runs: list[tuple[Side, int]] = []
+    found = measure(
+        lambda: worker,
+        lambda: other,
+        Plan("cuda", 4, 3, 0, float("inf")),
+        lambda _: None,
+        lambda _done, _all: None,
+        watch=lambda given: runs.append((given, len(calls) // RUN)),
+    )
+    assert runs == [(worker, 20)]  # ten to warm up each
+    assert [len(trials) for trials in found.turns.trials] == [3, 3]

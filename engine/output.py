@@ -63,6 +63,7 @@ def write_images(
             arrays.append(images)
             progress(len(images))
         together = np.concatenate(arrays)
+        arrays.clear()  # they are as large as `together`
         atomic_write(path, png(grid(together)) if path.suffix == ".png" else npz(together, first))
         return len(together)
     make_folder(path)
@@ -145,7 +146,8 @@ def png(image: Images) -> bytes:
     return buffer.getvalue()
 
 
-def npz(images: Images, first: int) -> bytes:
+def npz(images: Images, first: int) -> memoryview:
+    """uint8 [N,H,W,3] and the index of the first -> an .npz file."""
     buffer = io.BytesIO()
     np.savez(buffer, images=images, first=np.int64(first))
-    return buffer.getvalue()
+    return buffer.getbuffer()

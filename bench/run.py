@@ -72,7 +72,7 @@ def benchmark(
     """
     check_arguments(batch, trials, seed, max_seconds)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = choose(engine, device, precision, opened.precisions)
+    chosen = choose(engine, device, precision, opened.precisions, opened.preset)
     limit = MAX_SECONDS[chosen.device] if max_seconds is None else max_seconds
     why_not = why_no_baseline(chosen.device)
 

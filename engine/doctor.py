@@ -111,4 +111,5 @@ def print_report(report: Report) -> None:
     if chosen is None:
         console.print(f"no engine runs here: {INSTALL['onnxruntime']}", markup=False)
     else:
-        console.print(f"--engine auto takes {chosen.engine} on {chosen.device}")
+        narrow = ", or ort for small models" if chosen.engine == "openvino" else ""
+        console.print(f"--engine auto takes {chosen.engine} on {chosen.device}{narrow}")

@@ -264,12 +264,11 @@ class Sampler:
 
 def default_chunk(preset: Preset, device: str) -> int:
     """Images at once such that no activation of the decoder passes LARGEST_TENSOR elements."""
-    codec = preset.codec
-    widths = [codec.ch * mult for mult in codec.ch_mult]
+    widths = preset.codec_widths
     # Level i has widths[i] channels; upsampling into it carries widths[i+1].
     carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
     elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
-    tokens = max([preset.latent_size, *codec.attention]) ** 2
+    tokens = max([preset.latent_size, *preset.codec.attention]) ** 2
     return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // max(elements, tokens**2)))
 
 

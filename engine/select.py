@@ -14,6 +14,7 @@ from export.bundle import CHECKPOINT, Bundle, open_bundle
 from export.graphs import PRECISIONS, Precision
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.extras import why_missing
+from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
 
 EngineName = Literal["auto", "torch", "torch-compile", "ort", "openvino", "trt", "trt-rtx", "fused"]
@@ -48,6 +49,7 @@ CANDIDATES: Final[tuple[tuple[str, Literal["cpu", "cuda"]], ...]] = (  # best fi
     ("ort", "cpu"),
     ("torch", "cpu"),
 )
+WIDE: Final = 256  # channels of a layer from which on OpenVINO is faster (docs/performance.md)
 REINSTALL_ORT_GPU: Final = "pip install --force-reinstall --no-deps onnxruntime-gpu"
 
 
@@ -98,7 +100,7 @@ def open_engine(
     if engine not in ENGINES or device not in DEVICES:
         raise BadInput(f"engine is one of {', '.join(ENGINES)}; device of {', '.join(DEVICES)}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen = choose(engine, device, precision, opened.precisions)
+    chosen = choose(engine, device, precision, opened.precisions, opened.preset)
     if chosen.engine in ("trt", "trt-rtx"):
         from engine.trt.opening import open_tensorrt
 
@@ -138,15 +140,17 @@ def choose(
     device: DeviceName,
     precision: Precision | None = None,
     held: Sequence[Precision] = PRECISIONS,
+    preset: Preset | None = None,
 ) -> Chosen:
     """The first candidate that fits the request and can run.
 
     `held` are the precisions of the bundle: `auto` passes over engines that would need another.
+    `preset` is its model: the order depends on it.
     Raises LddganError with the causes, BadInput for a precision where it never runs.
     """
     refuse_elsewhere(precision, engine, device)
     causes = []
-    for candidate in survey(engine, device):
+    for candidate in survey(engine, device, preset):
         wanted = precision or default_precision(candidate.engine, held)
         if candidate[:2] not in ONLY_ON.get(wanted, [candidate[:2]]):
             continue
@@ -185,20 +189,31 @@ def _offers(candidate: Candidate, precision: Precision, held: Sequence[Precision
     return precision in held or precision == "bf16"
 
 
-def survey(engine: EngineName = "auto", device: DeviceName = "auto") -> Iterator[Candidate]:
-    """The engines and devices that a request names, best first.
+def survey(
+    engine: EngineName = "auto", device: DeviceName = "auto", preset: Preset | None = None
+) -> Iterator[Candidate]:
+    """The engines and devices that a request names, best first (for a model).
 
     The library of an engine is imported when its turn comes: who stops early loads no more.
     """
     fitting = [
         (name, where)
-        for name, where in CANDIDATES
+        for name, where in best_first(preset)
         if engine in ("auto", name) and device in ("auto", where)
     ]
     no_gpu = why_no_gpu() if any(where == "cuda" for _, where in fitting) else None
     for name, where in fitting:
         cause = no_gpu if where == "cuda" else None
         yield Candidate(name, where, cause or why_no_library(name, where))
+
+
+def best_first(preset: Preset | None) -> Sequence[tuple[str, Literal["cpu", "cuda"]]]:
+    """CANDIDATES, but ONNX Runtime before OpenVINO for a model whose layers are all narrow."""
+    if preset is None or max(*preset.generator_widths, *preset.codec_widths) >= WIDE:
+        return CANDIDATES
+    order = [candidate for candidate in CANDIDATES if candidate != ("ort", "cpu")]
+    order.insert(order.index(("openvino", "cpu")), ("ort", "cpu"))
+    return order
 
 
 def why_no_library(engine: str, device: str) -> str | None:

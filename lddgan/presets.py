@@ -174,6 +174,16 @@ class Preset(Frozen):
         return (3, self.image_size, self.image_size)
 
     @property
+    def generator_widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.generator.nf * mult for mult in self.generator.ch_mult]
+
+    @property
+    def codec_widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.codec.ch * mult for mult in self.codec.ch_mult]
+
+    @property
     def downsampling(self) -> int:
         """f: image side / latent side."""
         return 1 << (len(self.codec.ch_mult) - 1)

@@ -119,7 +119,7 @@ def test_first_continues_a_set(lddgan, tiny_bundle) -> None:
 
 def test_output_names_the_engine_and_warns_of_random_weights(lddgan, tiny_bundle) -> None:
     outcome = lddgan("sample", "--bundle", tiny_bundle, "--num", 1, "--out", "x.png")
-    assert "openvino fp32 on CPU" in outcome.out
+    assert "ort fp32 on CPU" in outcome.out
     assert "images/s" in outcome.out
     assert "random weights" in outcome.err
 

@@ -15,6 +15,7 @@ import pytest
 from engine import driver, ort_engine, select
 from engine.select import choose, open_engine, survey
 from lddgan.errors import BadInput, LddganError
+from lddgan.presets import get_preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,18 @@ def test_the_default_precision_is_one_that_the_bundle_has(machine) -> None:
     machine(fused=None)
     assert choose("fused", "auto", None, ("fp32",)) == ("fused", "cuda", "fp32")
     assert choose("fused", "auto", "fp16", ("fp32",)) == ("fused", "cuda", "fp16")
+
+
+def test_narrow_models_are_faster_with_onnx_runtime(machine) -> None:
+    machine(gpu="no GPU")
+    digits, lsun = get_preset("digits"), get_preset("lsun")
+    assert choose("auto", "auto", preset=lsun) == ("openvino", "cpu", "fp32")
+    assert choose("auto", "auto", preset=digits) == ("ort", "cpu", "fp32")
+    assert choose("openvino", "auto", preset=digits) == ("openvino", "cpu", "fp32")
+    machine(gpu="no GPU", missing=("onnxruntime",))
+    assert choose("auto", "auto", preset=digits) == ("openvino", "cpu", "fp32")
+    machine(trt=None)
+    assert choose("auto", "auto", preset=digits) == ("trt", "cuda", "fp16")
 
 
 def test_bf16_is_for_the_fused_engine_and_needs_no_graph(machine) -> None:

@@ -478,5 +478,5 @@ def test_download_happens_once(monkeypatch, tmp_path, vgg_file, perceptual, pair
 
 def test_without_the_package(monkeypatch, vgg_file):
     monkeypatch.setattr(extras_module, "find_spec", lambda _name: None)
-    with pytest.raises(LddganError, match=r'lpips is not installed; pip install "lddgan\[train\]"'):
+    with pytest.raises(LddganError, match=r'lpips is not installed; pip install -e "\.\[train\]"'):
         load_perceptual(vgg_file, "cpu")

@@ -434,7 +434,7 @@ def test_missing_packages_are_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    said = rf'{package} is not installed; pip install "lddgan\[{extra}'
+    said = rf'{package} is not installed; pip install -e "\.\[{extra}'
     with pytest.raises(LddganError, match=said):
         Diary(tmp_path, STAGE, 0, 5)
     assert list(tmp_path.iterdir()) == []

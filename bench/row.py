@@ -12,7 +12,7 @@ from bench.ceilings import Achieved, Ceilings
 from bench.machine import Machine
 from bench.timing import Summary
 from export.graphs import Precision
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
 from lddgan.presets import Frozen
 
@@ -153,11 +153,8 @@ def _record(path: Path, number: int, line: str) -> Record:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the line"
-        raise BadInput(
-            f"{path}, line {number} is not a benchmark row: {where}: {first['msg']}"
-        ) from error
+        cause = why_invalid(error, "the line")
+        raise BadInput(f"{path}, line {number} is not a benchmark row: {cause}") from error
 
 
 def read_results(folder: Path) -> list[BenchRow]:

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
 from export.stages import Differences
-from lddgan.errors import BadInput, LddganError
-from lddgan.files import sha256_of_file
+from lddgan.errors import BadInput, why_invalid
+from lddgan.files import atomic_folder, sha256_of_file
 from lddgan.presets import Frozen, Preset, get_preset
 
 SCHEMA: Final = 1
@@ -162,10 +162,8 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BadInput(
-            f"{path} is not a manifest of schema {SCHEMA}: {where}: {first['msg']}; "
+            f"{path} is not a manifest of schema {SCHEMA}: {why_invalid(error, 'the file')}; "
             "export the bundle again with this version"
         ) from error
     if manifest.graphs != graph_specs(manifest.preset):
@@ -197,30 +195,24 @@ def publishing(folder: Path) -> Iterator[Path]:
     A bundle that is already there is replaced; any other content is refused (BadInput).
     """
     refuse_foreign(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
-    try:
+    with atomic_folder(folder, exchange) as temporary:
         yield temporary
-        temporary.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            try:
-                os.replace(temporary, folder)
-            except OSError:
-                os.replace(old / folder.name, folder)
-                old.rmdir()
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, folder)
-    except OSError as error:
-        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exchange(new: Path, folder: Path) -> None:
+    """Give `new` the name of a folder, which is back under it if that fails."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.replace(folder, old / folder.name)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        os.replace(old / folder.name, folder)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path) -> None:

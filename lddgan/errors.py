@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class LddganError(RuntimeError):
     """Something failed although the input was right. The command line exits with 1."""
@@ -21,3 +26,10 @@ class Stopped(LddganError):
     def __init__(self, message: str, signal: int | None) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def why_invalid(error: ValidationError, whole: str) -> str:
+    """Where and why pydantic refused something, the first of its reasons; `whole` is all of it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"

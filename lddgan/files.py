@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,28 @@ def atomic_write(path: Path, data: Any) -> Path:
             raise LddganError(f"cannot write {path}: {error.strerror}") from error
         raise
     return path
+
+
+@contextmanager
+def atomic_folder(folder: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """A temporary folder beside `folder`; if the body succeeds, `put(temporary, folder)` names it.
+
+    Raises LddganError for the disk's errors, those of the body and of `put` included.
+    """
+    place = folder.absolute()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    except OSError as error:
+        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        put(temporary, place)
+    except OSError as error:
+        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

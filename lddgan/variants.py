@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, why_invalid
 from lddgan.presets import Preset
 
 Regulariser = Literal["kl", "vq", "none"]
@@ -30,10 +30,7 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        cause = error.errors()[0]
-        where = ".".join(str(part) for part in cause["loc"])
-        said = cause["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{where or preset.name}: {said}") from error
+        raise BadInput(why_invalid(error, preset.name)) from error
 
 
 def names(preset: Preset) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,17 @@ TINY_VQ = TINY.model_copy(  # VQ with a codebook of more than one slice of the s
         "codec": Codec(kind="vq", ch=32, ch_mult=(1, 1, 1), blocks=1, attention=(), codes=600),
     }
 )
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as these gain nothing from more, and lose much where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

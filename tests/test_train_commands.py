@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.error import URLError
@@ -35,13 +34,7 @@ lddgan = test_cli.lddgan  # the fixture
 AUTOENCODER, MODEL = "autoencoder.safetensors", "model.safetensors"
 RUN = Path("runs/digits")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def options(**values: object) -> list[str]:

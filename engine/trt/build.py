@@ -27,7 +27,7 @@ from engine.trt.library import (
 )
 from engine.trt.monitor import DONE, Progress, interrupt_sets, make_monitor
 from export.graphs import BATCH, FLOATS, MAX_BATCH, GraphSpec, Precision, TensorSpec
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.presets import Frozen
 
 DYNAMIC: Final = -1  # TensorRT's mark of a size that is not fixed
@@ -84,8 +84,7 @@ class BuildOptions(Frozen):
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise BadInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise BadInput(why_invalid(error, "the options")) from error
 
 
 class Built(NamedTuple):

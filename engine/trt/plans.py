@@ -30,7 +30,7 @@ from engine.trt.publish import (
 )
 from export.bundle import DIGITS, ENGINES, Bundle, FileEntry, graph_file
 from export.graphs import MAX_BATCH, Precision, graph_specs
-from lddgan.errors import LddganError
+from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
 from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
@@ -195,8 +195,7 @@ def reason(error: OSError | ValidationError) -> str:
     """Why a file was not taken, in a few words."""
     if isinstance(error, OSError):
         return str(error.strerror)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return why_invalid(error, "the file")
 
 
 def store_folder(bundle: Bundle) -> Path:

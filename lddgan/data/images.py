@@ -80,6 +80,11 @@ class ImageFiles:
         raise BadInput(f"{which} are bad, the last: {bad[-1]}")
 
 
+def read_unmirrored(images: Images, index: Sequence[int]) -> Read:
+    """Images by index, none of them mirrored."""
+    return images.read(index, [False] * len(index))
+
+
 def flipped(images: Tensor, mirrored: Sequence[bool]) -> Tensor:
     """[B,C,H,W] with left and right exchanged in those that are to be mirrored."""
     which = torch.tensor(mirrored)

@@ -7,7 +7,6 @@ share is weighed by gradients (VQGAN, arXiv 2012.09841; latent diffusion, arXiv 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from lddgan.checkpoint import (
     save_checkpoint,
 )
 from lddgan.data.feed import OnBad
-from lddgan.data.images import Images, to_float, to_pixels
+from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
@@ -284,7 +283,7 @@ def measure_scale_factor(
     index = [number * len(images) // count for number in range(count)]
     sizes = []
     for first in range(0, count, ENCODE_BATCH):
-        read = images.read(*unmirrored(index[first : first + ENCODE_BATCH]))
+        read = read_unmirrored(images, index[first : first + ENCODE_BATCH])
         if read.bad and on_bad == "stop":
             raise BadInput(f"{read.bad[0]}; leave it out, or train with --on-bad skip")
         image = to_float(read.values).to(device)
@@ -299,13 +298,8 @@ def reconstructions(
 ) -> NDArray[np.uint8]:
     """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
     index = range(0, len(images), -(-len(images) // PICTURES))
-    image = to_float(images.read(*unmirrored(index)).values).to(device)
+    image = to_float(read_unmirrored(images, index).values).to(device)
     was_training = autoencoder.training
     decoded = autoencoder.eval().decode(autoencoder.encode(image))
     autoencoder.train(was_training)
     return to_pixels(torch.stack([image, decoded], dim=1).flatten(0, 1))
-
-
-def unmirrored(index: Sequence[int]) -> tuple[Sequence[int], list[bool]]:
-    """What to read: images by index, none of them mirrored."""
-    return index, [False] * len(index)

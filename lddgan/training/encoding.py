@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -23,7 +20,7 @@ from lddgan.checkpoint import FirstStage, digest_of
 from lddgan.data.feed import AHEAD, OnBad, first_line
 from lddgan.data.images import Images, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.files import sha256_of_file
+from lddgan.files import atomic_folder, sha256_of_file
 from lddgan.fp32 import exact_fp32
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
@@ -66,7 +63,8 @@ def encode_images(
     """
     preset, digest = first_stage.preset, digest_of(first_stage)
     encoder = Encoder(first_stage.autoencoder.to(device), torch.device(device), flip)
-    with new_folder(folder) as temporary, exact_fp32():
+    refuse_used(folder)
+    with atomic_folder(folder, os.replace) as temporary, exact_fp32():
         path = temporary / FILE
         whole = (len(images), 1 + flip, *moments_shape(preset))
         with path.open("wb") as file, Meter("encoding", 0, len(images), log, "images") as meter:
@@ -295,27 +293,9 @@ def npy_header(shape: Shape) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name if the body succeeds.
-
-    Raises BadInput if `folder` holds anything, LddganError if the disk does not take it.
-    """
+def refuse_used(folder: Path) -> None:
+    """Raise BadInput unless `folder` is empty or does not exist."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} exists and is not a folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty; choose another --out")
-    place = folder.absolute()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    except OSError as error:
-        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        os.replace(temporary, place)
-    except OSError as error:
-        raise LddganError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lddgan.checkpoint import FirstStage, digest_of
 from lddgan.data.images import Read
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, why_invalid
 from lddgan.files import sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import Frozen, Preset
@@ -176,8 +176,5 @@ def read_record(folder: Path) -> Record:
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BadInput(
-            f"{path} is not of schema {SCHEMA}: {where}: {first['msg']}; {AGAIN}"
-        ) from error
+        cause = why_invalid(error, "the file")
+        raise BadInput(f"{path} is not of schema {SCHEMA}: {cause}; {AGAIN}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lddgan.data.feed import Feed, OnBad
-from lddgan.data.images import Images
+from lddgan.data.images import Images, read_unmirrored
 from lddgan.data.order import Order, batches_per_epoch
 from lddgan.errors import BadInput
 from lddgan.noise import MAX_INDEX
@@ -118,5 +118,5 @@ class Settings:
 def digest_of_some(images: Images) -> str:
     """SHA-256 of three images, or latents: wherever they lie, the same. Raises BadInput."""
     index = [0, len(images) // 2, len(images) - 1]
-    values = images.read(index, [False] * len(index)).values
+    values = read_unmirrored(images, index).values
     return sha256(values.numpy().tobytes()).hexdigest()

@@ -27,13 +27,7 @@ from tests.lddgan.training import ALONE, first_stage_of, tiny_preset
 KINDS = ("kl", "none", "vq")
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

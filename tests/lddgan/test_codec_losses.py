@@ -34,13 +34,7 @@ WIDTHS |= {26: (512, 512), 28: (512, 512)}  # number of the convolution in torch
 TAPS, POOLS = (3, 8, 15, 22, 29), (4, 9, 16, 23)  # of the same: relu1_2 to relu5_3, max pooling
 REMEDIES = (VGG_URL, "--vgg FILE", "--perceptual-weight 0")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

@@ -46,14 +46,7 @@ PRESETS = {"kl": TINY, "none": TINY_NONE, "vq": TINY_VQ}
 COUNT = 11
 PICTURES = np.random.default_rng(5).integers(0, 256, (COUNT, 40, 36, 3), np.uint8)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the other tests of training: networks as small as these lose by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stage_of(preset: Preset) -> FirstStage:

@@ -43,14 +43,7 @@ from tests.lddgan.training import ALONE, first_stage_of, tiny_preset
 
 LN2 = math.log(2)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks as small as these gain nothing from more, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

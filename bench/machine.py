@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from engine.doctor import processor_name
 from engine.driver import ask_driver
 from lddgan.cores import usable_cores
-from lddgan.errors import LddganError
-from lddgan.extras import why_missing
+from lddgan.errors import BadInput, LddganError
+from lddgan.extras import version_of, why_missing
 from lddgan.presets import Frozen
 
 HOME = Path(__file__).resolve().parent.parent
+COMMIT: Final = "LDDGAN_COMMIT"  # environment: the commit of a copy without git's history
 CODE = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
 PACKAGES = (
     "torch",
@@ -60,12 +61,6 @@ class Gpu(Frozen):
     memory_used: str | None = None  # of every process, "1024 MiB"
     memory_total: str | None = None
 
-    @property
-    def memory_used_mib(self) -> float | None:
-        """Memory in use on the whole GPU; None if the driver does not say."""
-        number, _, unit = (self.memory_used or "").partition(" ")
-        return float(number) if unit == "MiB" else None
-
 
 class Machine(Frozen):
     """Where a result was measured."""
@@ -95,8 +90,16 @@ def gpu() -> Gpu:
 
 
 def gpu_memory_mib(device: str) -> float | None:
-    """Memory in use on the whole GPU, whoever uses it; None on the CPU."""
-    return gpu().memory_used_mib if device == "cuda" else None
+    """Memory in use on the whole GPU, whoever uses it; None on the CPU, or if CUDA does not say.
+
+    Asked of CUDA in a process that uses it: nvidia-smi may take a second.
+    """
+    if device != "cuda" or why_missing("cuda.bindings") is not None:
+        return None
+    from cuda.bindings import driver
+
+    result, free, total = driver.cuMemGetInfo()
+    return (total - free) / 2**20 if result == driver.CUresult.CUDA_SUCCESS else None
 
 
 # As PyTorch comes, which is how the paper measures.
@@ -134,7 +137,17 @@ def in_words(settings: dict[str, bool]) -> str:
 
 
 def commit() -> str | None:
-    """Hash of the checkout this code is in, "+dirty" if it was changed; None outside of one."""
+    """What COMMIT names, or the checkout this code is in, "+dirty" if it was changed; else None.
+
+    Raises BadInput if COMMIT holds something else.
+    """
+    named = os.environ.get(COMMIT)
+    if named is not None:
+        if not re.fullmatch(r"[0-9a-f]{7,40}(\+dirty)?", named):
+            raise BadInput(
+                f"the commit is '{named}', and must be a hash of git (--commit, {COMMIT})"
+            )
+        return named
     git = ("git", "-C", str(HOME))
     top = _output(*git, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != HOME:
@@ -145,15 +158,15 @@ def commit() -> str | None:
     return head + ("+dirty" if _output(*git, "status", "--porcelain", "--", *CODE) else "")
 
 
+NO_COMMIT: Final = f"commit unknown: this is no checkout of git; {COMMIT} names it"
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that compute, where installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {
+        package: version for package, version in found.items() if version is not None
+    }
 
 
 def peak_memory_mib() -> float | None:

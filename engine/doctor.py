@@ -6,12 +6,11 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
-from engine.driver import describe_gpu, why_no_gpu
+from engine.driver import find_gpu
 from engine.select import survey
 from lddgan.cores import usable_cores
-from lddgan.extras import INSTALL
+from lddgan.extras import INSTALL, version_of
 from lddgan.presets import Frozen
 
 PACKAGES = (
@@ -65,8 +64,8 @@ def examine() -> Report:
         processor=processor_name(),
         cores=usable_cores(),
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
-        gpu=describe_gpu() if why_no_gpu() is None else None,
-        packages={name: _version(name) for name in PACKAGES},
+        gpu=find_gpu().description,
+        packages={name: version_of(name) for name in PACKAGES},
         engines=[EngineState(**candidate._asdict()) for candidate in survey()],
     )
 
@@ -79,13 +78,6 @@ def processor_name() -> str:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def print_report(report: Report) -> None:

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Final
+from functools import cache
+from typing import Final, NamedTuple
 
 from lddgan.errors import LddganError
 
@@ -31,19 +32,30 @@ print(name.value.decode())
 GPU_NAME: Final = re.compile(r"\d+|GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # as -i takes it
 
 
+class FirstGpu(NamedTuple):
+    """The GPU that CUDA sees first, or why there is none."""
+
+    description: str | None  # name, driver and memory, in the driver's words
+    why_not: str | None
+
+
 def why_no_gpu() -> str | None:
     """Why there is no NVIDIA GPU to use, asked of the driver and not of a library."""
+    return find_gpu().why_not
+
+
+@cache
+def find_gpu() -> FirstGpu:
+    """Ask the driver, once per process: it takes a second where nothing else uses the GPU."""
     try:
-        describe_gpu()
+        return FirstGpu(_describe_gpu(), None)
     except LddganError as error:
-        return f"no NVIDIA GPU: {error}"
-    return None
+        return FirstGpu(None, f"no NVIDIA GPU: {error}")
 
 
-def describe_gpu() -> str:
-    """The GPU that CUDA sees first: name, driver and memory, in the driver's words.
+def _describe_gpu() -> str:
+    """Its name alone where nvidia-smi is missing, as in containers that are given no utilities.
 
-    Its name alone where nvidia-smi is missing, as in containers that are given no utilities.
     Raises LddganError.
     """
     refuse_hidden()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from export.graphs import GraphSpec
 from lddgan.errors import BadInput, LddganError
+from lddgan.extras import why_missing
 
 LONGEST_CAUSE: Final = 400  # characters of a library's own words in one sentence
 
@@ -21,6 +22,18 @@ def import_library(package: str, remedy: str) -> Any:
         raise LddganError(
             f"{package} is installed but cannot be loaded ({one_line(str(error))}); {remedy}"
         ) from error
+
+
+def why_unusable(package: str) -> str | None:
+    """Why `package` cannot be imported; None if it was."""
+    missing = why_missing(package)
+    if missing is not None:
+        return missing
+    try:
+        import_library(package, "install it again")
+    except LddganError as error:
+        return str(error)
+    return None
 
 
 def check_tensors(

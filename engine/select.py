@@ -8,12 +8,11 @@ from contextlib import suppress
 from typing import Final, Literal, NamedTuple, get_args
 
 from engine.driver import why_no_gpu
-from engine.loading import import_library
+from engine.loading import why_unusable
 from engine.sampler import Backend, Sampler, equal_parts
 from export.bundle import CHECKPOINT, Bundle, open_bundle
 from export.graphs import PRECISIONS, Precision
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.extras import why_missing
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
 
@@ -229,27 +228,24 @@ def why_no_library(engine: str, device: str) -> str | None:
     return why_no_torch_cuda() if device == "cuda" else why_unusable("torch")
 
 
-def why_unusable(package: str) -> str | None:
-    """Why `package` cannot be imported; None if it was."""
-    missing = why_missing(package)
-    if missing is not None:
-        return missing
-    try:
-        import_library(package, "install it again")
-    except LddganError as error:
-        return str(error)
-    return None
-
-
 def why_no_tensorrt(name: Literal["trt", "trt-rtx"]) -> str | None:
     """Why a TensorRT engine cannot run, without making any of its objects."""
     from engine.trt.library import why_missing as why_no_bindings
 
-    return why_unusable("cuda.core") or why_no_bindings(name)
+    return why_no_cuda_core() or why_no_bindings(name)
 
 
 def why_no_fused() -> str | None:
-    return why_no_torch_cuda() or why_unusable("triton") or why_unusable("cuda.core")
+    return why_no_torch_cuda() or why_unusable("triton") or why_no_cuda_core()
+
+
+def why_no_cuda_core() -> str | None:
+    """Why memory, streams and the noise kernel of a GPU cannot be used: asked before minutes of
+    building."""
+    from engine.cuda.device import why_old_cuda_core
+    from engine.cuda.noise_kernel import why_no_nvrtc
+
+    return why_unusable("cuda.core") or why_old_cuda_core() or why_no_nvrtc()
 
 
 def why_no_ort() -> str | None:

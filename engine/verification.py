@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -41,6 +40,7 @@ from export.stages import (
     run_chain,
 )
 from lddgan.errors import LddganError, OutOfMemory
+from lddgan.extras import version_of
 from lddgan.fp32 import exact_fp32
 from lddgan.noise import Noise
 from lddgan.presets import Frozen
@@ -276,7 +276,7 @@ def _sides(backend: Backend, reference: Backend) -> dict[str, Any]:
         "engine": backend.name,
         "precision": backend.precision,
         "where": backend.where,
-        "reference": f"PyTorch {version('torch')} {reference.precision} on {reference.where}",
+        "reference": f"PyTorch {version_of('torch')} {reference.precision} on {reference.where}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

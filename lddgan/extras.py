@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Final
 
@@ -24,6 +25,18 @@ INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no i
     "openvino": 'pip install -e ".[cpu]"',
     "onnxruntime": 'pip install -e ".[cpu]" (or ".[gpu]")',
 }
+
+
+def version_of(distribution: str) -> str | None:
+    """Version of an installed distribution, or None. PyTorch's names its build: 2.11.0+cu130."""
+    if distribution == "torch" and why_missing("torch") is None:
+        import torch
+
+        return str(torch.__version__)
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def why_missing(package: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,28 @@ from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their
     pytest_runtest_logreport,
     pytest_runtest_setup,
 )
+
+OURS = ("lddgan", "export", "engine", "bench", "cli", "tests")
+
+
+class Module(pytest.Module):
+    """A file of tests, skipped whole where a library that it imports is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            yield from super().collect()
+        except self.CollectError as error:
+            cause = error.__cause__
+            missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+            if missing is None or missing.partition(".")[0] in OURS:
+                raise
+            pytest.skip(f"{missing} is not installed", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> Module:
+    made: Module = Module.from_parent(parent, path=module_path)
+    return made
+
 
 TRAINING = Training(
     lr_g=1e-3,

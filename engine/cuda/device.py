@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -12,11 +13,12 @@ from numpy.typing import DTypeLike, NDArray
 from engine.cuda.array import LEGACY_STREAM, DeviceArray, check_fits, view_of
 from engine.cuda.stream import EventTimer, Graph, Staging, capture, reported
 from lddgan.errors import BadInput, LddganError
-from lddgan.extras import require
+from lddgan.extras import require, version_of
 
 __all__ = ["DeviceArray", "Gpu", "Graph", "open_gpu", "reported"]
 
 LEAST_DRIVER: Final = {12: 525, 13: 580}  # CUDA's major version -> the NVIDIA driver it needs
+LEAST_CUDA_CORE: Final = (1, 2)  # older ones report a full GPU by errors of other kinds
 GIB: Final = 2**30
 
 
@@ -30,6 +32,9 @@ def open_gpu(stream: object | None = None) -> Gpu:
     default stream, which cannot be captured, and for a stream of another CUDA context.
     """
     require("cuda.core", "cuda.bindings")
+    too_old = why_old_cuda_core()
+    if too_old is not None:
+        raise LddganError(too_old)
     check_driver()
     device = _first_device()
     return Gpu(device, _stream_on(device, stream), owns_stream=stream is None)
@@ -156,6 +161,16 @@ class Gpu:
                 "memory is neither allocated nor copied to or from the host inside a capture; "
                 "do it before"
             )
+
+
+def why_old_cuda_core() -> str | None:
+    """Why the installed cuda-core, which there is, cannot be used; None if it can."""
+    found = version_of("cuda-core") or "0"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
+    if numbers >= LEAST_CUDA_CORE:
+        return None
+    least = ".".join(map(str, LEAST_CUDA_CORE))
+    return f"cuda-core {found} is too old; pip install 'cuda-core>={least}'"
 
 
 def check_driver() -> None:

@@ -84,7 +84,9 @@ def compile_noise(arch: str) -> ObjectCode:
     """Machine code for one architecture. Needs no GPU. Raises LddganError."""
     from cuda.core._utils.cuda_utils import CUDAError
 
-    require_nvrtc()
+    missing = why_no_nvrtc()
+    if missing is not None:
+        raise LddganError(missing)
     try:
         return noise_program(arch).compile("cubin")
     except CUDAError as error:
@@ -94,16 +96,15 @@ def compile_noise(arch: str) -> ObjectCode:
         ) from error
 
 
-def require_nvrtc() -> None:
-    """Raise LddganError if NVRTC cannot be loaded; asked first, as Program may crash without it."""
+def why_no_nvrtc() -> str | None:
+    """Why NVRTC cannot be loaded; None if it was. Asked first, as Program may crash without it."""
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
     try:
         load_nvidia_dynamic_lib("nvrtc")
-    except DynamicLibNotFoundError as error:
-        raise LddganError(
-            'CUDA\'s run-time compiler (NVRTC) is not installed; pip install -e ".[gpu]"'
-        ) from error
+    except DynamicLibNotFoundError:
+        return 'CUDA\'s run-time compiler (NVRTC) is not installed; pip install -e ".[gpu]"'
+    return None
 
 
 def first_line(message: str) -> str:

@@ -17,12 +17,12 @@ from bench.machine import (
     Machine,
     commit,
     gpu,
-    gpu_memory_mib,
     in_words,
     load,
     machine,
     peak_memory_mib,
     torch_settings,
+    versions,
 )
 from bench.report import (
     agreement,
@@ -303,20 +303,13 @@ def test_the_gpu_is_read_from_the_driver_in_its_own_words(monkeypatch: pytest.Mo
     assert (found.name, found.driver, found.sm_clock) == ("NVIDIA H200", "580.95.05", "345 MHz")
     assert (found.sm_clock_max, found.memory_clock) == ("1980 MHz", "3201 MHz")
     assert (found.power_draw, found.power_limit, found.temperature) == ("76.91 W", "[N/A]", "31")
-    assert (found.memory_used_mib, found.memory_total) == (1024.0, "143771 MiB")
-    assert gpu_memory_mib("cuda") == 1024.0 and gpu_memory_mib("cpu") is None
+    assert (found.memory_used, found.memory_total) == ("1024 MiB", "143771 MiB")
     before = load()
     here = machine(before, found)
     assert (here.gpu, here.load) == (found, before) and before >= 0
     monkeypatch.setattr("bench.machine.ask_driver", lambda fields: "NVIDIA H200, 580")
     with pytest.raises(LddganError, match="gave 2 values and not 11"):
         gpu()
-
-
-def test_a_driver_that_does_not_tell_the_memory() -> None:
-    told = {"name": "H", "driver": "1", "sm_clock": "", "power_limit": ""}
-    assert Gpu(**told).memory_used_mib is None
-    assert Gpu(**told, memory_used="[N/A]").memory_used_mib is None
 
 
 def test_torchs_settings_are_read_as_they_are() -> None:
@@ -406,3 +399,19 @@ def test_facts_of_this_machine() -> None:
     assert peak is None or 10 < peak < 1e6
     head = commit()
     assert head is None or len(head.removesuffix("+dirty")) == 40
+
+
+def test_the_commit_of_a_copy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in ("8726293", "c" * 40 + "+dirty"):
+        monkeypatch.setenv("LDDGAN_COMMIT", named)
+        assert commit() == named
+    for named in ("", "main", "C" * 40):
+        monkeypatch.setenv("LDDGAN_COMMIT", named)
+        with pytest.raises(BadInput, match=f"the commit is '{named}', and must be a hash of git"):
+            commit()
+
+
+def test_versions_name_the_build_of_torch() -> None:
+    import torch
+
+    assert versions()["torch"] == torch.__version__ and "python" in versions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ int cuDeviceGetName(char *name, int size, int device) {
     return device != 7 || !strncpy(name, "NVIDIA H200", size);
 }
 """
+
+
+@pytest.fixture(autouse=True)
+def _asked_anew() -> Iterator[None]:
+    driver.find_gpu.cache_clear()
+    yield
+    driver.find_gpu.cache_clear()
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_gpu_without_nvidia_smi_is_used(libcuda) -> None:
     libcuda(0)
     assert driver.why_no_gpu() is None
-    assert driver.describe_gpu() == "NVIDIA H200"
+    assert driver.find_gpu().description == "NVIDIA H200"
     assert doctor.examine().gpu == "NVIDIA H200"
 
 
@@ -78,5 +86,6 @@ def test_a_library_that_is_broken_is_one_line(
     monkeypatch.setattr(driver, "NAMING", "import os; os.kill(os.getpid(), 11)")
     cause = "no NVIDIA GPU: nvidia-smi is missing, and libcuda.so.1 is broken"
     assert driver.why_no_gpu() == cause
+    driver.find_gpu.cache_clear()
     monkeypatch.setattr(driver, "NAMING", "raise AttributeError('cuInit')")
     assert driver.why_no_gpu() == "no NVIDIA GPU: AttributeError: cuInit"

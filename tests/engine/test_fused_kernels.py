@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 triton = pytest.importorskip("triton")
 
 CASES = Path(__file__).with_name("fused_kernels.py")
+OLDER = "triton==3.6.0"
 TILE = {"ROWS": 32, "COLUMNS": 128}
 # kernel: types of its arguments (half: fp16 or bf16), constants, whether whole lines are moved
 COMPILED: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -36,16 +38,26 @@ COMPILED: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 def test_the_kernels_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if release(triton.__version__) < (3, 7) and release(np.__version__) >= (2, 5):
+        pytest.skip(
+            f"the interpreter of Triton {triton.__version__} calls int() on arrays of one element, "
+            f"which numpy {np.__version__} refuses"
+        )
+    done = run_pytest(str(CASES), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("capability", "half"), [(80, "fp16"), (90, "fp16"), (90, "bf16")])
+@pytest.mark.parametrize(
+    ("capability", "half"), [(80, "fp16"), (90, "fp16"), (90, "bf16"), (100, "fp16")]
+)
 @pytest.mark.parametrize("name", COMPILED)
 def test_kernels_compile_without_spilling_and_move_whole_lines(
-    name: str, capability: int, half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    capability: int,
+    half: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types, constants, moves_lines = COMPILED[name]
@@ -54,7 +66,43 @@ def test_kernels_compile_without_spilling_and_move_whole_lines(
     assert loads
     if moves_lines:  # 16 bytes at once for each thread, of the images
         assert any(".v4.b32" in load for load in loads)
-    assert resources(compiled.asm["cubin"], tmp_path)["STACK"] == 0
+    used = resources(compiled.asm["cubin"], tmp_path)
+    with capsys.disabled():
+        print(
+            f"\nTriton {triton.__version__}, sm_{capability}, {half}: {name} takes "
+            f"{used['REG']} registers, spills {used['STACK']} bytes",
+            end="",
+        )
+    assert used["STACK"] == 0
+
+
+@pytest.mark.full
+def test_kernels_compile_with_the_triton_of_older_pytorch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same with Triton 3.6, which came with PyTorch 2.11, in front of the newer one."""
+    install = ("-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), OLDER)
+    subprocess.run([sys.executable, *install], check=True)
+    done = run_pytest(
+        f"{__file__}::{test_kernels_compile_without_spilling_and_move_whole_lines.__name__}",
+        PYTHONPATH=str(tmp_path),
+    )
+    with capsys.disabled():
+        print(*re.findall(r"Triton .* bytes", done.stdout), sep="\n")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Triton 3.6.0, sm_") == 4 * len(COMPILED)
+
+
+def run_pytest(test: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def release(version: str) -> tuple[int, ...]:
+    """(major, minor)"""
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def compile_for(capability: int, name: str, types: list[str], constants: dict[str, Any]) -> Any:

@@ -326,12 +326,14 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Puts a program of that name first in an otherwise empty PATH."""
 
     def write(body: str | None) -> None:
+        driver.find_gpu.cache_clear()
         monkeypatch.setenv("PATH", str(tmp_path))
         if body is not None:
             (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
             (tmp_path / "nvidia-smi").chmod(0o755)
 
-    return write
+    yield write
+    driver.find_gpu.cache_clear()
 
 
 def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
@@ -345,6 +347,14 @@ def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
     assert driver.why_no_gpu() is not None
     nvidia_smi("echo 'NVIDIA A100'")
     assert driver.why_no_gpu() is None
+
+
+def test_the_driver_is_asked_once(nvidia_smi, tmp_path: Path) -> None:
+    nvidia_smi(f"echo asked >>{tmp_path}/asked; echo 'NVIDIA H100, 580, 81559 MiB'")
+    for _ in range(3):
+        assert driver.why_no_gpu() is None
+    assert driver.find_gpu().description == "NVIDIA H100, 580, 81559 MiB"
+    assert (tmp_path / "asked").read_text() == "asked\n"
 
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"

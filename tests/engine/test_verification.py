@@ -293,16 +293,39 @@ def test_no_memory_for_one_image_is_an_error(tiny_bundle: Path, tiny_model: Mode
 # ---- the record ----
 
 
-def test_the_reference_is_computed_without_tf32() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = True
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+
+
+def set_old(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+
+
+def set_new(precision: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [(set_old, "highest"), (set_old, "high"), (set_old, "medium"), (set_new, "tf32")],
+)
+def test_exact_fp32_leaves_every_setting_as_it_was(change, precision: str) -> None:
+    def settings() -> list[Any]:
+        found = [product.fp32_precision for product in PRODUCTS]
+        old = [] if change is set_new else [torch.get_float32_matmul_precision()]
+        return [*found, *old, torch.backends.cudnn.allow_tf32]
+
+    start = [product.fp32_precision for product in PRODUCTS]
+    change(precision)
     try:
+        before = settings()
         with verification.exact_fp32():
-            assert not matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
-        assert matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not PRODUCTS[0].allow_tf32 and not torch.backends.cudnn.allow_tf32
+        assert settings() == before
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision("highest")
+        for product, found in zip(PRODUCTS, start, strict=True):
+            product.fp32_precision = found
 
 
 def test_record_can_be_read_again(half: Verification) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.cuda.device import Gpu
-from engine.cuda.noise_kernel import NoiseKernel, require_nvrtc
+from engine.cuda.noise_kernel import NoiseKernel, why_no_nvrtc
 from lddgan.errors import LddganError
 from lddgan.noise import sampler_noise
 from tests import fake_cuda
@@ -151,10 +151,9 @@ def test_other_libraries_may_ask_for_memory_in_a_capture(gpu: Gpu) -> None:
 
 @on_each
 def test_the_kernel_of_the_noise_in_a_graph_follows_the_request(gpu: Gpu) -> None:
-    try:
-        require_nvrtc()
-    except LddganError as error:
-        pytest.skip(str(error))
+    missing = why_no_nvrtc()
+    if missing is not None:
+        pytest.skip(missing)
     count, latent, nz, steps = 3, (4, 3, 3), 10, 2
     request = gpu.empty((2,), "uint64")
     made = [

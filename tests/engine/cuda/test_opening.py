@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from engine.cuda.device import Gpu, handle_of, open_gpu
-from lddgan.errors import BadInput
+from engine.cuda.device import Gpu, handle_of, open_gpu, why_old_cuda_core
+from lddgan.errors import BadInput, LddganError
 from lddgan.extras import why_missing
 from tests import fake_cuda
 from tests.engine.cuda.support import fake_only, on_each
@@ -135,6 +136,22 @@ def test_a_gpu_that_cannot_be_used_says_what_the_driver_said(
     setting: str, code: str, name: str
 ) -> None:
     assert opening_fails_with(**{setting: code}).startswith(f"the GPU cannot be used ({name}); ")
+
+
+@pytest.mark.parametrize("version", ["0.7.0", "1.1.9"])
+def test_an_old_cuda_core_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    why = f"cuda-core {version} is too old; pip install 'cuda-core>=1.2'"
+    monkeypatch.setattr("engine.cuda.device.version_of", lambda name: version)
+    monkeypatch.setattr("engine.cuda.device.require", lambda *packages: None)
+    assert why_old_cuda_core() == why
+    with pytest.raises(LddganError, match=re.escape(why)):
+        open_gpu()
+
+
+@pytest.mark.parametrize("version", ["1.2.0", "1.10.0rc1", "2.0"])
+def test_a_newer_cuda_core_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr("engine.cuda.device.version_of", lambda name: version)
+    assert why_old_cuda_core() is None
 
 
 def test_a_machine_without_a_driver_says_so() -> None:

@@ -20,8 +20,8 @@ check: .venv/.test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one file; QUICK=1: at most 10 minutes
-	$(GPU)/python -m bench.gpu_report $(if $(QUICK),--quick)
+gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one folder; QUICK=1: 10 minutes
+	$(GPU)/python -m bench.gpu_report $(if $(QUICK),--seconds 600)
 
 .venv/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

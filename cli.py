@@ -70,6 +70,7 @@ class ExportPrecision(StrEnum):
     int8 = "int8"
     both = "both"
     all = "all"
+    none = "none"
 
 
 Dataset = Annotated[
@@ -154,7 +155,10 @@ def export(
         Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
     ] = None,
     precision: Annotated[
-        ExportPrecision, typer.Option(help="both: fp32 and fp16; all: int8 for CPUs too.")
+        ExportPrecision,
+        typer.Option(
+            help="both: fp32 and fp16; all: int8 for CPUs too; none: torch and fused need no graph."
+        ),
     ] = ExportPrecision.both,
     out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
     rewrites: Annotated[
@@ -169,7 +173,8 @@ def export(
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
     from lddgan.extras import require
 
-    require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    exporters = () if precision == ExportPrecision.none else ("onnx", "onnxscript", "onnxruntime")
+    require("torch", "safetensors", *exporters)
     from export.bundle import EXPORTS
     from export.graphs import PRECISIONS, precisions_of
     from export.pipeline import export_bundle, model_to_export
@@ -191,7 +196,8 @@ def export(
     )
     for name, found in measured.items():
         typer.echo(f"{name}: {found.summary()}")
-    typer.echo(f"{folder}: published; use it with --bundle {folder}")
+    without = "" if measured else " without graphs, for --engine torch and fused"
+    typer.echo(f"{folder}: published{without}; use it with --bundle {folder}")
 
 
 @app.command()
@@ -332,6 +338,9 @@ def bench(
         float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")
     ] = None,
     cuda_graph: CudaGraph = True,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with PyTorch fp32 too, on the same images.")
+    ] = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -352,7 +361,8 @@ def bench(
         bool,
         typer.Option(
             "--plot",
-            help="Draw the newest ladder into docs/; alone, nothing is measured.",
+            help="Draw the newest ladder into docs/, or that of --save beside it; alone, nothing "
+            "is measured.",
         ),
     ] = False,
     training: Annotated[
@@ -379,7 +389,7 @@ def bench(
     from lddgan.progress import Meter
 
     if training:
-        choices = (engine != EngineChoice.auto, precision, not cuda_graph, bundle, seed)
+        choices = (engine != EngineChoice.auto, precision, not cuda_graph, bundle, seed, verify)
         refuse_with_train(any(choices) or ladder or plot, data, workers)
         limits = {"batch": batch, "trials": trials, "max_seconds": max_seconds}
         measure_training(dataset, device, data, workers, save, as_json, limits)
@@ -388,7 +398,7 @@ def bench(
     batch = 100 if batch is None else batch
     opened = chosen_bundle(dataset, bundle)
     if ladder or plot:
-        refuse_with_ladder(engine, precision, cuda_graph)
+        refuse_with_ladder(engine, precision, cuda_graph, verify)
     if ladder:
         limits = {"batch": batch, "trials": trials, "seed": seed, "max_seconds": max_seconds}
         climb_ladder(opened, device, save, as_json, limits)
@@ -407,6 +417,7 @@ def bench(
             trials=trials,
             seed=seed,
             max_seconds=max_seconds,
+            verify=verify,
             log=note,
             progress=meter.follow,
         )
@@ -432,14 +443,12 @@ def open_sampler(
     made_of: Bundle | Model, engine: Any, precision: Any, device: Any, **options: Any
 ) -> Sampler:
     """A bundle with an engine, or a model with PyTorch."""
-    from engine.select import open_engine
+    from engine.select import open_engine, open_model
     from export.bundle import Bundle
 
     if isinstance(made_of, Bundle):
         return open_engine(made_of, engine, precision, device, **options)
-    from engine.torch_engine import open_model
-
-    return open_model(made_of, device)
+    return open_model(made_of, device=device)
 
 
 def refuse_with_checkpoint(
@@ -460,15 +469,15 @@ def refuse_with_checkpoint(
 
 
 def refuse_with_ladder(
-    engine: EngineChoice, precision: PrecisionChoice | None, cuda_graph: bool
+    engine: EngineChoice, precision: PrecisionChoice | None, cuda_graph: bool, verify: bool
 ) -> None:
     """Raise BadInput for options that choose among what a ladder takes all of."""
     from lddgan.errors import BadInput
 
-    if engine != EngineChoice.auto or precision is not None or not cuda_graph:
+    if engine != EngineChoice.auto or precision is not None or not cuda_graph or verify:
         raise BadInput(
-            "a ladder takes every engine and precision; leave out --engine, --precision and "
-            "--no-cuda-graph"
+            "a ladder takes every engine and precision; leave out --engine, --precision, "
+            "--no-cuda-graph and --verify"
         )
 
 
@@ -479,7 +488,7 @@ def refuse_with_train(chosen: bool, data: Path | None, workers: int | None) -> N
     if chosen:
         raise BadInput(
             "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
-            "--no-cuda-graph, --ladder and --plot"
+            "--no-cuda-graph, --verify, --ladder and --plot"
         )
     if workers is not None and data is None:
         raise BadInput("--workers read the images of --data; give both or neither")
@@ -534,9 +543,9 @@ def climb_ladder(
 
 def draw_ladders(opened: Bundle, out: Path | None) -> None:
     """Draw what is kept."""
-    from bench.plot import DOCS, draw
+    from bench.plot import draw
 
-    for path in draw(opened.preset.name, out, DOCS, note):
+    for path in draw(opened.preset.name, out, note):
         note(f"{path}: drawn")
 
 
@@ -553,6 +562,8 @@ def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
         note(f"using the bundle {found}")
     if opened.has_random_weights:
         warn_of_random_weights()
+    if not opened.precisions:
+        note(f"{found} holds no graphs: torch and fused run it; `lddgan export` adds them")
     return opened
 
 

@@ -3,47 +3,81 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Final, NamedTuple, cast
 
 from bench.ceilings import Ceilings, Roof, StageMilliseconds, achieved, measure_ceilings
 from bench.cost import measure_cost
-from bench.machine import Machine, commit, in_words, torch_settings, versions
+from bench.machine import NO_COMMIT, Machine, commit, in_words, torch_settings, versions
 from bench.row import Agreement, BenchRow, Measured, StageTimes
 from bench.timing import Clock, Measurement, Opened, Plan, Trial, seconds, summarise
 from engine.output import png
 from engine.sampler import Images
+from engine.verification import Verification
 from export.bundle import Bundle
 from export.compare import changed, grey_levels, psnr
 from export.graphs import Precision
+from export.stages import Differences
 from lddgan.extras import why_missing
+from lddgan.presets import Preset
 
 BUSY = 0.5  # load per core above which the machine was doing something else
+LEFT_OUT: Final = "ceilings and PNG files were left out: the trials took all of --max-seconds"
+
+
+class Subject(NamedTuple):
+    """The model of a row."""
+
+    preset: Preset
+    random_weights: bool
+    exported: Mapping[Precision, Differences]  # what the export of its graphs measured
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Subject:
+        return cls(bundle.preset, bundle.has_random_weights, bundle.manifest.verification)
+
+
+class Extras(NamedTuple):
+    """What is measured after the turns, if there is time."""
+
+    ceilings: Ceilings | None = None  # of the GPU
+    png_ms: float | None = None
+    note: str | None = None
+
+
+def measure_extras(plan: Plan, preset: Preset, images: Images) -> Extras:
+    """Rates of the GPU, and how long the PNGs of the images take."""
+    ceilings = measure_ceilings(preset, plan.device) if plan.device == "cuda" else None
+    return Extras(ceilings, png_ms(images))
 
 
 def make_row(
-    bundle: Bundle, plan: Plan, found: Measurement, why_no_torch: str | None, here: Machine
+    subject: Subject,
+    plan: Plan,
+    found: Measurement,
+    why_no_torch: str | None,
+    here: Machine,
+    extras: Extras,
 ) -> BenchRow:
-    """Everything that is known of one run; measures the ceilings and the PNGs, after it."""
-    preset, paper = bundle.preset, bundle.preset.paper
-    on_gpu = plan.device == "cuda"
-    settings = torch_settings() if on_gpu else None
-    ceilings = measure_ceilings(preset, plan.device) if on_gpu else None
+    """Everything that is known of one run."""
+    preset, paper = subject.preset, subject.preset.paper
+    settings = torch_settings() if plan.device == "cuda" else None
     cost = measure_cost(preset) if why_missing("torch") is None else None
-    roof = Roof(preset, cost, ceilings)
+    roof = Roof(preset, cost, extras.ceilings)
+    where_from = commit()
     sides = [
         measured(one, trials, plan.batch, roof)
         for one, trials in zip(found.opened, found.turns.trials, strict=True)
     ]
     baseline = sides[1] if len(sides) > 1 else None
-    verified = bundle.manifest.verification.get(sides[0].precision)  # torch engines need no graph
+    verified = subject.exported.get(sides[0].precision)  # torch engines need no graph
     return BenchRow(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=where_from,
         dataset=preset.name,
         preset=preset.model_dump(),
-        random_weights=bundle.has_random_weights,
+        random_weights=subject.random_weights,
         device=plan.device,
         batch=plan.batch,
         seed=plan.seed,
@@ -60,13 +94,22 @@ def make_row(
         machine=here,
         versions=versions(),
         notes=(
-            *notes(bundle, plan, found, why_no_torch, here),
-            *gpu_notes(settings, ceilings),
+            *notes(subject, plan, found, why_no_torch, here),
+            *common_notes(where_from, settings, extras.ceilings),
+            *([] if extras.note is None else [extras.note]),
         ),
-        png_ms=png_ms(found.turns.images[0]),
+        png_ms=extras.png_ms,
         torch_settings=settings,
-        ceilings=ceilings,
+        ceilings=extras.ceilings,
     )
+
+
+def with_verification(row: BenchRow, found: Verification) -> BenchRow:
+    """A row with what verification measured of its engine, and a note if it failed."""
+    figures = found.model_dump(mode="json")
+    engine = row.engine.model_copy(update={"verification": figures})
+    failed = () if found.why_failed is None else (f"verify: {found.why_failed}",)
+    return row.model_copy(update={"engine": engine, "notes": (*row.notes, *failed)})
 
 
 def measured(opened: Opened, trials: Sequence[Trial], batch: int, roof: Roof) -> Measured:
@@ -113,7 +156,7 @@ def png_ms(images: Images, clock: Clock = time.perf_counter) -> float:
 
 
 def notes(
-    bundle: Bundle,
+    subject: Subject,
     plan: Plan,
     found: Measurement,
     why_no_torch: str | None,
@@ -126,7 +169,7 @@ def notes(
         f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)} "
         "(--max-seconds)": done < plan.trials,
         f"no PyTorch baseline: {why_no_torch}": why_no_torch is not None,
-        "random weights: timing only": bundle.has_random_weights,
+        "random weights: timing only": subject.random_weights,
         f"the machine was busy before the run: {load:.1f} processes per core": load > BUSY,
         "the whole is one CUDA graph launch and includes drawing the noise, as the paper's loop "
         "does; the stages are of the same steps launched one by one": fused,
@@ -134,7 +177,10 @@ def notes(
     return tuple(sentence for sentence, holds in said.items() if holds)
 
 
-def gpu_notes(settings: dict[str, bool] | None, ceilings: Ceilings | None) -> list[str]:
-    """How PyTorch computes fp32, and why there are no ceilings."""
-    said = [] if settings is None else [in_words(settings)]
-    return said if ceilings is None or ceilings.note is None else [*said, ceilings.note]
+def common_notes(
+    where_from: str | None, settings: dict[str, bool] | None, ceilings: Ceilings | None
+) -> list[str]:
+    """Why the commit is unknown, how PyTorch computes fp32, and why there are no ceilings."""
+    said = [NO_COMMIT] if where_from is None else []
+    said += [in_words(settings)] if settings is not None else []
+    return said + ([ceilings.note] if ceilings is not None and ceilings.note is not None else [])

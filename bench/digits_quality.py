@@ -107,10 +107,10 @@ def opened(asked: argparse.Namespace) -> Sampler:
         return open_engine(asked.bundle or DIGITS, asked.engine or "auto", asked.precision)
     if asked.bundle or asked.engine or asked.precision:
         raise BadInput("a checkpoint runs in PyTorch: leave out --bundle, --engine and --precision")
-    from engine.torch_engine import open_model
+    from engine.select import open_model
     from lddgan.checkpoint import load_checkpoint
 
-    return open_model(load_checkpoint(asked.checkpoint))
+    return open_model(load_checkpoint(asked.checkpoint), device="cpu")
 
 
 def report(found: DigitsQuality) -> str:

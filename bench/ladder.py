@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter
 
-from bench.assemble import BUSY, agreement, gpu_notes, measured
+from bench.assemble import BUSY, agreement, common_notes, measured
 from bench.ceilings import (
     Achieved,
     Ceilings,
@@ -176,7 +176,7 @@ def found_device(asked: DeviceName) -> Device:
 
 def survey_site(bundle: Bundle, plan: Plan) -> Site:
     """The machine, the code and the ceilings."""
-    on_gpu, before = plan.device == "cuda", load()
+    on_gpu, before, where_from = plan.device == "cuda", load(), commit()
     here = machine(before, gpu() if on_gpu else None)
     ceilings = measure_ceilings(bundle.preset, plan.device)
     busy = f"the machine was busy before: {before / here.cores:.1f} processes per core"
@@ -186,7 +186,7 @@ def survey_site(bundle: Bundle, plan: Plan) -> Site:
     }
     return Site(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=where_from,
         dataset=bundle.preset.name,
         random_weights=bundle.has_random_weights,
         device=plan.device,
@@ -199,7 +199,7 @@ def survey_site(bundle: Bundle, plan: Plan) -> Site:
         ceilings=ceilings,
         notes=(
             *(sentence for sentence, holds in said.items() if holds),
-            *gpu_notes(torch_settings() if on_gpu else None, ceilings),
+            *common_notes(where_from, torch_settings() if on_gpu else None, ceilings),
         ),
     )
 

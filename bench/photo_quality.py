@@ -177,11 +177,11 @@ def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
 
 def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> PhotoQuality:
     """The row of a checkpoint: `count` images of a seed, in PyTorch on the CPU."""
-    from engine.torch_engine import open_model
+    from engine.select import open_model
     from lddgan.checkpoint import load_checkpoint
 
     model = load_checkpoint(path)
-    sampler = open_model(model)
+    sampler = open_model(model, device="cpu")
     row = quality(str(path), sampler.sample(count, seed), held_out)
     decoded = reconstructed(model, sampler, held_out)
     errors = {"mean_error": mean_levels(decoded, held_out), "psnr": psnr(decoded, held_out)}

@@ -48,8 +48,8 @@ class Stage(NamedTuple):
     tflops: float
 
 
-def draw(dataset: str, out: Path | None, folder: Path, log: Log = lambda _: None) -> list[Path]:
-    """Draw the newest ladder of every device, or the one in `out`, as PNGs into `folder`.
+def draw(dataset: str, out: Path | None, log: Log = lambda _: None) -> list[Path]:
+    """Draw the newest ladder of every device as PNGs into DOCS, or the one in `out` beside it.
 
     `log` hears what could not be drawn and why.  Raises BadInput if there is no ladder,
     LddganError without matplotlib.
@@ -57,6 +57,7 @@ def draw(dataset: str, out: Path | None, folder: Path, log: Log = lambda _: None
     require("matplotlib")
     kept = [path for path in (ladder_file(dataset, device) for device in BOTH) if path.exists()]
     paths = [out] if out is not None else kept or [ladder_file(dataset, "cpu")]
+    folder = DOCS if out is None else out.parent
     return [made for path in paths for made in draw_ladder(newest_ladder(path), folder, log)]
 
 

@@ -20,7 +20,8 @@ RESULTS = Path("bench") / "results"  # in the repository
 LADDERS = "ladder-"  # how the names of files of bench/ladder.py begin
 T = TypeVar("T")
 
-SKIPPED = '{"kind":"skipped"'  # how the line of a Skipped begins
+REPORT = "rows.jsonl"  # the file of bench.gpu_report, in a folder of its GPU
+FINDING = '{"kind":"finding"'  # how the line of a Finding begins
 
 
 class StageTimes(Frozen):
@@ -100,22 +101,24 @@ class BenchRow(Frozen):
     ceilings: Ceilings | None = None  # of the GPU, measured after the run
 
 
-class Skipped(Frozen):
-    """A measurement of `bench.gpu_report` that could not be made. Not a result."""
+class Finding(Frozen):
+    """One job of `bench.gpu_report`: what it found apart from rows, or why it found nothing."""
 
-    kind: Literal["skipped"] = "skipped"  # first in the line: how a reader tells it from a row
-    date: str  # UTC, ISO 8601
-    commit: str | None
-    gpu: str
-    dataset: str
-    batch: int
-    engine: str
-    precision: Precision
-    cuda_graph: bool
-    reason: str
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # as in BenchRow
+
+    kind: Literal["finding"] = "finding"  # first in the line: how a reader tells it from a row
+    date: str  # UTC, ISO 8601, when it began
+    commit: str  # or the sentence that says why it is unknown
+    gpu: str | None  # None of a dry run
+    versions: dict[str, str]
+    stage: str
+    what: str  # "batch 100, fused fp16"; with the stage, the job's name
+    seconds: float | None  # that it took; None if it did not begin
+    found: dict[str, Any]
+    why_not: str | None
 
 
-Record = BenchRow | Skipped
+Record = BenchRow | Finding
 
 
 def results_file(row: BenchRow) -> Path:
@@ -129,7 +132,7 @@ def save_row(row: BenchRow, path: Path) -> Path:
 
 
 def save_records(records: Sequence[Record], path: Path) -> Path:
-    """Write a .jsonl file of rows and of what was skipped, whole or not at all."""
+    """Write a .jsonl file of rows and findings, whole or not at all."""
     lines = "".join(f"{record.model_dump_json()}\n" for record in records)
     return atomic_write(path, lines.encode())
 
@@ -140,7 +143,7 @@ def read_rows(path: Path) -> list[BenchRow]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The rows of a file and what was skipped, in its order. Raises BadInput like `read_rows`."""
+    """The rows and findings of a file, in its order. Raises BadInput like `read_rows`."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -149,7 +152,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _record(path: Path, number: int, line: str) -> Record:
-    kind: type[Record] = Skipped if line.startswith(SKIPPED) else BenchRow
+    kind: type[Record] = Finding if line.startswith(FINDING) else BenchRow
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:
@@ -168,6 +171,7 @@ def read_results(folder: Path) -> list[BenchRow]:
 def kept_rows(folder: Path) -> list[BenchRow]:
     """All rows of a folder, ladders left out; there may be none."""
     paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.startswith(LADDERS)]
+    paths += sorted(folder.glob(f"*/{REPORT}"))
     return [row for path in paths for row in read_rows(path)]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, cast
 
-from bench.assemble import make_row
-from bench.machine import Gpu, gpu, gpu_memory_mib, load, machine, peak_memory_mib
+from bench.assemble import LEFT_OUT, Extras, Subject, make_row, measure_extras, with_verification
+from bench.machine import Gpu, Machine, gpu, gpu_memory_mib, load, machine, peak_memory_mib
 from bench.row import BenchRow
 from bench.timing import (
     Budget,
@@ -36,6 +36,7 @@ from engine.select import (
     open_engine,
     survey,
 )
+from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
 from export.graphs import Precision
 from lddgan.errors import BadInput
@@ -44,6 +45,7 @@ from lddgan.progress import Log
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
 BASELINE: EngineName = "torch"
 POWER_SECONDS: Final = 1.0  # over which drivers average the power that they tell
+LEAST_VERIFIED: Final = 4  # images
 
 
 def benchmark(
@@ -58,6 +60,7 @@ def benchmark(
     max_seconds: float | None = None,
     chunk: int | None = None,
     cuda_graph: bool = True,
+    verify: bool = False,
     log: Log = lambda _: None,
     progress: Progress = lambda _done, _asked: None,
 ) -> BenchRow:
@@ -66,7 +69,8 @@ def benchmark(
     `max_seconds` (None: MAX_SECONDS of the device) limits the run from its first image, loading
     the baseline and warm-up included; it cuts trials, never the batch, and one trial is always
     run.  `chunk` is for both sides; None leaves it to each.  `cuda_graph` False: TensorRT launches
-    its steps one by one.  `log` hears the estimate first.
+    its steps one by one.  `verify`: afterwards compare the engine with PyTorch fp32 on as many
+    images, also one that failed before.  `log` hears the estimate first.
     Raises BadInput for arguments that cannot be used, LddganError for an engine that cannot run
     or that makes NaN.
     """
@@ -86,6 +90,7 @@ def benchmark(
                 chunk,
                 batch=batch,
                 cuda_graph=graph,
+                accept_failed=verify,
                 log=log,
             )
             return Side(sampler, timer_of(sampler, chosen.device))
@@ -93,22 +98,45 @@ def benchmark(
         return open_side
 
     plan = Plan(chosen.device, batch, trials, seed, limit)
-    before = load()
-    states: list[Gpu] = []
-
-    def watch(side: Side) -> None:
-        if chosen.device == "cuda":
-            states.append(gpu_at_work(side, plan))
-
-    found = measure(
+    found, here = measure_here(
         opener(chosen.engine, chosen.precision, cuda_graph),
         opener(BASELINE, BASELINE_PRECISION, True) if why_not is None else None,
         plan,
         log,
         progress,
-        watch=watch,
     )
-    return make_row(opened, plan, found, why_not, machine(before, states[-1] if states else None))
+    in_a_hurry = max_seconds is not None and len(found.turns.trials[0]) < trials
+    extras = (
+        Extras(note=LEFT_OUT)
+        if in_a_hurry
+        else measure_extras(plan, opened.preset, found.turns.images[0])
+    )
+    row = make_row(Subject.of(opened), plan, found, why_not, here, extras)
+    if not verify:
+        return row
+    sampler, images = found.opened[0].side.sampler, max(batch, LEAST_VERIFIED)
+    return with_verification(
+        row, verify_opened(sampler, opened, images=images, at_once=batch, log=log)
+    )
+
+
+def measure_here(
+    open_side: Callable[[], Side],
+    open_baseline: Callable[[], Side] | None,
+    plan: Plan,
+    log: Log,
+    progress: Progress,
+) -> tuple[Measurement, Machine]:
+    """`measure`, and the machine: its load before, its GPU at work."""
+    before = load()
+    states: list[Gpu] = []
+
+    def watch(side: Side) -> None:
+        if plan.device == "cuda":
+            states.append(gpu_at_work(side, plan))
+
+    found = measure(open_side, open_baseline, plan, log, progress, watch=watch)
+    return found, machine(before, states[-1] if states else None)
 
 
 def gpu_at_work(side: Side, plan: Plan) -> Gpu:

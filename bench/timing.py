@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 REST = 0.01  # seconds between two looks at whether this process's threads rest
 REST_AT_MOST = 1.0  # seconds
-WARM_UPS = {"cpu": 1, "cuda": 10}  # runs of each chunk size before any is timed
+WARM_UPS = {"cpu": 1, "cuda": 3}  # runs of each chunk size before any is timed
 
 
 class Timer(Protocol):

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final, Literal, NamedTuple, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from engine.driver import why_no_gpu
 from engine.loading import why_unusable
 from engine.sampler import Backend, Sampler, equal_parts
-from export.bundle import CHECKPOINT, Bundle, open_bundle
+from export.bundle import CHECKPOINT, Bundle, in_words, open_bundle, store_folder
 from export.graphs import PRECISIONS, Precision
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
+
+if TYPE_CHECKING:
+    from lddgan.checkpoint import Model
 
 EngineName = Literal["auto", "torch", "torch-compile", "ort", "openvino", "trt", "trt-rtx", "fused"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
 DEVICES: Final[tuple[DeviceName, ...]] = get_args(DeviceName)
 
+OF_MODELS: Final[tuple[EngineName, ...]] = ("torch", "torch-compile", "fused")  # need no graph
 BASELINE_PRECISION: Final = "fp32"  # of the networks as published
 PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, unless asked
     "trt": ("fp16", "fp32"),
@@ -114,24 +120,44 @@ def open_engine(
             accept_failed=accept_failed,
             log=log,
         )
-    if chosen.engine == "fused":
-        from engine.fused.opening import open_fused
+    if chosen.engine in OF_MODELS:
+        from lddgan.checkpoint import load_checkpoint
 
-        return open_fused(
-            opened,
-            chosen.precision,
-            chunk,
-            batch=batch,
-            cuda_graph=cuda_graph,
-            stream=stream,
-            log=log,
-        )
-    if stream is not None or not cuda_graph:
-        raise BadInput(f"the {chosen.engine} engine takes no stream and captures no CUDA graph")
+        model = load_checkpoint(opened.file(CHECKPOINT))
+        store = store_folder(opened)
+        return _open_model(model, chosen, chunk, batch, cuda_graph, stream, store, log)
+    _refuse_stream(chosen.engine, cuda_graph, stream)
     if chosen.engine == "openvino":
         return _open_openvino(opened, chosen, chunk, batch, log)
-    opener = _open_ort if chosen.engine == "ort" else _open_torch
-    return opener(opened, chosen, chunk, log)
+    return _open_ort(opened, chosen, chunk, log)
+
+
+def open_model(
+    model: Model,
+    engine: EngineName = "torch",
+    precision: Precision | None = None,
+    device: DeviceName = "auto",
+    chunk: int | None = None,
+    *,
+    batch: int | None = None,
+    cuda_graph: bool = True,
+    stream: object | None = None,
+    log: Log = to_stderr,
+) -> Sampler:
+    """Open a model that is in no bundle with one of OF_MODELS, which need no graph.
+
+    The engine leaves the model as it is.  Everything else as in `open_engine`.
+    """
+    if engine not in OF_MODELS:
+        raise BadInput(f"a model without graphs is run by {', '.join(OF_MODELS)}, not by {engine}")
+    chosen = choose(engine, device, precision, (), model.preset)
+    model = model if chosen.engine == "fused" else copy.deepcopy(model)  # fused copies itself
+    return _open_model(model, chosen, chunk, batch, cuda_graph, stream, None, log)
+
+
+def _refuse_stream(engine: str, cuda_graph: bool, stream: object | None) -> None:
+    if stream is not None or not cuda_graph:
+        raise BadInput(f"the {engine} engine takes no stream and captures no CUDA graph")
 
 
 def choose(
@@ -159,7 +185,7 @@ def choose(
             return Chosen(candidate.engine, candidate.device, wanted)
         causes.append(f"{candidate.engine} on {candidate.device}: {candidate.why_not}")
     what = f"the {engine} engine does not run" if engine != "auto" else f"nothing runs {precision}"
-    cause = "; ".join(causes) or f"{what} on {device}, the bundle holds {' and '.join(held)}"
+    cause = "; ".join(causes) or f"{what} on {device}, the bundle holds {in_words(held)}"
     raise LddganError(f"{cause}; `lddgan doctor` says what runs here")
 
 
@@ -185,6 +211,8 @@ def default_precision(engine: str, held: Sequence[Precision]) -> Precision:
 def _offers(candidate: Candidate, precision: Precision, held: Sequence[Precision]) -> bool:
     if candidate.engine.startswith("torch"):
         return precision == BASELINE_PRECISION or candidate.device == "cuda"
+    if candidate.engine == "fused" and not held:  # a checkpoint alone, which is all it needs
+        return True
     return precision in held or precision == "bf16"
 
 
@@ -289,15 +317,39 @@ def why_no_torch_cuda() -> str | None:
     return f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no GPU"
 
 
-def _open_torch(bundle: Bundle, chosen: Chosen, chunk: int | None, log: Log) -> Sampler:
-    from engine.torch_engine import TorchBackend
-    from lddgan.checkpoint import load_checkpoint
+def _open_model(
+    model: Model,
+    chosen: Chosen,
+    chunk: int | None,
+    batch: int | None,
+    cuda_graph: bool,
+    stream: object | None,
+    store: Path | None,
+    log: Log,
+) -> Sampler:
+    """A model of which nobody else holds the weights."""
+    if chosen.engine == "fused":
+        from engine.fused.opening import open_fused
 
-    model = load_checkpoint(bundle.file(CHECKPOINT))
+        return open_fused(
+            model,
+            chosen.precision,
+            chunk,
+            batch=batch,
+            cuda_graph=cuda_graph,
+            stream=stream,
+            store=store,
+            log=log,
+        )
+    from engine.torch_engine import TorchBackend
+
+    _refuse_stream(chosen.engine, cuda_graph, stream)
     backend = TorchBackend(
         model, chosen.device, chosen.precision, compiled=chosen.engine == "torch-compile"
     )
-    return _sampler(backend, bundle, chunk, log)
+    return Sampler(
+        backend, model.preset, random_weights=model.has_random_weights, chunk=chunk, log=log
+    )
 
 
 def _open_ort(bundle: Bundle, chosen: Chosen, chunk: int | None, log: Log) -> Sampler:

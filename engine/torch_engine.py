@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.sampler import Backend, Sampler
-from engine.select import BASELINE_PRECISION, DeviceName, choose
+from engine.sampler import Backend
+from engine.select import BASELINE_PRECISION
 from export.graphs import Precision
 from export.half import to_half
 from export.modules import DecoderToImage, GeneratorStep
@@ -76,12 +76,6 @@ class TorchBackend(Backend):
 
     def download(self, array: Tensor) -> NDArray[Any]:
         return array.cpu().numpy()
-
-
-def open_model(model: Model, device: DeviceName = "cpu") -> Sampler:
-    """The PyTorch networks of a model that is in no bundle; auto: a GPU if there is one."""
-    backend = TorchBackend(model, choose("torch", device).device)
-    return Sampler(backend, model.preset, random_weights=model.has_random_weights)
 
 
 def graph_modules(

@@ -110,12 +110,14 @@ def verify_engine(
     *,
     images: int = IMAGES,
     device: str,
+    at_once: int = AT_ONCE,
     exported: Differences | None = None,
     log: Log = to_stderr,
 ) -> Verification:
     """Compare an engine with `model` in PyTorch fp32 on `device`, on images 0..images-1 of a seed.
 
-    `images` is rounded up to what the engine takes at least.  `exported` is what the export of the
+    `images` is rounded up to what the engine takes at least; `at_once` of them are compared in one
+    go, or as many as its chunk has.  `exported` is what the export of the
     graphs measured: an int8 bundle is held to what was accepted there.  An engine that disagrees is
     a Verification that has not passed.  Raises LddganError if the reference itself makes no images,
     OutOfMemory if there is no memory for one image.
@@ -126,7 +128,7 @@ def verify_engine(
     compare = partial(_compare, sampler, reference, model)
     images = -(-images // least) * least
     with Meter("verifying", 0, images, log, unit="images") as meter:
-        parts = list(_in_parts(compare, sampler.chunk, least, images, meter))
+        parts = list(_in_parts(compare, min(at_once, sampler.chunk), least, images, meter))
     figures = _measured(parts) | _of_export(exported) | _sides(sampler.backend, reference)
     found = Verification(**figures, images=images, seed=SEED, why_failed=None)
     return found.model_copy(update={"why_failed": why_failed(found)})
@@ -150,9 +152,7 @@ def verify_bundle(
     cannot be written.  The other arguments are those of `open_engine`, which says what is raised;
     also an engine that failed before is verified.
     """
-    from engine.select import open_engine, why_no_torch_cuda
-    from engine.trt.backend import TrtBackend
-    from lddgan.checkpoint import load_checkpoint
+    from engine.select import open_engine
 
     sampler = open_engine(
         bundle,
@@ -164,11 +164,33 @@ def verify_bundle(
         accept_failed=True,
         log=log,
     )
-    where = "cpu" if sampler.backend.device == "cpu" or why_no_torch_cuda() else "cuda"
-    model = load_checkpoint(bundle.file(CHECKPOINT))
+    return verify_opened(sampler, bundle, images=images, show=show, log=log)
+
+
+def verify_opened(
+    sampler: Sampler,
+    bundle: Bundle,
+    *,
+    images: int,
+    at_once: int = AT_ONCE,
+    show: Callable[[Verification], None] = lambda _: None,
+    log: Log = to_stderr,
+) -> Verification:
+    """`verify_bundle` of an engine of the bundle that is open."""
+    from engine.select import why_no_torch_cuda
+    from engine.trt.backend import TrtBackend
+    from lddgan.checkpoint import load_checkpoint
+
     measured = bundle.manifest.verification
-    exported = measured["int8"] if sampler.backend.precision == "int8" else None
-    found = verify_engine(sampler, model, images=images, device=where, exported=exported, log=log)
+    found = verify_engine(
+        sampler,
+        load_checkpoint(bundle.file(CHECKPOINT)),
+        images=images,
+        device="cpu" if sampler.backend.device == "cpu" or why_no_torch_cuda() else "cuda",
+        at_once=at_once,
+        exported=measured["int8"] if sampler.backend.precision == "int8" else None,
+        log=log,
+    )
     show(found)
     if isinstance(sampler.backend, TrtBackend):
         sampler.backend.plans.save_verification(found)
@@ -217,10 +239,10 @@ def print_verification(found: Verification) -> None:
 
 
 def _in_parts(
-    compare: Callable[[int, int], Part], chunk: int, least: int, images: int, meter: Meter
+    compare: Callable[[int, int], Part], most: int, least: int, images: int, meter: Meter
 ) -> Iterator[Part]:
     """`compare(first, count)` of all images, in parts that fit the memory, multiples of `least`."""
-    at_once = max(least, min(chunk, AT_ONCE) // least * least)
+    at_once = max(least, most // least * least)
     while meter.done < images:
         count = min(at_once, images - meter.done)
         try:

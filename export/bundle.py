@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +130,15 @@ class Bundle:
         if precision not in self.precisions:
             wanted = "all" if "int8" in (precision, *self.precisions) else "both"
             raise BadInput(
-                f"the bundle {self.folder} holds {' and '.join(self.precisions)}, not {precision}; "
+                f"the bundle {self.folder} holds {in_words(self.precisions)}, not {precision}; "
                 f"run `lddgan export --checkpoint {self.folder / CHECKPOINT} --precision {wanted}`"
             )
         return self.file(graph_file(which, precision))
+
+
+def in_words(held: Sequence[Precision]) -> str:
+    """The precisions of a bundle, for people."""
+    return " and ".join(held) or "a checkpoint without graphs"
 
 
 def graph_file(which: str, precision: Precision) -> str:
@@ -186,6 +191,15 @@ def find_bundle(dataset: str | None) -> Path:
         return folder
     manifests = sorted(EXPORTS.glob(f"[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     return manifests[-1].parent if manifests else DIGITS
+
+
+def store_folder(bundle: Bundle) -> Path:
+    """Where what is built or tuned of a bundle is kept: in it, or, for the installed digits, in the
+    user's cache."""
+    if bundle.folder.resolve() != DIGITS.resolve():
+        return bundle.folder / ENGINES
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "lddgan" / "digits" / ENGINES
 
 
 @contextmanager

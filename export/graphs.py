@@ -13,7 +13,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")  # of graphs; bf16 has none
 PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # of graphs; int8: on CPUs
 
-Wanted = Literal["fp32", "fp16", "int8", "both", "all"]
+Wanted = Literal["fp32", "fp16", "int8", "both", "all", "none"]
 
 BATCH: Final = "B"  # the dynamic dimension
 MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements
@@ -21,7 +21,9 @@ OPSET = 17  # the newest that TensorRT 8.6 reads
 
 
 def precisions_of(wanted: Wanted) -> tuple[Precision, ...]:
-    """What an export is asked for: one precision, "both" floats, or "all"."""
+    """What an export is asked for: one precision, "both" floats, "all", or "none"."""
+    if wanted == "none":
+        return ()
     if wanted == "both":
         return FLOATS
     return PRECISIONS if wanted == "all" else (wanted,)

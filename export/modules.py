@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from export.graphs import BATCH, TensorSpec
 from lddgan.diffusion import posterior
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
 from lddgan.presets import Preset
+
+TRACED_BATCH = 2  # the exporter takes 1 for a constant
+
+
+def example(spec: TensorSpec) -> Tensor:
+    """A zero tensor of the traced batch size."""
+    shape = [TRACED_BATCH if size == BATCH else int(size) for size in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 class GeneratorStep(nn.Module):

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import nn
@@ -28,13 +27,12 @@ from export.bundle import (
 from export.graphs import Precision, graph_specs
 from export.half import to_half
 from export.modules import DecoderToImage, GeneratorStep
-from export.quantise import keep_generator, quantise_graphs
 from export.rewrites import TAKES, Graphs, rewritten
 from export.stages import limits_of, passed_limit
-from export.to_onnx import export_graph
 from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
 from lddgan.errors import BadInput
+from lddgan.extras import version_of
 from lddgan.presets import get_preset
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -52,6 +50,7 @@ def export_bundle(
 ) -> dict[Precision, StageAgreement]:
     """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
 
+    Without `precisions` the bundle is a checkpoint and its manifest, which needs no onnx.
     `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
     `accept_psnr` is the least that images of int8 graphs may have, in dB, instead of INT8_PSNR.
     Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
@@ -76,7 +75,7 @@ def export_bundle(
             provenance=dict(model.provenance),
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
-            exporter={package: version(package) for package in EXPORTERS},
+            exporter={name: number for name in EXPORTERS if (number := version_of(name))},
             rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )
@@ -133,6 +132,8 @@ def export_graphs(
     if precision == "fp16":
         modules = {which: to_half(module) for which, module in modules.items()}
         half = check_half(model, modules)
+    from export.to_onnx import export_graph
+
     for which, spec in graph_specs(model.preset).items():
         export_graph(modules[which], spec, folder / graph_file(which, precision))
     return half
@@ -150,6 +151,8 @@ def export_int8(
     If their images are less than what is asked of int8, the generator of a KL model stays in fp32.
     Returns what was measured of the graphs that stay.
     """
+    from export.quantise import keep_generator, quantise_graphs
+
     asked = {"int8_accepted_psnr": accept_psnr}
     with tempfile.TemporaryDirectory() as name:
         floats = Path(name)

@@ -12,17 +12,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec, TensorSpec
+from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec
+from export.modules import example
 
-TRACED_BATCH = 2  # the exporter takes 1 for a constant
 EXPORTER_OPSET = 18  # the oldest that torch's exporter writes
 ADDED = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}  # by opset 18; as it was before
-
-
-def example(spec: TensorSpec) -> torch.Tensor:
-    """A zero tensor of the traced batch size."""
-    shape = [TRACED_BATCH if size == BATCH else int(size) for size in spec.shape]
-    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:

@@ -208,6 +208,27 @@ def test_doctor_and_presets_in_json(lddgan) -> None:
     assert names == {"cifar10", "celeba_256", "lsun", "digits"}
 
 
+def test_a_bundle_without_graphs_is_run_by_torch(lddgan, monkeypatch) -> None:
+    weights = DIGITS / "model.safetensors"
+    with monkeypatch.context() as without:
+        for missing in ("onnx", "onnxscript", "onnxruntime"):
+            without.setitem(sys.modules, missing, None)
+        done = lddgan("export", "--checkpoint", weights, "--precision", "none", "--out", "bare")
+    assert done.code == 0, done.err
+    assert "published without graphs, for --engine torch and fused" in done.out
+    assert {path.name for path in Path("bare").iterdir()} == {"manifest.json", weights.name}
+    bundle = ("--bundle", "bare", "--device", "cpu")
+    made = lddgan("sample", *bundle, "--num", 2, "--out", "two.npz")
+    assert made.code == 0 and "torch fp32 on CPU" in made.out, made.err
+    assert "bare holds no graphs: torch and fused run it" in made.err
+    row = json.loads(lddgan("bench", *bundle, "--batch", 2, "--trials", 1, "--json").out)
+    assert row["engine"]["engine"] == "torch" and row["verification"] == {}
+    found = lddgan("verify", *bundle, "--images", 2, "--json")
+    assert found.code == 0 and json.loads(found.out)["why_failed"] is None, found.err
+    asked = lddgan("sample", "--bundle", "bare", "--engine", "ort")
+    refused(asked, "holds a checkpoint without graphs, not fp32; run `lddgan export --checkpoint")
+
+
 def test_random_weights_do_not_replace_a_trained_bundle(lddgan, tiny_model) -> None:
     from dataclasses import replace
 

@@ -27,7 +27,8 @@ from lddgan.training.state import load_state
 from lddgan.variants import with_values
 from tests import test_cli
 from tests.lddgan.training import first_stage_of, tiny_preset
-from tests.test_cli import Outcome, refused
+from tests.needs import needs
+from tests.test_cli import ROOT, Outcome, refused
 
 lddgan = test_cli.lddgan  # the fixture
 
@@ -360,7 +361,6 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_TRAIN, "--set", "generator.nf=wide"), ("generator.nf", "valid integer")),
     ((*CIFAR, "--image-size", 33), ("images of 33x33 cannot be encoded",)),
     ((*CIFAR, "--image-size", 4), ("latent_size 2 is no multiple of 4",)),
-    ((*FOR_CODEC, "--vgg", "none.pth", "--perceptual-weight", 1), ("none.pth", "--vgg")),
     # a checkpoint that is looked at
     (("sample", "--checkpoint", "{files}/" + MODEL, "--engine", "ort"), ("lddgan export",)),
     (("sample", "--checkpoint", "{files}/" + MODEL, "--precision", "fp16"), ("fp32",)),
@@ -452,6 +452,13 @@ def test_what_is_no_choice_is_a_usage_error(lddgan, args) -> None:
     assert outcome.code == 2 and "Usage: lddgan train" in outcome.err
 
 
+@needs("lpips")
+def test_vgg_weights_that_are_not_there(lddgan) -> None:
+    asked = ("--vgg", "none.pth", "--perceptual-weight", 1)
+    refused(lddgan(*FOR_CODEC, *asked), "none.pth", "--vgg")
+
+
+@needs("lpips")
 def test_lpips_without_its_weights_says_where_they_are(lddgan, photos, monkeypatch) -> None:
     def offline(*args: object) -> None:
         raise URLError("no network")
@@ -522,7 +529,7 @@ class Process:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             )
 
     def __enter__(self) -> Self:

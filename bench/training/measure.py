@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, get_args
 
 from pydantic import ValidationError
 
-from bench.assemble import BUSY, gpu_notes
+from bench.assemble import BUSY, common_notes
 from bench.ceilings import Device
 from bench.child import run_child
 from bench.machine import commit, load, machine, torch_settings, versions
@@ -186,13 +186,16 @@ def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Tra
     results = measure_variants(job, variants_of(stage, plan.device), every, log)
     measured = [one.found.measured for one in results if one.found is not None]
     settings = torch_settings() if plan.device == "cuda" else None
-    here = machine(plan.load, measured[0].gpu)
-    said = [*notes(job, training_batch(preset, stage), measured), *gpu_notes(settings, None)]
+    here, where_from = machine(plan.load, measured[0].gpu), commit()
+    said = [
+        *notes(job, training_batch(preset, stage), measured),
+        *common_notes(where_from, settings, None),
+    ]
     if here.load / here.cores > BUSY:
         said.append(f"the machine was busy before: {here.load / here.cores:.1f} processes per core")
     return TrainingRow(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=where_from,
         dataset=preset.name,
         preset=preset.model_dump(),
         stage=stage,

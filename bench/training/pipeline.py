@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bench.ceilings import Device
-from bench.machine import commit, machine, versions
+from bench.machine import NO_COMMIT, commit, machine, versions
 from bench.timing import Clock, seconds
 from bench.training.row import PipelineRow
 from lddgan.data.images import ImageFiles
@@ -60,10 +60,15 @@ def measure_pipeline(
     again = (
         f"each image was read {flow.read / len(images):.1f} times, so that it was soon in memory"
     )
-    said = {cut: flow.batches < trials, again: flow.read > len(images)}
+    where_from = commit()
+    said = {
+        cut: flow.batches < trials,
+        again: flow.read > len(images),
+        NO_COMMIT: where_from is None,
+    }
     return PipelineRow(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit(),
+        commit=where_from,
         dataset=preset.name,
         source=str(data),
         images=len(images),

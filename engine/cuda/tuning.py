@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import median
 from typing import Any, Final
 
 from lddgan.errors import OutOfMemory
 
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
-PARTS: Final = (1, 2, 3, 4, 5, 8, 10, 20)  # into which tuning cuts a batch for the decoder
-TUNING_RUNS: Final = 3  # of each, after one that is not timed
+PARTS: Final = (1, 4)  # into which tuning cuts a batch for the decoder
+FEW: Final = (2, 1)  # images whose activations an L2 of 50 MB holds, at 256x256 in fp16
+TUNING_RUNS: Final = 3  # of each chunk, after one that is not timed
 
 
 def chunks_to_try(batch: int, smallest: int) -> list[int]:
-    """Ways to cut a batch whose last part is not below `smallest`, the whole batch first."""
-    chunks = dict.fromkeys(math.ceil(batch / parts) for parts in PARTS)
+    """Ways to cut a batch whose last part is not below `smallest`, the whole batch first.
+
+    Few of them: each is timed, and cuDNN measures its algorithms for each.
+    """
+    cut = [math.ceil(batch / parts) for parts in PARTS]
+    chunks = dict.fromkeys([*cut, *(images for images in FEW if images < batch)])
     return [chunk for chunk in chunks if (batch % chunk or chunk) >= smallest]
 
 
-def fastest_chunk(chunks: Iterable[int], time_of: Callable[[int], float]) -> int:
-    """The chunk whose median of TUNING_RUNS times is least; those that do not fit are passed over.
+def fastest_chunk(timer: Any, decode: Callable[[int], object], batch: int, smallest: int) -> int:
+    """The chunk of `chunks_to_try` with which `decode(chunk)` takes the least time.
 
-    Raises OutOfMemory if none fits.
+    The median of TUNING_RUNS counts; chunks that do not fit are passed over.  Raises OutOfMemory
+    if none fits.
     """
+    chunks = chunks_to_try(batch, smallest)
+    if len(chunks) == 1:
+        return chunks[0]
     times: dict[int, float] = {}
     refused = None
     for chunk in chunks:
         try:
-            times[chunk] = median(time_of(chunk) for _ in range(TUNING_RUNS))
+            times[chunk] = median_ms(timer, partial(decode, chunk))
         except OutOfMemory as error:
             refused = error
     if refused is not None and not times:
@@ -37,12 +48,14 @@ def fastest_chunk(chunks: Iterable[int], time_of: Callable[[int], float]) -> int
     return min(times, key=times.__getitem__)
 
 
-def milliseconds(timer: Any, run: Callable[[], object]) -> float:
-    """Time of a run, after one that is not timed."""
+def median_ms(timer: Any, run: Callable[[], object]) -> float:
+    """Median time of TUNING_RUNS runs, after one that is not timed."""
     run()
-    start = timer.mark()
-    run()
-    return float(timer.milliseconds(start, timer.mark()))
+    marks = [timer.mark()]
+    for _ in range(TUNING_RUNS):
+        run()
+        marks.append(timer.mark())
+    return median(float(timer.milliseconds(*span)) for span in itertools.pairwise(marks))
 
 
 def captured_size(captured: Iterable[int], count: int, least: int) -> int:

@@ -11,13 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.cuda.tuning import (
-    MOST_GRAPHS,
-    captured_size,
-    chunks_to_try,
-    fastest_chunk,
-    milliseconds,
-)
+from engine.cuda.tuning import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.fused.networks import FusedImage, FusedStep, in_precision
 from engine.fused.plain import PLAIN, Ops
 from engine.loading import one_line
@@ -234,9 +228,7 @@ class FusedOnGpu(FusedBackend):
         """
         shape = (batch, *self.preset.latent_shape)
         x_0 = self.upload(np.random.default_rng(0).standard_normal(shape, np.float32))
-        chunks = chunks_to_try(batch, self.least)
-        self.chunks[batch] = fastest_chunk(chunks, lambda chunk: self._decoder_ms(x_0, chunk))
+        self.chunks[batch] = fastest_chunk(
+            self.timer(), lambda chunk: self._decode(x_0, chunk), batch, self.least
+        )
         return self.chunks[batch]
-
-    def _decoder_ms(self, x_0: Tensor, chunk: int) -> float:
-        return milliseconds(self.timer(), lambda: self._decode(x_0, chunk))

@@ -233,6 +233,11 @@ class Grid(NamedTuple):
         columns = min(triton.next_power_of_2(channels), WIDEST)
         return cls(TILE // columns, columns, triton.cdiv(channels, columns))
 
+    @property
+    def tile(self) -> dict[str, int]:
+        """What kernels are compiled for."""
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "num_warps": WARPS}
+
     def tiles(self, pixels: int, batch: int) -> tuple[int, int, int]:
         """One program for each tile of every image."""
         return triton.cdiv(pixels, self.rows), self.across, batch
@@ -250,14 +255,10 @@ def group_norm(
 ) -> Tensor:
     """Two passes over x: moments, then one multiplication and addition for each element."""
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
-    grid = Grid.of(channels)
-    rows_of_part = part_rows(batch * grid.across, pixels, grid.rows)
-    parts = triton.cdiv(pixels, rows_of_part)
-    moments = x.new_empty((batch, parts, 2, channels), dtype=torch.float32)
+    moments, rows_of_part = moments_of(x)
+    parts = moments.shape[1]
     affine = x.new_empty((batch, 2, channels), dtype=torch.float32)
-    y = torch.empty_like(checked(x))
-    tile = {"ROWS": grid.rows, "COLUMNS": grid.columns, "num_warps": WARPS}
-    _moments[parts, grid.across, batch](x, moments, pixels, channels, rows_of_part, parts, **tile)
+    y = torch.empty_like(x)
     _affine[batch, groups](
         moments,
         moments if weight is None else weight,
@@ -276,8 +277,23 @@ def group_norm(
         PARTS=triton.next_power_of_2(parts),
         WIDTH=triton.next_power_of_2(channels // groups),
     )
-    _normalise[grid.tiles(pixels, batch)](x, affine, y, pixels, channels, SILU=silu, **tile)
+    grid = Grid.of(channels)
+    _normalise[grid.tiles(pixels, batch)](x, affine, y, pixels, channels, SILU=silu, **grid.tile)
     return y
+
+
+def moments_of(x: Tensor) -> tuple[Tensor, int]:
+    """Means and squared deviations of the parts of each image, and the pixels of a part.
+
+    x [B,C,h,w] -> float32 [B,parts,2,C].
+    """
+    (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
+    grid = Grid.of(channels)
+    rows = part_rows(batch * grid.across, pixels, grid.rows)
+    parts = triton.cdiv(pixels, rows)
+    moments = checked(x).new_empty((batch, parts, 2, channels), dtype=torch.float32)
+    _moments[parts, grid.across, batch](x, moments, pixels, channels, rows, parts, **grid.tile)
+    return moments, rows
 
 
 def part_rows(programs: int, pixels: int, rows: int) -> int:
@@ -340,7 +356,7 @@ def fir_down(x: Tensor, stride: int, padding: int) -> Tensor:
     grid = Grid.of(channels)
     _fir_down[grid.tiles(out_height * out_width, batch)](
         x, y, height, width, out_height, out_width, channels,
-        STRIDE=stride, PADDING=padding, ROWS=grid.rows, COLUMNS=grid.columns, num_warps=WARPS,
+        STRIDE=stride, PADDING=padding, **grid.tile,
     )  # fmt: skip
     return y
 

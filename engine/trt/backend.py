@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from engine.cuda.device import DeviceArray, Gpu, Graph
 from engine.cuda.noise_kernel import NoiseKernel
-from engine.cuda.tuning import (
-    MOST_GRAPHS,
-    captured_size,
-    chunks_to_try,
-    fastest_chunk,
-    milliseconds,
-)
+from engine.cuda.tuning import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.sampler import Backend, Inputs, Made, Program
 from engine.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.trt.plans import PlanSet
@@ -299,9 +293,10 @@ class TrtBackend(Backend):
         latent = self.specs["decoder"].inputs[0]
         drawn = np.random.default_rng(0).standard_normal(shape_of(latent, batch), np.float32)
         x_0 = self.upload(drawn)
-        chunks = chunks_to_try(batch, self.plans.key.profile.min)
         try:
-            best = fastest_chunk(chunks, lambda chunk: self._decoder_ms(x_0, chunk))
+            best = fastest_chunk(
+                self.timer(), lambda chunk: self._decode(x_0, chunk), batch, self.least
+            )
         finally:
             self._forget_contexts()
         self.plans.save_tuning({batch: best})
@@ -312,9 +307,6 @@ class TrtBackend(Backend):
         self.gpu.synchronize()
         self.contexts.clear()
         self.memory = Memory(self.gpu)
-
-    def _decoder_ms(self, x_0: DeviceArray, chunk: int) -> float:
-        return milliseconds(self.timer(), lambda: self._decode(x_0, chunk))
 
 
 def shape_of(tensor: TensorSpec, batch: int) -> tuple[int, ...]:

@@ -18,11 +18,10 @@ from engine.trt.plans import (
     ensure,
     options_before,
     plan_key,
-    store_folder,
 )
 from engine.trt.publish import sweep
 from engine.verification import Verification, refuse
-from export.bundle import Bundle
+from export.bundle import Bundle, store_folder
 from export.graphs import MAX_BATCH, Precision, graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from engine.trt.publish import (
     save_timing_cache,
     sweep,
 )
-from export.bundle import DIGITS, ENGINES, Bundle, FileEntry, graph_file
+from export.bundle import Bundle, FileEntry, graph_file, store_folder
 from export.graphs import MAX_BATCH, Precision, graph_specs
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
@@ -196,14 +195,6 @@ def reason(error: OSError | ValidationError) -> str:
     if isinstance(error, OSError):
         return str(error.strerror)
     return why_invalid(error, "the file")
-
-
-def store_folder(bundle: Bundle) -> Path:
-    """Where the plans of a bundle are kept: in it, or the user's cache for the installed digits."""
-    if bundle.folder.resolve() != DIGITS.resolve():
-        return bundle.folder / ENGINES
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "lddgan" / "digits" / ENGINES
 
 
 def plan_key(

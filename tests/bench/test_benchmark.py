@@ -97,6 +97,14 @@ def test_a_limit_leaves_one_trial_and_says_so(tiny_bundle: Path) -> None:
     assert (row.trials, row.trials_asked, row.batch) == (1, 40, 5)
     assert row.notes[0].startswith("1 of 40 trials: more do not fit in 0 s")
     assert "not one fits" in log[-1]
+    assert row.png_ms is None and any("PNG files were left out" in note for note in row.notes)
+
+
+def test_a_row_is_verified_on_the_images_that_were_timed(tiny_bundle: Path) -> None:
+    found = run(tiny_bundle, trials=1, verify=True).engine.verification
+    assert found is not None and found["why_failed"] is None and found["noise_identical"]
+    assert (found["images"], found["engine"], found["chain_levels"] <= 1) == (5, "ort", True)
+    assert run(tiny_bundle, trials=1, batch=1, verify=True).engine.verification["images"] == 4
 
 
 @pytest.mark.parametrize(

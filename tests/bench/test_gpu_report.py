@@ -1,474 +1,349 @@
-"""The report of a GPU machine, with a scripted command line in place of lddgan's. No GPU."""
+"""The report of a GPU machine: dry on a CPU, with jobs that fail, and with scripted commands."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.child import reason, run_child
-from bench.gpu_report import (
-    LADDER,
-    LIMITS,
-    OVERHEAD,
-    QUICK_SECONDS,
-    Job,
-    Reporter,
-    Site,
-    bench_command,
-    export_commands,
-    fits,
-    is_ladder,
-    jobs,
-    ladder_command,
-    limit,
-    main,
-    preparations,
-    quick_jobs,
-    verify_command,
-)
-from bench.ladder import LadderRow, ladder_file, save_ladders
-from bench.machine import HOME, Gpu, Machine, versions
-from bench.report import verification
-from bench.row import BenchRow, Skipped, read_records, read_rows, save_row
+from bench.gpu_report import __main__ as report
+from bench.gpu_report import commands, probes
+from bench.gpu_report.cells import cells
+from bench.gpu_report.commands import command_jobs, export_command
+from bench.gpu_report.journal import DRY, MOST, Job, Journal, Site, attempt
+from bench.machine import COMMIT, HOME, NO_COMMIT
+from bench.row import BenchRow, Finding, read_records, read_rows
 from bench.timing import Budget
+from lddgan.errors import LddganError
 from tests.bench.child_script import write_manifest
-from tests.bench.test_ladder import SITE
-from tests.bench.test_results import row
+from tests.conftest import TINY
 
-SCRIPT = (sys.executable, str(Path(__file__).with_name("child_script.py")))
-COMMIT = "c" * 40
-TRT = Job("cifar10", 10, "trt", "fp16", True, 5, 10)
-STEPS = TRT._replace(cuda_graph=False)
-TORCH = Job("cifar10", 10, "torch", "fp16", False, 5, 10)
-ORT = Job("cifar10", 10, "ort", "fp32", False, 5, 10)
-H200 = Gpu(name="NVIDIA H200", driver="580", sm_clock="", power_limit="")
+SITE = Site("c" * 40, "NVIDIA H100, 580, 81559 MiB", {"torch": "2.11"})
+HERE = Path(__file__).parent
+SCRIPT = (sys.executable, str(HERE / "child_script.py"))
+FOREVER = float("inf")
+
+
+# ---- the dry run ----
+
+
+def dry(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "bench.gpu_report", "--dry", "--out", str(out), *options)
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True, check=False)
+
+
+def check_cells(rows: list[BenchRow], findings: list[Finding], dataset: str) -> None:
+    """One row for each cell, with its proof."""
+    mine = [row for row in rows if row.dataset == dataset]
+    assert [row.engine.engine for row in mine] == [
+        cell.engine for cell in cells() if cell.dataset == dataset
+    ]
+    for row in mine:
+        assert row.baseline is not None and row.ratio is not None and row.agreement is not None
+        assert row.random_weights and row.baseline.engine == "torch" and row.trials == 2
+        checked = row.engine.verification
+        assert (checked is not None) == (row.engine.engine == "fused")
+        assert checked is None or (checked["why_failed"] is None and checked["noise_identical"])
+    assert [one.what for one in findings if one.stage == dataset] == [
+        cell.words for cell in cells() if cell.dataset == dataset
+    ]
+
+
+def test_a_dry_run_measures_on_a_cpu_what_a_gpu_would_be_asked_for(tmp_path: Path) -> None:
+    stages = ("--only", "facts,noise,cifar10,kernels,profile,compile,ort")
+    done = dry(tmp_path, *stages, "--commit", "c" * 40)
+    assert done.returncode == 0, done.stderr
+    records = read_records(tmp_path / "rows.jsonl")
+    rows = [one for one in records if isinstance(one, BenchRow)]
+    found = {(one.stage, one.what): one for one in records if isinstance(one, Finding)}
+    assert {row.commit for row in rows} == {one.commit for one in found.values()} == {"c" * 40}
+    check_cells(rows, list(found.values()), "cifar10")
+    said = found["facts", "machine"].found
+    assert said["versions"]["torch"] and said["engines"]["torch on cpu"] == "runs"
+    rates = found["kernels", "rates"].found
+    assert rates["3x3 100x128x256x256 to 3"]["tflops"] > 0
+    assert rates["group_norm 1x128x256x256"]["gb_per_second"] > 0
+    assert "convolution" in (tmp_path / probes.PROFILE).read_text()
+    assert found["noise", "bits"].why_not == DRY
+    assert f"- ort, export lsun: {DRY}" in done.stdout and "| cifar10 \\* | 2 |" in done.stdout
+
+
+@pytest.mark.full
+def test_a_whole_dry_run_leaves_nothing_out_and_is_not_repeated(tmp_path: Path) -> None:
+    assert dry(tmp_path).returncode == 0
+    records = read_records(tmp_path / "rows.jsonl")
+    rows = [one for one in records if isinstance(one, BenchRow)]
+    findings = [one for one in records if isinstance(one, Finding)]
+    for dataset in ("lsun", "celeba_256", "cifar10"):
+        check_cells(rows, findings, dataset)
+    assert {one.stage for one in findings} == set(report.STAGES)
+    assert {one.stage for one in findings if one.why_not is not None} == {
+        *("noise", "compile"),
+        *report.COMMANDS,
+    }
+    assert "skipped" in (tmp_path / probes.TESTS_LOG).read_text()
+    again = dry(tmp_path)
+    assert "lsun: batch 100, fused fp16: measured before" in again.stderr
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+# ---- the command line ----
+
+
+def test_what_cannot_be_asked_for_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMMIT, "c" * 40)
+    monkeypatch.setattr(report, "why_no_gpu", lambda: "no NVIDIA GPU: none here")
+    (tmp_path / "rows.jsonl").write_text("my notes\n")
+    out = ("--out", str(tmp_path))
+    for arguments, code, said in (
+        ((), 1, "no NVIDIA GPU: none here; --dry tries all of it on a CPU"),
+        (("--dry",), 2, "a dry run is no result; give it a folder of its own with --out"),
+        (("--dry", "--only", "lsun,facs"), 2, "there is no stage 'facs'; there are facts, noise"),
+        (("--dry", *out), 2, "line 1 is not a benchmark row"),
+        (("--dry", *out, "--commit", "mine"), 2, "the commit is 'mine', and must be a hash"),
+    ):
+        assert report.main(arguments) == code
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_text() == "my notes\n"
+
+
+def test_results_of_a_gpu_have_a_folder_named_after_it() -> None:
+    assert report.folder_of(SITE) == Path("bench/results/nvidia-h100")
+
+
+def test_a_copy_without_gits_history_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.gpu_report.journal.commit", lambda: None)
+    assert Site.here(dry=True).commit == NO_COMMIT
+
+
+# ---- jobs ----
+
+
+class Notes:
+    """A journal, and what was logged; `went` lists the jobs that ran."""
+
+    def __init__(self, path: Path, site: Site = SITE) -> None:
+        self.journal, self.said, self.went = Journal(path, site), [], []
+
+    def job(self, what: str, needs: float = 0, why_not: str | None = None, **more: Any) -> Job:
+        def run(limit: float) -> dict[str, Any]:
+            self.went.append((what, limit))
+            if why_not is not None:
+                raise LddganError(why_not)
+            return {"figure": 1, "table": [1]}
+
+        return Job("lsun", what, needs, run, **more)
+
+    def attempt(self, *jobs: Job, left: float = FOREVER, started: str = "3") -> None:
+        for job in jobs:
+            budget = Budget(left, lambda: 0.0)
+            attempt(job, self.journal, budget, started, self.said.append, lambda _: nullcontext())
+
+    def reasons(self) -> dict[str, str | None]:
+        return {one.what: one.why_not for one in self.journal.findings()}
 
 
 @pytest.fixture
-def site() -> Site:
-    return Site(COMMIT, "NVIDIA H200", versions())
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "rows.jsonl")
+
+
+def test_what_was_found_is_kept_and_not_measured_again(notes: Notes, tmp_path: Path) -> None:
+    notes.attempt(notes.job("a"))
+    (line,) = read_records(tmp_path / "rows.jsonl")
+    assert isinstance(line, Finding) and line.found == {"figure": 1, "table": [1]}
+    assert (line.commit, line.gpu, line.versions) == SITE and line.why_not is None
+    assert notes.said == ["lsun: a", "lsun: a: figure 1"]
+    resumed = Notes(tmp_path / "rows.jsonl")
+    resumed.attempt(resumed.job("a"), resumed.job("b"))
+    assert [what for what, _ in resumed.went] == ["b"]
+    assert resumed.said[0] == "lsun: a: measured before"
+
+
+@pytest.mark.parametrize(
+    "other", [SITE._replace(gpu="H200"), SITE._replace(commit="0" * 40), SITE._replace(versions={})]
+)
+def test_another_gpu_commit_or_version_is_measured_again(
+    notes: Notes, tmp_path: Path, other: Site
+) -> None:
+    notes.attempt(notes.job("a"))
+    elsewhere = Notes(tmp_path / "rows.jsonl", other)
+    elsewhere.attempt(elsewhere.job("a"))
+    assert elsewhere.went and len(read_records(tmp_path / "rows.jsonl")) == 2
+
+
+def test_what_failed_is_tried_once_in_a_report_and_again_in_the_next(notes: Notes) -> None:
+    failing = notes.job("a", why_not="no memory")
+    notes.attempt(failing, failing, started="2")
+    assert len(notes.went) == 1 and notes.reasons() == {"a": "no memory"}
+    notes.attempt(notes.job("a"), started="3")
+    assert len(notes.went) == 2 and notes.reasons() == {"a": None}
+    assert len(notes.journal.records) == 1
+
+
+def test_a_job_takes_half_of_the_time_or_what_it_needs(notes: Notes) -> None:
+    notes.attempt(notes.job("a", 30), notes.job("b", 60), notes.job("c", 101), left=100)
+    notes.attempt(notes.job("d"), left=FOREVER)
+    assert notes.went == [("a", 50), ("b", 60), ("d", MOST)]
+    assert notes.reasons()["c"] == "100 s left, 101 needed"
+
+
+def test_what_cannot_do_without_another_is_not_begun(notes: Notes) -> None:
+    build = notes.job("build", why_not="this GPU is too old")
+    notes.attempt(build, notes.job("bench", after="build"), notes.job("ort", after="export"))
+    assert [what for what, _ in notes.went] == ["build", "ort"]
+    assert notes.reasons()["bench"] == "build: this GPU is too old"
+
+
+def test_jobs_that_crash_hang_or_fail_are_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(HOME)
+    monkeypatch.setattr(report, "WORKER", (sys.executable, "-m", "tests.bench.unreliable_worker"))
+    options = ["--dry", "--out", str(tmp_path), "--only", "facts", "--seconds", "300"]
+    assert report.main(options) == 0
+    found = {one.what: one for one in read_records(tmp_path / "rows.jsonl")}  # type: ignore[union-attr]
+    assert {what: one.why_not for what, one in found.items()} == {
+        "crash": "ended by signal 11 (SIGSEGV)",
+        "hang": "not done within 1 s",
+        "mistake": "TypeError: one and two",
+        "refusal": "no memory",
+        "process": None,
+        "the same": None,
+    }
+    assert found["process"].found == found["the same"].found
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_worker_that_does_not_start_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "WORKER", python("import sys; sys.exit('no torch')"))
+    assert report.main(["--dry", "--out", str(tmp_path)]) == 1
+    assert "the measuring process ended: no torch" in capsys.readouterr().err
+
+
+# ---- the noise ----
+
+
+@pytest.mark.fake_cuda
+def test_the_noise_is_compared_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = probes.noise(TINY, images=3)
+    per_image = 4 * 8 * 8 * (1 + TINY.steps) + TINY.steps * TINY.generator.nz
+    assert (found["draws"], found["different"]) == (2 * 3 * per_image, 0)
+    true = probes.sampler_noise
+
+    def shifted(seed: int, first: int, count: int, **shape: Any) -> Any:
+        drawn = true(seed, first, count, **shape)
+        drawn.z[0, 0, 0] = -drawn.z[0, 0, 0]
+        return drawn
+
+    monkeypatch.setattr(probes, "sampler_noise", shifted)
+    with pytest.raises(LddganError, match=r"^2 of [\d,]+ draws are not numpy's, bit for bit"):
+        probes.noise(TINY, images=3)
+
+
+# ---- commands of lddgan ----
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the scripted child finds what to do; the current folder."""
+    """Where the scripted command finds what to do; the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCRIPT_FOLDER", str(tmp_path))
-    monkeypatch.setenv("SCRIPT_COMMIT", COMMIT)
     monkeypatch.setenv("PYTHONPATH", str(HOME))
     (tmp_path / "plan.json").write_text("{}")
     return tmp_path
 
 
-def told(folder: Path, **what: str) -> None:
-    (folder / "plan.json").write_text(json.dumps(what))
+def ran(folder: Path, dataset: str, stages: tuple[str, ...] = ("trt", "ort")) -> Notes:
+    """The jobs of one data set."""
+    notes = Notes(folder / "rows.jsonl")
+    jobs = command_jobs(folder, SCRIPT, notes.said.append)
+    notes.attempt(*(job for job in jobs if job.stage in stages and dataset in job.what), left=1e3)
+    return notes
 
 
 def calls(folder: Path) -> list[str]:
-    """First word and engine of every call, and the log emptied."""
-    log = folder / "calls.txt"
-    words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
-    log.unlink(missing_ok=True)
-    return [" ".join([one[0], *one[one.index("--dataset") + 1 :][:1]]) for one in words]
+    return (folder / "calls.txt").read_text().splitlines()
 
 
-def reporter(
-    site: Site, seconds: float = float("inf"), log: Callable[[str], None] = lambda _: None
-) -> Reporter:
-    return Reporter(Path("report.jsonl"), site, Budget(seconds), SCRIPT, log)
-
-
-# ---- the list ----
-
-
-def test_everything_is_measured_in_the_agreed_order() -> None:
-    todo = jobs()
-    cells = list(dict.fromkeys((job.dataset, job.batch) for job in todo))
-    assert cells[:4] == [("lsun", 100), ("lsun", 1), ("celeba_256", 100), ("cifar10", 100)]
-    assert set(cells) == {(d, b) for d in ("lsun", "celeba_256", "cifar10") for b in (1, 10, 100)}
-    assert len(set(todo)) == len(todo) == 9 * 6 + 3
-    for cell in cells:
-        kinds = [job[2:5] for job in todo if (job.dataset, job.batch) == cell]
-        assert kinds[:6] == [
-            ("trt", "fp16", True),
-            ("trt", "fp16", False),
-            ("fused", "fp16", True),
-            ("torch", "fp16", False),
-            ("ort", "fp32", False),
-            ("ort", "fp16", False),
-        ]
-        assert kinds[6:] == [("torch-compile", "fp16", False)] * (cell[1] == 100)
-
-
-def test_quick_is_lsun_needs_one_build_at_its_end_and_asks_for_fewer_trials(
-    folder: Path,
-) -> None:
-    quick, full = quick_jobs(), {job[:5]: job.trials for job in jobs()}
-    assert [job[:4] for job in quick] == [
-        ("lsun", 100, "torch", "fp16"),
-        ("lsun", 1, "torch", "fp16"),
-        ("lsun", 100, "fused", "fp16"),
-        ("lsun", 1, "fused", "fp16"),
-        ("lsun", 100, "trt", "fp16"),
-        ("lsun", 1, "trt", "fp16"),
+def test_every_model_is_exported_built_and_measured(folder: Path) -> None:
+    notes = ran(folder, "cifar10")
+    limit = 500 - commands.OVERHEAD
+    on = "--device cuda"
+    end = f"--verify --save {folder / 'rows.jsonl'} --json"
+    trt = f"bench --dataset cifar10 --engine trt --precision fp16 {on}"
+    ort = f"bench --dataset cifar10 --engine ort --precision {{}} {on}"
+    first, second = "--batch 100 --trials 50", "--batch 1 --trials 300"
+    assert calls(folder) == [
+        "export --dataset cifar10 --precision fp16",
+        "build --dataset cifar10 --precision fp16 --batch 1,100,100",
+        f"{trt} {first} --max-seconds {limit:.0f} {end}",
+        f"{trt} {first} --max-seconds {limit:.0f} --no-cuda-graph {end}",
+        "build --dataset cifar10 --precision fp16 --batch 1,1,1",
+        f"{trt} {second} --max-seconds {limit:.0f} {end}",
+        f"{trt} {second} --max-seconds {limit:.0f} --no-cuda-graph {end}",
+        *(
+            f"{ort.format(precision)} {batch} --max-seconds {limit:.0f} {end}"
+            for batch in (first, second)
+            for precision in ("fp32", "fp16")
+        ),
     ]
-    write_manifest(Path("exports") / "lsun")
-    assert preparations(quick[1]) == []
-    (build,) = {command for job in quick for command in preparations(job)}
-    assert build[-2:] == ("--batch", "1,100,100")
-    assert verify_command(quick[4]) == verify_command(quick[5])
-    assert all(job.trials < full[job[:5]] for job in quick)
-    assert QUICK_SECONDS == 600
-
-
-def test_the_commands_of_a_job(folder: Path) -> None:
-    plan = ("--dataset", "cifar10", "--engine", "trt", "--precision", "fp16")
-    assert preparations(TRT) == [
-        ("export", "--dataset", "cifar10", "--precision", "both"),
-        ("build", *plan, "--batch", "1,10,10"),
+    rows = read_rows(folder / "rows.jsonl")
+    assert [(row.engine.engine, row.engine.cuda_graph) for row in rows] == [
+        *[("trt", True), ("trt", False)] * 2,
+        *[("ort", False)] * 4,
     ]
-    assert verify_command(TRT) == (
-        *("verify", *plan, "--device", "cuda", "--batch", "10", "--json"),
-    )
-    assert " ".join(verify_command(ORT)) == (
-        "verify --dataset cifar10 --engine ort --precision fp32 --device cuda --json"
-    )
-    write_manifest(Path("exports") / "cifar10")
-    assert preparations(ORT) == []
-    assert [command[0] for command in preparations(STEPS)] == ["build"]
-    with_graph = " ".join(bench_command(TRT, Path("out.jsonl"), 59.6))
-    assert with_graph == (
-        "bench --dataset cifar10 --engine trt --precision fp16 --device cuda --batch 10 "
-        "--trials 5 --max-seconds 60 --save out.jsonl --json"
-    )
-    assert "--no-cuda-graph" in bench_command(STEPS, Path("out.jsonl"), 0)
-    assert "--no-cuda-graph" not in bench_command(ORT, Path("out.jsonl"), 0)
-    assert " ".join(ladder_command(Path("out.jsonl"))) == (
-        "bench --dataset lsun --device cuda --batch 100 --ladder --plot --save out.jsonl"
-    )
+    assert set(notes.reasons().values()) == {None}
 
 
-def test_a_bundle_of_one_precision_is_exported_again_from_its_own_checkpoint(
-    folder: Path,
-) -> None:
-    write_manifest(Path("exports") / "lsun", ("fp32",))
-    (command,) = export_commands("lsun")
-    assert " ".join(command) == (
+def test_what_a_bundle_holds_is_not_exported_again(folder: Path) -> None:
+    assert export_command("lsun", ("fp16",)) == (
+        "export",
+        "--dataset",
+        "lsun",
+        "--precision",
+        "fp16",
+    )
+    write_manifest(Path("exports") / "lsun", ("fp16",))
+    assert export_command("lsun", ("fp16",)) is None
+    command = export_command("lsun", ("fp32", "fp16"))
+    assert command is not None and " ".join(command) == (
         "export --checkpoint exports/lsun/model.safetensors --precision both --out exports/lsun"
     )
+    (Path("exports") / "lsun" / "manifest.json").write_text("{}")
+    assert "is not a manifest" in (ran(folder, "lsun").reasons()["export lsun"] or "")
 
 
-def test_a_row_of_a_cpu_is_not_a_gpus() -> None:
-    gpu = Gpu(name="G", driver="", sm_clock="", power_limit="")
-    on_gpu = Machine(cpu="A CPU", cores=2, load=0, gpu=gpu)
-    job, here = Job("lsun", 1, "ort", "fp32", False, 5, 1), Site(None, "G", {})
-    assert fits(row(machine=on_gpu), job, here)
-    assert not fits(row(), job, here)
+def test_a_command_that_fails_stops_what_needs_it_and_nothing_else(folder: Path) -> None:
+    told = {"build": "error: this GPU is too old", "--engine ort --precision fp16": "crash"}
+    (folder / "plan.json").write_text(json.dumps(told))
+    reasons = ran(folder, "cifar10").reasons()
+    of_trt = {reason for what, reason in reasons.items() if "CUDA graph" in what or "steps" in what}
+    assert of_trt == {
+        "build cifar10, batch 100: this GPU is too old",
+        "build cifar10, batch 1: this GPU is too old",
+    }
+    assert reasons["bench cifar10, batch 1, fp16"] == "ended by signal 11 (SIGSEGV)"
+    assert reasons["bench cifar10, batch 1, fp32"] is None
 
 
-# ---- the run ----
-
-
-def test_each_row_is_there_at_once_and_nothing_is_measured_twice(folder: Path, site: Site) -> None:
-    held: list[int] = []
-
-    def log(line: str) -> None:
-        out = Path("report.jsonl")
-        held.append(len(read_rows(out)) if out.exists() else 0)
-
-    reporter(site, log=log).run([TRT, STEPS, TORCH])
+def test_the_ladder_and_its_pictures_lie_in_the_folder_of_the_report(folder: Path) -> None:
+    ran(folder, "lsun", ("ladder",))
     assert calls(folder) == [
-        f"{command} cifar10"
-        for command in (
-            *("export", "build", "verify", "bench"),  # the first
-            "bench",  # the plan is there already
-            *("verify", "bench"),
-        )
+        "bench --dataset lsun --device cuda --batch 100 --ladder --plot "
+        f"--save {folder / 'ladder-lsun-gpu.jsonl'}"
     ]
-    assert held[-1] == 3 and {0, 1, 2, 3} == set(held)
-    rows = read_rows(Path("report.jsonl"))
-    assert [(r.engine.engine, r.engine.cuda_graph) for r in rows] == [
-        ("trt", True),
-        ("trt", False),
-        ("torch", False),
-    ]
-    reporter(site).run([TRT, STEPS, TORCH, ORT])  # resumed
-    assert calls(folder) == ["verify cifar10", "bench cifar10"]
-    assert len(read_rows(Path("report.jsonl"))) == 4
-
-
-def test_more_trials_another_gpu_or_other_versions_are_measured_again(
-    folder: Path, site: Site
-) -> None:
-    reporter(site).run([ORT])
-    (found,) = read_rows(Path("report.jsonl"))
-    assert fits(found, ORT, site) and fits(found, ORT._replace(trials=4), site)
-    assert not fits(found, ORT._replace(trials=6), site)
-    for other in (
-        site._replace(gpu="NVIDIA H100"),
-        site._replace(commit="0" * 40),
-        site._replace(versions=site.versions | {"torch": "3.0"}),
-    ):
-        assert not fits(found, ORT, other)
-    for job in (TORCH, ORT._replace(precision="fp16"), ORT._replace(batch=1)):
-        assert not fits(found, job, site)
-    assert not fits(found.model_copy(update={"baseline": None}), ORT, site)
-
-
-def test_what_cannot_run_is_written_down_and_the_rest_goes_on(folder: Path, site: Site) -> None:
-    told(folder, **{"--engine trt": "error: this GPU is too old", "--engine ort": "crash"})
-    reporter(site).run([TRT, STEPS, ORT, TORCH])
-    # The build is not tried again for the second job that needs it.
-    assert calls(folder) == [
-        f"{c} cifar10" for c in ("export", "build", "verify", "bench", "verify", "bench")
-    ]
-    records = read_records(Path("report.jsonl"))
-    assert [type(record) for record in records] == [Skipped, Skipped, Skipped, BenchRow]
-    reasons = [record.reason for record in records if isinstance(record, Skipped)]
-    assert reasons == ["build: this GPU is too old"] * 2 + ["ended by signal 11 (SIGSEGV)"]
-    # Mended and run again: only what was skipped is measured, and the old reasons are gone.
-    told(folder)
-    reporter(site).run([TRT, STEPS, ORT, TORCH])
-    assert calls(folder) == [
-        f"{c} cifar10" for c in ("build", "verify", "bench", "bench", "verify", "bench")
-    ]
-    assert all(isinstance(record, BenchRow) for record in read_records(Path("report.jsonl")))
-
-
-def test_a_bundle_that_cannot_be_read_is_a_reason(folder: Path, site: Site) -> None:
-    (folder / "exports" / "cifar10").mkdir(parents=True)
-    (folder / "exports" / "cifar10" / "manifest.json").write_text("{}")
-    reporter(site).run([ORT])
-    (record,) = read_records(Path("report.jsonl"))
-    assert isinstance(record, Skipped) and "is not a manifest" in record.reason
-    assert calls(folder) == []
-
-
-def test_a_second_failure_replaces_the_first(folder: Path, site: Site) -> None:
-    for why in ("one", "two"):
-        told(folder, bench=f"error: {why}")
-        reporter(site).run([ORT])
-    (record,) = read_records(Path("report.jsonl"))
-    assert isinstance(record, Skipped) and record.reason == "two"
-
-
-def test_what_verification_says_is_in_the_row(folder: Path, site: Site) -> None:
-    reporter(site).run([TRT, ORT, TORCH])
-    trt, ort, torch = read_rows(Path("report.jsonl"))
-    assert [verification(one) for one in (trt, ort, torch)] == ["equal"] * 3
-    assert trt.engine.verification == ort.engine.verification == torch.engine.verification
-    assert trt.notes == ort.notes == ("from the script",)
-
-
-@pytest.mark.parametrize(("said", "shown"), [("error: off", "-"), ("refused", "equal, failed")])
-def test_a_failed_verification_is_noted_in_the_row(
-    folder: Path, site: Site, said: str, shown: str
-) -> None:
-    told(folder, verify=said)
-    reporter(site).run([TRT, STEPS, ORT])
-    trt, steps, ort = read_rows(Path("report.jsonl"))
-    note = f"verify: {said.removeprefix('error: ')}"
-    assert trt.notes == steps.notes == ort.notes == ("from the script", note)
-    assert [verification(one) for one in (trt, steps, ort)] == [shown] * 3
-
-
-def test_a_benchmark_that_leaves_no_row_is_not_taken_for_one(folder: Path, site: Site) -> None:
-    told(folder, bench="nothing")
-    reporter(site).run([ORT])
-    (record,) = read_records(Path("report.jsonl"))
-    assert isinstance(record, Skipped) and "left no row" in record.reason
-
-
-def test_trials_end_before_the_child_would_be(folder: Path, site: Site) -> None:
-    said: list[str] = []
-    reporter(site, log=said.append).run([ORT])
-    reporter(site, seconds=OVERHEAD + 60, log=said.append).run([TORCH])
-    reporter(site, seconds=OVERHEAD, log=said.append).run([TRT])
-    words = [line.split() for line in said if line.startswith("  lddgan bench")]
-    full, short, none = (float(one[one.index("--max-seconds") + 1]) for one in words)
-    assert full == LIMITS["bench"] - OVERHEAD
-    assert 0 < short <= 60 and none == 0
-
-
-def test_a_child_that_hangs_is_ended(
-    folder: Path, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(LIMITS, "bench", 1.0)
-    told(folder, bench="hang")
-    reporter(site).run([ORT])
-    (record,) = read_records(Path("report.jsonl"))
-    assert isinstance(record, Skipped) and record.reason == "not done within 1 s"
-
-
-def test_when_the_time_is_over_the_rest_is_written_down_and_done_the_next_time(
-    folder: Path, site: Site
-) -> None:
-    reporter(site, seconds=0).run([ORT, TORCH])
-    assert calls(folder) == []
-    records = read_records(Path("report.jsonl"))
-    assert [record.reason for record in records if isinstance(record, Skipped)] == [
-        "export: the time for the whole report was over"
-    ] * 2
-    reporter(site).run([ORT, TORCH])
-    assert len(read_rows(Path("report.jsonl"))) == 2
-
-
-def test_the_budget_is_what_is_left() -> None:
-    now = [100.0]
-    budget = Budget(600, lambda: now[0])
-    assert limit("doctor", budget) == LIMITS["doctor"]
-    now[0] += 590
-    assert limit("bench", budget) == 10
-    now[0] += 20
-    assert limit("bench", budget) == 0
-
-
-# ---- the ladder ----
-
-
-RUNGS = 3
-
-
-def ladder_rows(site: Site, rungs: int = RUNGS, **changes: Any) -> list[LadderRow]:
-    """A ladder of rungs that did not run."""
-    here = Machine(cpu="A CPU", cores=2, load=0, gpu=H200)
-    dataset, batch = LADDER
-    of = SITE.model_copy(
-        update={
-            "commit": site.commit,
-            "dataset": dataset,
-            "batch": batch,
-            "machine": here,
-            "versions": site.versions,
-            **changes,
-        }
-    )
-    return [
-        LadderRow(site=of, number=n, rung=f"rung {n}", adds="", why_not="no", found=None)
-        for n in range(1, rungs + 1)
-    ]
-
-
-@pytest.fixture
-def ladder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the ladder is kept; there are RUNGS rungs, and the bundle is there."""
-    monkeypatch.setattr("bench.gpu_report.rungs_of", lambda shop: [None] * RUNGS)
-    write_manifest(Path("exports") / LADDER[0])
-    path = ladder_file(LADDER[0], "cuda")
-    path.parent.mkdir(parents=True)
-    return path
-
-
-def test_a_ladder_is_measured_once(ladder: Path, folder: Path, site: Site) -> None:
-    assert reporter(site).climb() is None
-    (command,) = (folder / "calls.txt").read_text().splitlines()
-    assert command == " ".join(ladder_command(ladder))
-    assert calls(folder) == ["bench lsun"]
-    save_ladders(ladder_rows(site), ladder)
-    said: list[str] = []
-    assert reporter(site, log=said.append).climb() is None
-    assert calls(folder) == [] and said == ["the ladder of lsun, batch 100: measured before"]
-    save_ladders(ladder_rows(site, rungs=RUNGS - 1), ladder)  # interrupted
-    assert reporter(site).climb() is None
-    assert calls(folder) == ["bench lsun"]
-
-
-def test_a_ladder_that_fails_says_why(ladder: Path, folder: Path, site: Site) -> None:
-    told(folder, **{"--ladder": "error: no memory"})
-    assert reporter(site).climb() == "no memory"
-    (folder / "exports" / "lsun" / "manifest.json").write_text("{}")
-    assert "is not a manifest" in str(reporter(site).climb())
-
-
-@pytest.mark.parametrize(
-    "changes", [{"commit": "0" * 40}, {"batch": 1}, {"versions": {}}, {"dataset": "cifar10"}]
-)
-def test_a_ladder_of_something_else_does_not_count(site: Site, changes: dict[str, Any]) -> None:
-    assert is_ladder(ladder_rows(site), RUNGS, site)
-    assert not is_ladder(ladder_rows(site, **changes), RUNGS, site)
-    nowhere = Machine(cpu="A CPU", cores=2, load=0, gpu=None)
-    assert not is_ladder(ladder_rows(site, machine=nowhere), RUNGS, site)
-
-
-# ---- the command ----
-
-
-def test_without_a_gpu_it_says_so_and_does_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: "no NVIDIA GPU: none here")
-    assert main(["--quick"], SCRIPT) == 1
-    assert capsys.readouterr().err == "no NVIDIA GPU: none here\n"
-    assert not (folder / "calls.txt").exists()
-
-
-def test_the_whole_command(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    told(folder, **{"torch --precision fp16 --device cuda --batch 1 ": "error: no torch"})
-    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
-    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
-    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
-    assert main(["--quick"], SCRIPT) == 0
-    out = folder / "bench" / "results" / "nvidia-h200.jsonl"
-    assert len(read_rows(out)) == 5 and len(read_records(out)) == 6
-    said = capfd.readouterr()
-    assert "| lsun \\* | 100 | NVIDIA H200 | trt fp16, CUDA graph | 4,000 | 100 |" in said.out
-    assert "- lsun, batch 1, torch fp16: no torch" in said.out
-    assert "trt fp16, CUDA graph: 100 ms, PyTorch 4,000 ms, 1.60 times as fast" in said.err
-
-
-def test_the_ladder_is_the_last_of_a_full_report_and_none_of_a_quick_one(
-    folder: Path, ladder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
-    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
-    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
-    monkeypatch.setattr("bench.gpu_report.jobs", lambda: [ORT])
-    monkeypatch.setattr("bench.gpu_report.quick_jobs", lambda: [ORT])
-    log = folder / "calls.txt"
-    assert main(["--quick"], SCRIPT) == 0
-    assert "--ladder" not in log.read_text()
-    told(folder, **{"--ladder": "error: no memory"})
-    assert main([], SCRIPT) == 0
-    assert log.read_text().splitlines()[-1] == " ".join(ladder_command(ladder))
-    assert capfd.readouterr().out.endswith("no ladder: no memory\n")
-
-
-def test_rows_of_another_commit_are_no_result(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
-    monkeypatch.setattr("bench.gpu_report.CEILINGS", (*SCRIPT, "ceilings", "--dataset", "all"))
-    monkeypatch.setattr("bench.gpu_report.commit", lambda: COMMIT)
-    here = Machine(cpu="A CPU", cores=2, load=0, gpu=H200)
-    save_row(row(machine=here, commit="0" * 40, versions=versions()), Path("out.jsonl"))
-    told(folder, bench="error: no memory")
-    assert main(["--quick", "--out", "out.jsonl"], SCRIPT) == 1
-    save_row(row(machine=here, commit=COMMIT, versions=versions()), Path("out.jsonl"))
-    assert main(["--quick", "--out", "out.jsonl"], SCRIPT) == 0
-    capfd.readouterr()
-
-
-def test_a_file_of_something_else_is_left_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("bench.gpu_report.why_no_gpu", lambda: None)
-    monkeypatch.setattr("bench.gpu_report.gpu", lambda: H200)
-    (folder / "notes.jsonl").write_text("my notes\n")
-    assert main(["--out", "notes.jsonl"], SCRIPT) == 2
-    assert "line 1 is not a benchmark row" in capsys.readouterr().err
-    assert (folder / "notes.jsonl").read_text() == "my notes\n"
-    assert not (folder / "calls.txt").exists()
 
 
 # ---- the child ----

@@ -38,8 +38,7 @@ from bench.rungs import Rung, Workshop, changing, rungs_of
 from bench.timing import Plan, Side
 from cli import app
 from engine.sampler import Sampler
-from engine.trt.plans import store_folder
-from export.bundle import DIGITS, Bundle, open_bundle
+from export.bundle import DIGITS, Bundle, open_bundle, store_folder
 from export.graphs import Precision, graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
@@ -48,6 +47,7 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.presets import Preset, get_preset
 from tests.bench.scripted import Clock, Scripted, side
 from tests.conftest import TINY, TINY_VQ
+from tests.needs import needs
 
 PRESET = get_preset("digits")  # T = 4
 COST = Cost(generator_parameters=10, decoder_parameters=100, generator_macs=1000, decoder_macs=5000)
@@ -368,6 +368,7 @@ def _few_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_few_rungs")
+@needs("openvino")
 def test_every_rung_makes_the_baselines_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

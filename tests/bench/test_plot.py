@@ -126,14 +126,15 @@ def test_pictures_are_drawn_from_kept_rows_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="holds no ladder"):
-        draw("digits", None, Path("docs"))
+        draw("digits", None)
     save_ladders(rows, ladder_file("digits", "cpu"))
     for one in bench_rows():
         save_row(one, Path("bench/results/digits-cpu.jsonl"))
-    paths = draw("digits", None, Path("docs"))
-    assert [path.name for path in paths] == [
-        f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline", "batch")
-    ]
+    paths = draw("digits", None)
+    names = [f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline", "batch")]
+    assert paths == [Path("docs") / name for name in names]
+    save_ladders(rows, Path("mine") / "ladder.jsonl")
+    assert draw("digits", Path("mine") / "ladder.jsonl") == [Path("mine") / name for name in names]
     for path in paths:
         with Image.open(path) as image:
             assert image.size == SIZE and len(set(image.convert("L").tobytes())) > 10
@@ -154,12 +155,10 @@ def test_what_cannot_be_drawn_is_said(
     assert "no rows of two batch sizes of digits on A CPU, 2 cores" in log[1]
 
 
-def test_without_matplotlib_the_line_that_installs_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*packages: str) -> None:
         raise LddganError(f"{packages[0]} is not installed")
 
     monkeypatch.setattr("bench.plot.require", missing)
     with pytest.raises(LddganError, match="matplotlib is not installed"):
-        draw("digits", None, tmp_path)
+        draw("digits", None)

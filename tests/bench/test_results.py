@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.assemble import gpu_notes
+from bench.assemble import common_notes
 from bench.ceilings import Achieved, Ceilings
 from bench.machine import (
     HOME,
+    NO_COMMIT,
     Gpu,
     Machine,
     commit,
@@ -41,8 +42,8 @@ from bench.row import (
     RESULTS,
     Agreement,
     BenchRow,
+    Finding,
     Measured,
-    Skipped,
     StageTimes,
     read_records,
     read_results,
@@ -83,19 +84,17 @@ def measured(engine: str, whole: float, **more: Any) -> Measured:
     )
 
 
-def skipped(**changes: Any) -> Skipped:
-    given: dict[str, Any] = {
-        "date": "2025-01-01T00:00:00+00:00",
-        "commit": None,
-        "gpu": "H",
-        "dataset": "lsun",
-        "batch": 1,
-        "engine": "trt",
-        "precision": "fp16",
-        "cuda_graph": True,
-        "reason": "no such engine",
-    }
-    return Skipped(**(given | changes))
+FOUND = Finding(
+    date="2025-01-01T00:00:00+00:00",
+    commit="c" * 40,
+    gpu="H",
+    versions={},
+    stage="lsun",
+    what="batch 1, fused fp16",
+    seconds=1.5,
+    found={"psnr": float("inf")},
+    why_not="no such engine",
+)
 
 
 def row(**changes: Any) -> BenchRow:
@@ -267,17 +266,16 @@ def test_rows_of_the_first_schema_are_still_read() -> None:
     assert all(row.engine.achieved is None and row.png_ms is None for row in first)
 
 
-def test_what_was_skipped_lies_between_the_rows_and_is_no_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    save_records([row(), skipped()], path)
+def test_a_finding_lies_between_the_rows_and_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "bench" / "results" / "nvidia-h100" / "rows.jsonl"
+    save_records([row(), FOUND], path)
     save_row(row(batch=100), path)
     assert [one.batch for one in read_rows(path)] == [1, 100]
-    kinds = [(type(one), one.batch) for one in read_records(path)]
-    assert kinds == [(BenchRow, 1), (Skipped, 1), (BenchRow, 100)]
-    assert read_records(path)[1] == skipped()
+    assert [type(one) for one in read_records(path)] == [BenchRow, Finding, BenchRow]
     assert "no such engine" not in markdown(read_rows(path))
-    path.write_text(skipped().model_dump_json().replace('"batch":1', '"batch":"many"') + "\n")
-    with pytest.raises(BadInput, match="line 1 is not a benchmark row: batch"):
+    assert [one.batch for one in read_results(tmp_path / RESULTS)] == [1, 100]  # with the others
+    path.write_text(FOUND.model_dump_json().replace('"seconds":1.5', '"seconds":"few"') + "\n")
+    with pytest.raises(BadInput, match="line 1 is not a benchmark row: seconds"):
         read_records(path)
 
 
@@ -331,8 +329,9 @@ def test_how_pytorch_computes_fp32_is_said_of_a_gpus_rows(gpu_row: BenchRow) -> 
     assert markdown([row(), gpu_row, gpu_row]).splitlines()[-1] == paper
     assert paper not in markdown([row()])
     why = KNOWN.model_copy(update={"note": "ceilings not measured: full"})
-    assert gpu_notes(SETTINGS, why) == [paper, "ceilings not measured: full"]
-    assert gpu_notes(SETTINGS, KNOWN) == [paper] and gpu_notes(None, None) == []
+    assert common_notes("c", SETTINGS, why) == [paper, "ceilings not measured: full"]
+    assert common_notes("c", SETTINGS, KNOWN) == [paper] and common_notes("c", None, None) == []
+    assert common_notes(None, None, None) == [NO_COMMIT] and "LDDGAN_COMMIT" in NO_COMMIT
 
 
 def test_images_at_once_are_those_of_equal_parts() -> None:

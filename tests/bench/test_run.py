@@ -56,5 +56,5 @@ def test_it_is_asked_once_when_all_is_warm_and_no_trial_counts(
         lambda _done, _all: None,
         watch=lambda given: runs.append((given, len(calls) // RUN)),
     )
-    assert runs == [(worker, 20)]  # ten to warm up each
+    assert runs == [(worker, 6)]  # three to warm up each
     assert [len(trials) for trials in found.turns.trials] == [3, 3]

@@ -173,7 +173,7 @@ def test_too_little_memory_while_warming_up_halves_the_chunk_and_starts_again(
     ]
     assert [len(trials) for trials in found.turns.trials] == [2]
     decoded = [count for _, what, count in calls if what == "decode"]
-    assert decoded[-2 * 5 - 10 :] == [2] * (10 + 2 * 5)  # ten to warm up, two trials of five chunks
+    assert decoded[-2 * 5 - 3 :] == [2] * (3 + 2 * 5)  # three to warm up, two trials of five chunks
 
 
 def test_too_little_memory_for_the_least_that_an_engine_takes_is_an_error(clock: Clock) -> None:
@@ -196,7 +196,7 @@ def test_warm_up_runs_every_stage_of_every_chunk_size(clock: Clock) -> None:
     warm_up(side(fast(clock, calls), PRESET, chunk=3), Plan("cuda", 7, 1, 0, NONE))
     for stage, each in (("step", 4), ("decode", 1)):
         sizes = [count for _, what, count in calls if what == stage]
-        assert sizes == [2] * 10 * each + [3] * 10 * each
+        assert sizes == [2] * 3 * each + [3] * 3 * each
 
 
 def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:

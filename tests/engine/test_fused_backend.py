@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import gc
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +24,12 @@ from engine.fused.plain import PLAIN, Ops
 from engine.sampler import Made, Sampler
 from engine.select import open_engine
 from engine.verification import verify_engine
-from export.bundle import DIGITS, open_bundle
+from export.bundle import DIGITS
 from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.noise import sampler_noise
+from tests.engine.stopwatch import Stopwatch
 
 
 class Replayed:
@@ -280,29 +283,32 @@ def test_the_decoder_is_tuned_by_the_clock(
 ) -> None:
     backend = opened.backend
     assert isinstance(backend, FusedOnGpu)
-    times = {20: 9.0, 10: 5.0, 7: 4.0, 5: 6.0, 4: 7.0, 3: 7.0, 2: 8.0, 1: 8.0}
-    asked: list[tuple[int, int]] = []
+    clock = Stopwatch({20: 9.0, 5: 6.0, 2: 4.0, 1: 8.0})
+    batches: set[int] = set()
 
-    def decoder_ms(x_0: Tensor, chunk: int) -> float:
-        asked.append((len(x_0), chunk))
-        return times[chunk]
+    def decode(x_0: Tensor, chunk: int) -> None:
+        batches.add(len(x_0))
+        clock.run(chunk)
 
-    monkeypatch.setattr(backend, "_decoder_ms", decoder_ms)
-    assert backend.tune(20) == backend.decoder_chunk(20) == 7
-    assert {size for size, _ in asked} == {20} and {chunk for _, chunk in asked} == set(times)
+    monkeypatch.setattr(backend, "timer", lambda: clock)
+    monkeypatch.setattr(backend, "_decode", decode)
+    assert backend.tune(20) == backend.decoder_chunk(20) == 2
+    assert batches == {20} and clock.runs == [20] * 4 + [5] * 4 + [2] * 4 + [1] * 4
     assert backend.decoder_chunk(21) == 21
-    assert backend.plan == {"decoder_chunk": {"20": 7}}
+    assert backend.plan == {"decoder_chunk": {"20": 2}}
+    assert backend.tune(1) == 1 and len(clock.runs) == 16  # nothing to choose
 
 
 def test_chunks_that_do_not_fit_are_passed_over() -> None:
-    def milliseconds(chunk: int) -> float:
-        if chunk > 5:
-            raise OutOfMemory("too little")
-        return {5: 2.0, 1: 3.0}[chunk]
-
-    assert fastest_chunk([20, 10, 5, 1], milliseconds) == 5
+    clock = Stopwatch({20: 1.0, 5: 1.0, 2: 2.0, 1: 3.0}, largest=4)
+    assert fastest_chunk(clock, clock.run, 20, 1) == 2
     with pytest.raises(OutOfMemory, match="too little"):
-        fastest_chunk([20, 10], milliseconds)
+        fastest_chunk(clock, clock.run, 20, 5)
+
+
+def test_the_first_run_of_a_chunk_is_not_timed() -> None:
+    clock = Stopwatch({20: 1.0, 5: 2.0, 2: 2.0, 1: 2.0}, first=50.0)
+    assert fastest_chunk(clock, clock.run, 20, 1) == 20
 
 
 @pytest.mark.parametrize(
@@ -373,8 +379,8 @@ def test_the_errors_of_triton_are_known() -> None:
 # ---- opening ----
 
 
-def test_the_decoder_is_tuned_for_the_parts_that_run(
-    gpu: PlayedGpu, monkeypatch: pytest.MonkeyPatch
+def test_the_decoder_is_tuned_once_for_the_parts_that_run(
+    gpu: PlayedGpu, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
     from engine.fused import opening
@@ -383,21 +389,47 @@ def test_the_decoder_is_tuned_for_the_parts_that_run(
 
     def tune(_: FusedOnGpu, batch: int) -> int:
         tuned.append(batch)
-        return batch
+        return 1
 
     monkeypatch.setattr(FusedOnGpu, "tune", tune)
     monkeypatch.setattr(opening, "TorchGpu", lambda stream: gpu)
     monkeypatch.setattr(opening, "TRITON", PLAIN)
-    opening.open_fused(
-        open_bundle(DIGITS),
-        "fp32",
-        3,
-        batch=4,
-        cuda_graph=True,
-        stream=None,
-        log=lambda _: None,
-    )
+    monkeypatch.setattr(PlayedGpu, "where", "an H100")
+
+    def opened(precision: Precision = "fp32", batch: int = 4) -> FusedOnGpu:
+        said.clear()
+        backend = opening.open_fused(
+            tiny_model,
+            precision,
+            3,
+            batch=batch,
+            cuda_graph=True,
+            stream=None,
+            store=tmp_path / "engines",
+            log=said.append,
+        ).backend
+        assert isinstance(backend, FusedOnGpu)
+        return backend
+
+    said: list[str] = []
+    opened()
     assert tuned == [2]  # 4 images run as 2 and 2
+    assert said == ["the decoder is fastest with 1 images at once at batch 2"]
+    kept = tmp_path / "engines" / "fused.json"
+    assert json.loads(kept.read_text()) == {"chunks": {"an H100, fp32, batch 2": 1}}
+    assert opened().decoder_chunk(2) == 1 and tuned == [2] and not said  # of the file
+    opened(batch=3)
+    opened("fp16")
+    monkeypatch.setattr(PlayedGpu, "where", "an H200")
+    opened()
+    assert tuned == [2, 3, 2, 2] and len(json.loads(kept.read_text())["chunks"]) == 4
+    kept.write_text('{"chunks": {"an H200, fp32, batch 2": 0}}')
+    opened()
+    assert tuned[4:] == [2] and said[0].startswith(f"{kept} is left aside: chunks.an H200")
+    kept.unlink()
+    kept.mkdir()
+    opened()
+    assert tuned[5:] == [2] and said[-1].startswith(f"the tuning is not kept: cannot write {kept}")
 
 
 def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from lddgan.networks.autoencoder import Autoencoder
 from lddgan.noise import normals, sampler_noise
 from lddgan.presets import PRESETS
 from tests.conftest import TINY
+from tests.needs import needs
 
 STEPS, LATENT, NZ = 3, (4, 8, 8), 10  # of conftest.TINY
 
@@ -80,7 +81,9 @@ def test_fp16_is_close_to_fp32_and_another_computation(tiny_bundle: Path, ort: S
     assert 0 < error < 255**2 / 1e4  # 40 dB
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino", "torch"])
+@pytest.mark.parametrize(
+    "engine", ["ort", pytest.param("openvino", marks=needs("openvino")), "torch"]
+)
 @pytest.mark.parametrize(("batch", "chunk"), [(1, 127), (3, 127), (7, 2), (5, 3), (100, 1)])
 def test_seed_decides_the_images_whatever_the_batch(
     tiny_bundle: Path, ort: Sampler, engine: str, batch: int, chunk: int

@@ -16,6 +16,7 @@ from engine import driver, ort_engine, select
 from engine.select import choose, open_engine, survey
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
+from tests.needs import needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -211,6 +212,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return put
 
 
+@needs("openvino")
 @pytest.mark.parametrize(
     "source", ["raise OSError('libcudnn.so.9: cannot\\nopen')", "raise ImportError('no symbol')"]
 )
@@ -400,6 +402,7 @@ def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
     assert select.why_no_ort_cuda() is None
 
 
+@needs("openvino")
 def test_choosing_without_a_gpu_imports_what_is_chosen_only(tmp_path: Path) -> None:
     program = (
         "import sys, engine.select as s; s.choose('auto', 'auto'); "

@@ -62,9 +62,14 @@ def sampler_of(kind: type[OrtBackend], folder: Path, precision: Precision = "fp3
 
 
 def verified(
-    kind: type[OrtBackend], folder: Path, model: Model, precision: Precision = "fp32"
+    kind: type[OrtBackend],
+    folder: Path,
+    model: Model,
+    precision: Precision = "fp32",
+    **options: Any,
 ) -> Verification:
-    return verify_engine(sampler_of(kind, folder, precision), model, images=COUNT, device="cpu")
+    sampler = sampler_of(kind, folder, precision)
+    return verify_engine(sampler, model, images=COUNT, device="cpu", **options)
 
 
 # ---- figures ----
@@ -238,12 +243,10 @@ BROKEN = {
 def test_broken_engine_is_refused_by_name(
     tiny_bundle: Path,
     tiny_model: Model,
-    monkeypatch: pytest.MonkeyPatch,
     kind: type[OrtBackend],
 ) -> None:
-    monkeypatch.setattr(verification, "AT_ONCE", 3)  # two parts
     precision, wrong, remedy = BROKEN[kind]
-    found = verified(kind, tiny_bundle, tiny_model, precision)
+    found = verified(kind, tiny_bundle, tiny_model, precision, at_once=3)  # two parts
     assert not found.passed
     assert found.why_failed.startswith(wrong)
     assert found.why_failed.endswith(f"; {remedy}") or found.why_failed.endswith(f" {remedy}")

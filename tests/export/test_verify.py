@@ -13,7 +13,6 @@ import onnxruntime
 import pytest
 import torch
 
-from export import pipeline
 from export.bundle import StageAgreement
 from export.compare import (
     changed,
@@ -205,7 +204,7 @@ def test_tampered_graph_is_not_published(
             perturb(model)
         onnx.save(model, path)
 
-    monkeypatch.setattr(pipeline, "export_graph", reuse)
+    monkeypatch.setattr("export.to_onnx.export_graph", reuse)
     folder = tmp_path / "tiny"
     shutil.copytree(tiny_bundle, folder)
     before = content(folder)

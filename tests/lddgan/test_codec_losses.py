@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 from copy import deepcopy
 from http.client import IncompleteRead
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -27,6 +28,7 @@ from lddgan.training.codec_losses import (
     vq_losses,
 )
 from lddgan.training.perceptual import VGG_URL, load_perceptual
+from tests.needs import needs
 
 WIDTHS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256)}
 WIDTHS |= {14: (256, 256), 17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512)}
@@ -232,12 +234,16 @@ def vgg_file(vgg, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def perceptual(vgg_file):
+    if find_spec("lpips") is None:
+        pytest.skip("lpips is not installed")
     return load_perceptual(vgg_file, "cpu")
 
 
 @pytest.fixture(scope="module")
 def lpips():
     """The package; of another build of torchvision, what it does not use is made up."""
+    if find_spec("lpips") is None:
+        pytest.skip("lpips is not installed")
     try:
         import lpips
     except RuntimeError:
@@ -364,6 +370,7 @@ def test_lpips_is_float32_under_autocast(perceptual, pair):
     assert torch.equal(perceptual(*(v.double() for v in pair)), expected)
 
 
+@needs("lpips")
 def test_gradient_where_no_feature_is_left(vgg, pair, tmp_path):
     dark = {k: v.clone() for k, v in vgg.items()}
     dark["features.28.bias"] -= 1e3  # relu5_3 is zero everywhere, of length zero
@@ -381,6 +388,7 @@ def test_vgg_as_safetensors(perceptual, vgg, pair, tmp_path):
     assert torch.equal(loaded(*pair), perceptual(*pair))
 
 
+@needs("lpips")
 def test_loading_draws_no_random_numbers(vgg_file):
     before = torch.get_rng_state()
     load_perceptual(vgg_file, "cpu")
@@ -398,6 +406,7 @@ def refused(path, kind=BadInput):
     return message
 
 
+@needs("lpips")
 def test_missing_and_truncated_files(vgg, vgg_file, tmp_path):
     assert "does not exist" in refused(tmp_path / "none.pth")
     assert "does not exist" in refused(tmp_path / "none.safetensors")
@@ -411,6 +420,7 @@ def test_missing_and_truncated_files(vgg, vgg_file, tmp_path):
     assert "web page" in refused(tmp_path / "page.pth")
 
 
+@needs("lpips")
 @pytest.mark.parametrize(
     ("name", "value", "cause"),
     [
@@ -429,6 +439,7 @@ def test_wrong_tensors(vgg, tmp_path, name, value, cause):
     assert cause in refused(tmp_path / "wrong.pth")
 
 
+@needs("lpips")
 def test_files_of_something_else(tmp_path):
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     assert "no state dict but a list" in refused(tmp_path / "list.pth")
@@ -436,6 +447,7 @@ def test_files_of_something_else(tmp_path):
     assert "26 tensors missing" in refused(tmp_path / "resnet.pth")
 
 
+@needs("lpips")
 @pytest.mark.parametrize(
     "error",
     [

@@ -68,7 +68,7 @@ def lmdb_of(at: Path, values: list[bytes], *, file: str = "") -> Path:
 
 
 def lmdb_with(path: Path, entries: dict[str, bytes], subdir: bool = True) -> Path:
-    import lmdb
+    lmdb = pytest.importorskip("lmdb")
 
     with (
         lmdb.open(str(path), map_size=1 << 24, subdir=subdir) as environment,

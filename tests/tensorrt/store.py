@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.trt.build import BuildOptions, Profile
-from engine.trt.plans import GpuIdentity, PlanKey, PlanSet, ensure, plan_key, store_folder
-from export.bundle import Bundle
+from engine.trt.plans import GpuIdentity, PlanKey, PlanSet, ensure, plan_key
+from export.bundle import Bundle, store_folder
 from tests.tensorrt.scripted import BOTH, Script
 
 GPU = GpuIdentity("NVIDIA H200", "9.0")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine.trt.build import BuildOptions
-from engine.trt.plans import RECORD, GpuIdentity, choose, find, store_folder
+from engine.trt.plans import RECORD, GpuIdentity, choose, find
 from engine.trt.publish import sweep
-from export.bundle import DIGITS, open_bundle
+from export.bundle import DIGITS, open_bundle, store_folder
 from lddgan.errors import BadInput, LddganError
 from tests.tensorrt.conftest import make_bundle
 from tests.tensorrt.scripted import BOTH, STRONG, expected_plan

@@ -21,6 +21,7 @@ from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.noise import sampler_noise
 from lddgan.presets import PRESETS
+from tests.engine.stopwatch import Stopwatch
 from tests.tensorrt.ort_runtime import Context10, Machine
 from tests.tensorrt.scripted import STRONG, WEAK
 
@@ -245,12 +246,13 @@ def test_tuning_keeps_the_fastest_chunk_beside_the_plans(trt, machine, monkeypat
     sampler = trt()
     monkeypatch.undo()
     backend: Any = sampler.backend
-    times = {20: 5.0, 10: 4.0, 7: 3.0, 5: 3.5, 4: 6.0, 3: 7.0, 2: 8.0, 1: 9.0}
-    monkeypatch.setattr(backend, "_decoder_ms", lambda x_0, chunk: times[chunk])
-    assert backend.tune(20) == 7
-    assert backend.decoder_chunk(20) == 7 and backend.decoder_chunk(19) == 19
+    clock = Stopwatch({20: 5.0, 5: 3.0, 2: 8.0, 1: 9.0})
+    monkeypatch.setattr(backend, "timer", lambda: clock)
+    monkeypatch.setattr(backend, "_decode", lambda x_0, chunk: clock.run(chunk))
+    assert backend.tune(20) == 5
+    assert backend.decoder_chunk(20) == 5 and backend.decoder_chunk(19) == 19
     again = plans.choose(backend.plans.folder.parent, backend.plans.key, [20], print)
-    assert again is not None and again.tuning == {20: 7}
+    assert again is not None and again.tuning == {20: 5}
 
 
 def test_tuning_gives_its_memory_back(trt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,10 +294,10 @@ def test_the_decoder_of_a_fixed_batch_is_tuned_for_that(trt, machine: Machine) -
 
 
 def test_ways_to_cut_a_batch() -> None:
-    assert chunks_to_try(100, 1) == [100, 50, 34, 25, 20, 13, 10, 5]
+    assert chunks_to_try(100, 1) == [100, 25, 2, 1]
     assert chunks_to_try(100, 100) == [100]
-    assert chunks_to_try(1, 1) == [1]
-    assert chunks_to_try(10, 4) == [10, 5]  # 4 would leave 2
+    assert chunks_to_try(10, 3) == [10]  # 3 would leave 1
+    assert [chunks_to_try(few, 1) for few in (1, 2, 3)] == [[1], [2, 1], [3, 1, 2]]
 
 
 def built(machine: Machine, profile: Profile, level: int = 3, version: str = STRONG) -> Path:

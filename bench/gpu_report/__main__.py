@@ -1,0 +1,151 @@
+"""The command line of the report, and the process that watches over the one that measures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from bench import gpu_report
+from bench.child import run_child
+from bench.gpu_report.commands import PROGRAM, command_jobs
+from bench.gpu_report.journal import DRY, Journal, Site, attempt, blame
+from bench.machine import COMMIT, NO_COMMIT
+from bench.report import markdown
+from bench.row import REPORT, RESULTS
+from bench.timing import Budget
+from engine.driver import why_no_gpu
+from engine.trt.plans import slug
+from lddgan.errors import BadInput, LddganError
+from lddgan.progress import to_stderr
+
+IN_MEMORY: Final = (
+    *("facts", "noise", "tests", "ceilings"),
+    *("lsun", "celeba_256", "cifar10", "kernels", "profile", "compile"),
+)
+COMMANDS: Final = ("trt", "ort", "ladder")
+STAGES: Final = (*IN_MEMORY, *COMMANDS)
+WORKER: Final = (sys.executable, "-m", "bench.gpu_report")
+GRACE: Final = 30.0  # seconds, after which a worker that does not end itself is ended
+
+
+def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
+    """Make the report; returns the exit code: 1 without a GPU or if nothing was measured."""
+    options = parser().parse_args(arguments)
+    if options.commit is not None:
+        os.environ[COMMIT] = options.commit  # of every process from here on
+    try:
+        stages = chosen(options.only)
+        why_not = None if options.dry else why_no_gpu()
+        if why_not is not None:
+            raise LddganError(f"{why_not}; --dry tries all of it on a CPU")
+        return report(options, stages, program)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except LddganError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python3 -m bench.gpu_report",
+        description=gpu_report.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--out", type=Path, help=f"a folder; default {RESULTS}/<the GPU's name>")
+    made.add_argument("--seconds", type=float, default=float("inf"), help="for all of it")
+    made.add_argument("--only", help=f"some of {','.join(STAGES)}")
+    made.add_argument("--commit", help=f"of a copy without git's history; or {COMMIT}")
+    made.add_argument("--dry", action="store_true", help="on a CPU, with tiny models")
+    made.add_argument("--worker", help=argparse.SUPPRESS)  # when the report was started
+    return made
+
+
+def chosen(only: str | None) -> tuple[str, ...]:
+    """The stages asked for. Raises BadInput for one that there is not."""
+    asked = STAGES if only is None else tuple(only.split(","))
+    unknown = [stage for stage in asked if stage not in STAGES]
+    if unknown:
+        raise BadInput(f"there is no stage '{unknown[0]}'; there are {', '.join(STAGES)}")
+    return asked
+
+
+def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
+    """Every job, then the table; as a worker, the jobs that need no command."""
+    budget = Budget(options.seconds)
+    site = Site.here(dry=options.dry)
+    if options.dry and options.out is None:
+        raise BadInput("a dry run is no result; give it a folder of its own with --out")
+    out: Path = (options.out or folder_of(site)).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    journal, log = Journal(out / REPORT, site), partial(timed, budget)
+    if options.worker is not None:
+        from bench.gpu_report.worker import work
+
+        work(journal, out, stages, budget, options.worker, log, dry=options.dry)
+        return 0
+    if site.commit == NO_COMMIT:
+        log(NO_COMMIT)
+    started = datetime.now(UTC).isoformat()
+    if set(stages) & set(IN_MEMORY):
+        supervise(options, out, started, budget, journal)
+    for job in command_jobs(out, program, log):
+        if job.stage in stages:
+            asked = job._replace(why_not=DRY if options.dry else None)
+            attempt(asked, journal, budget, started, log, nullcontext)
+    print(conclusion(journal))
+    print(f"\n{journal.path}: the report")
+    return 0 if any(one.why_not is None for one in journal.findings()) else 1
+
+
+def folder_of(site: Site) -> Path:
+    """Where the results of a GPU are kept: bench/results/nvidia-h100-80gb-hbm3"""
+    return RESULTS / slug((site.gpu or "").partition(",")[0])
+
+
+def timed(budget: Budget, line: str) -> None:
+    to_stderr(f"[{budget.elapsed:6.1f}] {line}")
+
+
+def supervise(
+    options: argparse.Namespace, out: Path, started: str, budget: Budget, journal: Journal
+) -> None:
+    """Have a worker do what needs no command; another goes on where one hung or crashed.
+
+    Raises LddganError if one ends before its first job.
+    """
+    given = [*WORKER, "--out", str(out), "--worker", started]
+    given += [] if options.only is None else ["--only", options.only]
+    given += ["--dry"] if options.dry else []
+    while True:
+        left = max(0.0, budget.left)
+        limit = [] if left == float("inf") else ["--seconds", f"{left:.1f}"]
+        why_not = run_child([*given, *limit], left + GRACE, stdout=None)
+        if why_not is None:
+            journal.reread()
+            return
+        if not blame(journal, why_not):
+            raise LddganError(f"the measuring process ended: {why_not}")
+
+
+def conclusion(journal: Journal) -> str:
+    """The table of a report, and what is missing in it."""
+    missing = [
+        f"- {one.stage}, {one.what}: {one.why_not}"
+        for one in journal.findings()
+        if one.why_not is not None
+    ]
+    table = markdown(journal.rows())
+    return "\n".join([table, "", "Not measured:", *missing]) if missing else table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The process that measures models in memory, one job after the other."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from bench.gpu_report import probes
+from bench.gpu_report.cells import BATCHES, DATASETS, Bench, cell_jobs, compile_job, small
+from bench.gpu_report.journal import DRY, Job, Journal, attempt, ended_after
+from bench.gpu_report.rates import measure_rates
+from bench.timing import Budget
+from engine.fused.plain import PLAIN, Ops
+from lddgan.presets import get_preset
+from lddgan.progress import Log
+
+NO_COMPILER: Final = "a dry run leaves it out: it takes minutes"
+
+
+def work(
+    journal: Journal,
+    out: Path,
+    stages: Sequence[str],
+    budget: Budget,
+    started: str,
+    log: Log,
+    *,
+    dry: bool,
+) -> None:
+    """Do the jobs of some stages that were not tried since `started`."""
+    faulthandler.enable()
+    hurried = budget.limit != float("inf")
+    for job in memory_jobs(Bench(journal, log, dry=dry, hurried=hurried), out):
+        if job.stage in stages:
+            attempt(job, journal, budget, started, log, ended_after)
+            release(dry)
+
+
+def memory_jobs(bench: Bench, out: Path) -> list[Job]:
+    """All of them, in their order."""
+    dry, full = bench.dry, get_preset(DATASETS[0])
+    preset = small(full) if dry else full
+    profiled = f"{DATASETS[0]}, fused, batch {BATCHES[0]}"
+    no_gpu, no_time = (DRY, NO_COMPILER) if dry else (None, None)
+    return [
+        Job("facts", "machine", 0, lambda _: probes.facts(dry)),
+        Job("noise", "bits", 10, lambda _: probes.noise(full), why_not=no_gpu),
+        Job("tests", "gpu", 60, partial(probes.tests, out, dry)),
+        Job("ceilings", "rates", 10, lambda _: probes.ceilings(preset, bench.device)),
+        *cell_jobs(bench),
+        Job("kernels", "rates", 20, lambda _: measure_rates(bench.device, ops_of(dry), dry)),
+        Job("profile", profiled, 25, partial(probes.profile, bench, out)),
+        compile_job(bench)._replace(why_not=no_time),
+    ]
+
+
+def ops_of(dry: bool) -> Ops:
+    """The kernels; plain PyTorch stands for them in a dry run."""
+    if dry:
+        return PLAIN
+    from engine.fused.kernels import TRITON
+
+    return TRITON
+
+
+def release(dry: bool) -> None:
+    """Give back the memory of a job."""
+    gc.collect()
+    if not dry:
+        import torch
+
+        torch.cuda.empty_cache()

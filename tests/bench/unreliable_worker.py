@@ -1,0 +1,55 @@
+"""A worker of the GPU report whose jobs crash, hang and fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from bench.gpu_report.__main__ import parser
+from bench.gpu_report.journal import Job, Journal, Site, attempt, ended_after
+from bench.row import REPORT
+from bench.timing import Budget
+from lddgan.errors import LddganError
+from lddgan.progress import to_stderr
+
+
+def crash(_: float) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {}
+
+
+def hang(_: float) -> dict[str, Any]:
+    time.sleep(60)
+    return {}
+
+
+def mistake(_: float) -> dict[str, Any]:
+    raise TypeError("one and two")
+
+
+def refuse(_: float) -> dict[str, Any]:
+    raise LddganError("no memory")
+
+
+JOBS = (
+    Job("lsun", "crash", 0, crash),
+    Job("lsun", "hang", 0, hang),
+    Job("lsun", "mistake", 0, mistake),
+    Job("lsun", "refusal", 0, refuse),
+    Job("lsun", "process", 0, lambda _: {"pid": os.getpid()}),
+    Job("lsun", "the same", 0, lambda _: {"pid": os.getpid()}),
+)
+
+
+def main() -> None:
+    options = parser().parse_args()
+    journal = Journal(options.out / REPORT, Site.here(dry=True))
+    for job in JOBS:
+        seconds = 2.0 if job.what == "hang" else options.seconds
+        attempt(job, journal, Budget(seconds), options.worker, to_stderr, ended_after)
+
+
+if __name__ == "__main__":
+    main()

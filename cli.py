@@ -248,17 +248,36 @@ def verify(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Of several TensorRT engines, the one tuned for it.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="How many, at least.")] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="How many images, at least.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the images of this .npz, which another process sampled, with those of "
+            "--engine (default torch)."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="With --images: put the result into the engine's row in this .jsonl."),
+    ] = None,
     cuda_graph: CudaGraph = True,
     as_json: Json = False,
 ) -> None:
-    """Compare an engine with PyTorch fp32, stage by stage, on fixed noise."""
+    """Compare an engine with PyTorch fp32, stage by stage, on fixed noise; or images of a file."""
     from engine.verification import print_verification, refuse, verify_bundle
     from export.stages import IMAGES
+    from lddgan.errors import BadInput
     from lddgan.extras import require
 
     require("torch", "safetensors")
     opened = chosen_bundle(dataset, bundle)
+    if images is not None:
+        refuse_with_images(num, batch)
+        asked = (value_of(precision), device.value)
+        compare_images(images, opened, engine, asked, record, as_json)
+        return
+    if record is not None:
+        raise BadInput("--record belongs to --images; `lddgan bench --verify` does both at once")
 
     def show(found: Verification) -> None:
         typer.echo(found.model_dump_json()) if as_json else print_verification(found)
@@ -268,7 +287,7 @@ def verify(
         engine.value,
         value_of(precision),
         device.value,
-        images=images or IMAGES,
+        images=num or IMAGES,
         batch=batch,
         cuda_graph=cuda_graph,
         show=show,
@@ -298,17 +317,22 @@ def sample(
     cuda_graph: CudaGraph = True,
 ) -> None:
     """Make images."""
+    from engine.kept_images import Origin
     from engine.output import check_output, write_images
     from engine.sampler import check_request
+    from export.bundle import CHECKPOINT
     from lddgan.cores import usable_cores
+    from lddgan.files import sha256_of_file
     from lddgan.progress import Meter
 
     check_request(num, seed, first, batch)
+    made_of: Bundle | Model
     if checkpoint is None:
-        made_of: Bundle | Model = chosen_bundle(dataset, bundle)
+        made_of = opened = chosen_bundle(dataset, bundle)
+        weights = opened.manifest.files[CHECKPOINT].sha256
     else:
         refuse_with_checkpoint(dataset, bundle, engine, precision)
-        made_of = model_at(checkpoint)
+        made_of, weights = model_at(checkpoint), sha256_of_file(checkpoint)
     out = out or Path(f"samples-{made_of.preset.name}-{seed}.png")
     check_output(out)
     asked = (engine.value, value_of(precision), device.value)
@@ -317,7 +341,8 @@ def sample(
         batches = sampler.stream(num, seed, first, batch)
         # A CPU engine keeps all cores busy itself.
         encoders = usable_cores() if sampler.backend.device == "cuda" else 0
-        write_images(out, batches, first, meter.advance, processes=encoders)
+        origin = Origin.of(sampler, weights, seed, first).model_dump_json()
+        write_images(out, batches, first, meter.advance, origin=origin, processes=encoders)
     typer.echo(
         f"{out}: {num} images of {made_of.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
         f"{sampler.description}"
@@ -449,6 +474,37 @@ def open_sampler(
     if isinstance(made_of, Bundle):
         return open_engine(made_of, engine, precision, device, **options)
     return open_model(made_of, device=device)
+
+
+def compare_images(
+    path: Path,
+    opened: Bundle,
+    engine: EngineChoice,
+    asked: tuple[Any, Any],
+    rows: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the images of a file with an engine's; say it, and put it into a row."""
+    from bench.row import record_images
+    from engine.kept_images import in_words, read_images, refuse_images, verify_images
+    from engine.select import open_engine
+
+    images, origin = read_images(path, opened)
+    reference = EngineChoice.torch if engine == EngineChoice.auto else engine
+    sampler = open_engine(opened, value_of(reference), *asked, batch=len(images))
+    found = verify_images(images, origin, sampler)
+    typer.echo(found.model_dump_json() if as_json else in_words(found))
+    if rows is not None:
+        record_images(found, rows)
+    refuse_images(found)
+
+
+def refuse_with_images(num: int | None, batch: int | None) -> None:
+    """Raise BadInput for options of the other verification."""
+    from lddgan.errors import BadInput
+
+    if num is not None or batch is not None:
+        raise BadInput("--images compares all images of the file; leave out --num and --batch")
 
 
 def refuse_with_checkpoint(

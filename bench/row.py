@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from bench.ceilings import Achieved, Ceilings
 from bench.machine import Machine
 from bench.timing import Summary
+from engine.kept_images import ImagesVerified
 from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
@@ -124,6 +125,28 @@ Record = BenchRow | Finding
 def results_file(row: BenchRow) -> Path:
     """Where rows of this kind are kept: bench/results/lsun-cpu.jsonl"""
     return RESULTS / f"{row.dataset}-{row.device}.jsonl"
+
+
+def record_images(found: ImagesVerified, path: Path) -> None:
+    """Put what was found of an engine's images into its newest row of a file.
+
+    Raises BadInput if the file holds no row of that engine, model and precision.
+    """
+    records, one = read_records(path), found.origin
+    kind = (one.dataset, one.engine, one.precision, one.cuda_graph)
+    places = [
+        place
+        for place, row in enumerate(records)
+        if isinstance(row, BenchRow)
+        and (row.dataset, row.engine.engine, row.engine.precision, row.engine.cuda_graph) == kind
+    ]
+    if not places:
+        raise BadInput(f"{path} holds no row of {one.engine} {one.precision} and {one.dataset}")
+    row = records[places[-1]]
+    assert isinstance(row, BenchRow)
+    engine = row.engine.model_copy(update={"verification": found.model_dump(mode="json")})
+    records[places[-1]] = row.model_copy(update={"engine": engine})
+    save_records(records, path)
 
 
 def save_row(row: BenchRow, path: Path) -> Path:

@@ -48,12 +48,14 @@ def write_images(
     first: int,
     progress: Callable[[int], None],
     *,
+    origin: str = "",
     processes: int = 0,
     log: Log = to_stderr,
 ) -> int:
     """Write uint8 [N,H,W,3] batches to `path`; returns how many images.
 
-    `x.png` is a grid, `x.npz` holds `images` and `first`, anything else is a folder with one PNG
+    `x.png` is a grid, `x.npz` holds `images`, `first` and `origin` (how they were made, as
+    `engine.kept_images` reads it), anything else is a folder with one PNG
     per image, named by its index.  `progress` hears the size of each batch.  `processes` encode the
     PNGs of a folder while the next batch is made; with 0 it is done here, between the batches.
     """
@@ -64,7 +66,9 @@ def write_images(
             progress(len(images))
         together = np.concatenate(arrays)
         arrays.clear()  # they are as large as `together`
-        atomic_write(path, png(grid(together)) if path.suffix == ".png" else npz(together, first))
+        atomic_write(
+            path, png(grid(together)) if path.suffix == ".png" else npz(together, first, origin)
+        )
         return len(together)
     make_folder(path)
     with encoders(processes) as executor:
@@ -146,8 +150,8 @@ def png(image: Images) -> bytes:
     return buffer.getvalue()
 
 
-def npz(images: Images, first: int) -> memoryview:
-    """uint8 [N,H,W,3] and the index of the first -> an .npz file."""
+def npz(images: Images, first: int, origin: str) -> memoryview:
+    """uint8 [N,H,W,3], the index of the first and how they were made -> an .npz file."""
     buffer = io.BytesIO()
-    np.savez(buffer, images=images, first=np.int64(first))
+    np.savez(buffer, images=images, first=np.int64(first), origin=np.array(origin))
     return buffer.getbuffer()

@@ -223,7 +223,7 @@ def test_a_bundle_without_graphs_is_run_by_torch(lddgan, monkeypatch) -> None:
     assert "bare holds no graphs: torch and fused run it" in made.err
     row = json.loads(lddgan("bench", *bundle, "--batch", 2, "--trials", 1, "--json").out)
     assert row["engine"]["engine"] == "torch" and row["verification"] == {}
-    found = lddgan("verify", *bundle, "--images", 2, "--json")
+    found = lddgan("verify", *bundle, "--num", 2, "--json")
     assert found.code == 0 and json.loads(found.out)["why_failed"] is None, found.err
     asked = lddgan("sample", "--bundle", "bare", "--engine", "ort")
     refused(asked, "holds a checkpoint without graphs, not fp32; run `lddgan export --checkpoint")
@@ -303,11 +303,29 @@ def test_help_of_build_names_the_defaults(lddgan) -> None:
 
 
 def test_verify_passes_and_writes_json(lddgan, tiny_bundle) -> None:
-    common = ("verify", "--bundle", tiny_bundle, "--engine", "ort", "--images", 3)
+    common = ("verify", "--bundle", tiny_bundle, "--engine", "ort", "--num", 3)
     outcome = lddgan(*common)
     assert outcome.code == 0 and outcome.out.endswith("passed\n")
     found = json.loads(lddgan(*common, "--json").out)
     assert (found["images"], found["why_failed"], found["noise_identical"]) == (3, None, True)
+
+
+def test_images_of_a_file_are_verified_and_put_into_the_engines_row(lddgan, tiny_bundle) -> None:
+    common = ("--bundle", tiny_bundle, "--engine", "ort", "--device", "cpu")
+    assert lddgan("sample", *common, "--num", 3, "--seed", 4, "--out", "three.npz").code == 0
+    lddgan("bench", *common, "--batch", 3, "--trials", 1, "--save", "rows.jsonl")
+    check = ("verify", "--bundle", tiny_bundle, "--images", "three.npz")
+    done = lddgan(*check, "--record", "rows.jsonl")
+    assert done.code == 0 and "against torch fp32 on CPU" in done.out and "passed" in done.out
+    row = json.loads(Path("rows.jsonl").read_text())
+    assert row["engine"]["verification"]["origin"]["seed"] == 4
+    by_ort = json.loads(lddgan(*check, "--engine", "ort", "--json").out)
+    assert (by_ort["chain_levels"], by_ort["chain_psnr"]) == (0, "Infinity")
+    refused(lddgan(*check, "--num", 3), "--images compares all images of the file")
+    refused(
+        lddgan("verify", "--bundle", tiny_bundle, "--record", "x"), "--record belongs to --images"
+    )
+    refused(lddgan("verify", "--images", "three.npz"), "three.npz was made of another model")
 
 
 def test_a_graph_is_captured_by_tensorrt_only(lddgan, tiny_bundle) -> None:

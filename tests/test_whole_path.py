@@ -50,7 +50,7 @@ def peak_gb(*args: object, cwd: Path) -> float:
 def test_export_bench_sample(dataset: str, tmp_path: Path) -> None:
     assert peak_gb("export", "--dataset", dataset, cwd=tmp_path) < EXPORT_GB
     assert open_bundle(tmp_path / "exports" / dataset).precisions == ("fp32", "fp16")
-    verified = lddgan("verify", "--engine", "ort", "--images", 2, "--json", cwd=tmp_path)
+    verified = lddgan("verify", "--engine", "ort", "--num", 2, "--json", cwd=tmp_path)
     found = json.loads(verified)
     assert found["images"] == 2 and found["why_failed"] is None
     row = json.loads(lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=tmp_path))

@@ -80,13 +80,13 @@ def test_grid_file_holds_the_grid_of_all_batches(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_npz_holds_the_images_and_the_first_index(tmp_path: Path) -> None:
+def test_npz_holds_the_images_the_first_index_and_their_origin(tmp_path: Path) -> None:
     images = pictures(5, 8, 8)
     path = tmp_path / "all.npz"
-    assert write_images(path, in_batches(images, 2), 2**62, lambda _: None) == 5
+    assert write_images(path, in_batches(images, 2), 2**62, lambda _: None, origin="{}") == 5
     with np.load(path) as arrays:
-        assert sorted(arrays.files) == ["first", "images"]
-        assert arrays["first"] == 2**62
+        assert sorted(arrays.files) == ["first", "images", "origin"]
+        assert (arrays["first"], str(arrays["origin"])) == (2**62, "{}")
         assert arrays["images"].dtype == np.uint8
         assert np.array_equal(arrays["images"], images)
 

@@ -76,7 +76,7 @@ def test_build_verify_bench_sample(lddgan, machine: Machine) -> None:
     assert "the decoder is fastest with" in err
     assert machine.built == ["generator.fp32.onnx", "decoder.fp32.onnx"]
 
-    out, _ = lddgan("verify", "--images", 6, "--json")
+    out, _ = lddgan("verify", "--num", 6, "--json")
     found = json.loads(out)
     assert found["why_failed"] is None and found["noise_identical"]
     assert found["chain_levels"] <= 1
@@ -128,11 +128,11 @@ def test_a_store_of_another_user_is_used_as_it_is(
     monkeypatch.setattr(plans, "atomic_write", refuse)
     _, err = lddgan("sample", "--num", 2, "--out", "two.npz")
     assert "the tuning is not kept: cannot write" in err and Path("two.npz").exists()
-    out, err = lddgan("verify", "--images", 2, "--json")
+    out, err = lddgan("verify", "--num", 2, "--json")
     assert json.loads(out)["why_failed"] is None
     assert "the verification is not kept: cannot write" in err
     machine.spoiled = True
-    _, err = lddgan("verify", "--images", 2, code=1)
+    _, err = lddgan("verify", "--num", 2, code=1)
     assert err.index("the verification is not kept") < err.index("error: trt fp32 on ")
     assert "does not make PyTorch's images" in err
 
@@ -140,12 +140,12 @@ def test_a_store_of_another_user_is_used_as_it_is(
 def test_an_engine_that_fails_verification_is_refused_by_name(lddgan, machine: Machine) -> None:
     lddgan("build")
     machine.spoiled = True
-    _, err = lddgan("verify", "--images", 2, code=1)
+    _, err = lddgan("verify", "--num", 2, code=1)
     assert "does not make PyTorch's images" in err and "use " in err
     for command in (("sample", "--out", "x.npz"), ("bench", "--trials", 1)):
         _, err = lddgan(*command, code=1)
         assert "does not make PyTorch's images" in err
         assert not Path("x.npz").exists()
     machine.spoiled = False
-    lddgan("verify", "--images", 2)
+    lddgan("verify", "--num", 2)
     lddgan("sample", "--num", 1, "--out", "x.npz")

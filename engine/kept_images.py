@@ -90,7 +90,7 @@ def read_images(path: Path, bundle: Bundle) -> tuple[Images, Origin]:
     Raises BadInput for anything else, or if it was not the bundle's model that made them.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with zipfile.ZipFile(path) as _, np.load(path, allow_pickle=False) as held:
             images, said = held["images"], str(held["origin"])
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
@@ -98,7 +98,7 @@ def read_images(path: Path, bundle: Bundle) -> tuple[Images, Origin]:
         raise BadInput(
             f"{path} does not say how its images were made; `lddgan sample --out x.npz` does"
         ) from error
-    except (ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise BadInput(f"{path} is not an .npz of images: {error}") from error
     try:
         origin = Origin.model_validate_json(said)

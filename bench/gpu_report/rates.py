@@ -114,7 +114,7 @@ def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
     moved = size_of(x) + size_of(y)
     yield Pass(f"fir_up {name}", lambda: ops.fir_up(x), moved)
     yield Pass(f"fir_down to {name}", lambda: ops.fir_down(y, 2, 1), moved)
-    yield search(device, ops, *((2, *CODES[1:]) if shrunk else CODES))
+    yield search(device, ops, *((1, SHRUNK, *CODES[2:]) if shrunk else CODES))
 
 
 def between_convolutions(

@@ -367,6 +367,7 @@ def _few_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.ladder.measure_ceilings", lambda preset, device: CEILINGS)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_few_rungs")
 @needs("openvino")
 def test_every_rung_makes_the_baselines_images(

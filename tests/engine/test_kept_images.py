@@ -175,9 +175,4 @@ def test_the_result_goes_into_the_newest_row_of_the_engine(
 def test_an_origin_names_what_ran(torch: Sampler) -> None:
     made = Origin.of(torch, "m", 1, 2)
     assert json.loads(made.model_dump_json())["where"] == torch.backend.where
-    assert (made.engine, made.precision, made.cuda_graph, made.model) == (
-        "torch",
-        "fp32",
-        None,
-        "m",
-    )
+    assert (made.engine, made.precision, made.model) == ("torch", "fp32", "m")

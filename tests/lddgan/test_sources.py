@@ -26,6 +26,7 @@ from lddgan.data.lmdb import ENCODED
 from lddgan.data.opening import open_source
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
+from tests.needs import needs
 
 
 def picture(seed: int, width: int = 40, height: int = 36) -> np.ndarray:
@@ -295,7 +296,9 @@ def test_an_empty_lmdb_says_so(tmp_path: Path) -> None:
         ("nothing", None, "nothing does not exist"),
         ("a.zip", b"PK\3\4 and no more", "is no whole zip archive"),
         ("a.zip", b"", "is no whole zip archive"),
-        ("data.mdb", b"\0" * 8192, "cannot be opened as an LMDB"),
+        pytest.param(
+            *("data.mdb", b"\0" * 8192, "cannot be opened as an LMDB"), marks=needs("lmdb")
+        ),
         ("notes.txt", b"hello", "is no folder of images, zip archive, LMDB or archive of CIFAR-10"),
     ],
 )

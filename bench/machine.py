@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.doctor import processor_name
-from engine.driver import ask_driver
+from engine.driver import PROGRAM, ask_driver, find_gpu
 from lddgan.cores import usable_cores
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import version_of, why_missing
@@ -81,8 +81,16 @@ def machine(before: float, gpu: Gpu | None) -> Machine:
     return Machine(cpu=processor_name(), cores=usable_cores(), load=before, gpu=gpu)
 
 
+NO_SMI: Final = "unknown: nvidia-smi is missing"
+
+
 def gpu() -> Gpu:
-    """The first GPU, now. Raises LddganError if nvidia-smi does not answer."""
+    """The first GPU, now; its name alone where a container is given no nvidia-smi.
+
+    Raises LddganError if there is no GPU, or nvidia-smi does not answer.
+    """
+    if shutil.which(PROGRAM) is None and (name := find_gpu().description) is not None:
+        return Gpu(name=name, driver=NO_SMI, sm_clock=NO_SMI, power_limit=NO_SMI)
     said = [part.strip() for part in ask_driver(",".join(GPU_FIELDS.values())).split(",")]
     if len(said) != len(GPU_FIELDS):
         raise LddganError(f"nvidia-smi gave {len(said)} values and not {len(GPU_FIELDS)}: {said}")

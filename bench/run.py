@@ -40,6 +40,7 @@ from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
 from export.graphs import Precision
 from lddgan.errors import BadInput
+from lddgan.extras import require
 from lddgan.progress import Log
 
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
@@ -75,6 +76,8 @@ def benchmark(
     or that makes NaN.
     """
     check_arguments(batch, trials, seed, max_seconds)
+    if verify:
+        require("torch", "safetensors")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose(engine, device, precision, opened.precisions, opened.preset)
     limit = MAX_SECONDS[chosen.device] if max_seconds is None else max_seconds

@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
         if why_not is not None:
             raise LddganError(f"{why_not}; --dry tries all of it on a CPU")
         return report(options, stages, program)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -132,7 +135,7 @@ def supervise(
         if why_not is None:
             journal.reread()
             return
-        if not blame(journal, why_not):
+        if not blame(journal, started, why_not):
             raise LddganError(f"the measuring process ended: {why_not}")
 
 

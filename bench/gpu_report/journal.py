@@ -173,11 +173,11 @@ def in_short(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in said.items()) or "done"
 
 
-def blame(journal: Journal, why_not: str) -> bool:
-    """Write down why the job that a process did not finish failed; whether there was one."""
+def blame(journal: Journal, started: str, why_not: str) -> bool:
+    """Write down why the job failed that a process has begun since `started`; False without one."""
     journal.reread()
     for record in journal.findings():
-        if record.why_not == UNFINISHED:
+        if record.why_not == UNFINISHED and record.date >= started:
             took = (datetime.now(UTC) - datetime.fromisoformat(record.date)).total_seconds()
             limit = record.found[LIMIT]
             why_not = f"not done within {limit:.0f} s" if took >= limit else why_not

@@ -69,7 +69,7 @@ def facts(dry: bool) -> dict[str, Any]:
     found["nvidia_smi_seconds"] = round(time.perf_counter() - clock, 2)
     said: Any = torch.cuda.get_device_properties(0)
     names = ("name", "multi_processor_count", "total_memory", "L2_cache_size", "major", "minor")
-    found["device"] = {name: getattr(said, name) for name in names}
+    found["device"] = {name: getattr(said, name, None) for name in names}
     return found
 
 

@@ -33,6 +33,10 @@ def work(
 ) -> None:
     """Do the jobs of some stages that were not tried since `started`."""
     faulthandler.enable()
+    if dry:
+        import torch
+
+        torch.set_num_threads(1)  # networks this small lose much where cores are shared
     hurried = budget.limit != float("inf")
     for job in memory_jobs(Bench(journal, log, dry=dry, hurried=hurried), out):
         if job.stage in stages:

@@ -52,6 +52,7 @@ from bench.row import (
     save_row,
 )
 from bench.timing import Trial, summarise
+from engine.driver import FirstGpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
 
@@ -277,6 +278,17 @@ def test_a_finding_lies_between_the_rows_and_is_none(tmp_path: Path) -> None:
     path.write_text(FOUND.model_dump_json().replace('"seconds":1.5', '"seconds":"few"') + "\n")
     with pytest.raises(BadInput, match="line 1 is not a benchmark row: seconds"):
         read_records(path)
+
+
+def test_a_gpu_without_nvidia_smi_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.machine.shutil.which", lambda _: None)
+    monkeypatch.setattr("bench.machine.find_gpu", lambda: FirstGpu("NVIDIA H100", None))
+    found = gpu()
+    assert (found.name, found.temperature) == ("NVIDIA H100", None)
+    assert found.driver == found.sm_clock == "unknown: nvidia-smi is missing"
+    monkeypatch.setattr("bench.machine.find_gpu", lambda: FirstGpu(None, "no NVIDIA GPU"))
+    with pytest.raises(LddganError, match="nvidia-smi is missing, which comes with the NVIDIA"):
+        gpu()
 
 
 def test_the_gpu_is_read_from_the_driver_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:

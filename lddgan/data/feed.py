@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Generator, Sequence
 from typing import Literal
 
@@ -17,6 +18,7 @@ from lddgan.progress import Log
 
 OnBad = Literal["stop", "skip"]
 AHEAD = 4  # batches that a worker has ready
+SIGNAL_SECONDS = 1.0  # within which the death of a worker is known
 
 
 class Steps(Dataset[Read | LddganError | OSError]):
@@ -67,8 +69,12 @@ class Feed:
         )
         reading, cause = iter(loader), ""
         try:
-            for read in reading:
-                yield self._checked(read)
+            try:
+                for read in reading:
+                    yield self._checked(read)
+            except (EOFError, ConnectionError):  # of a worker killed while it handed a batch over
+                time.sleep(SIGNAL_SECONDS)  # PyTorch's own words for it, a RuntimeError
+                raise
         except RuntimeError as error:
             if isinstance(error, LddganError) or "worker" not in str(error):
                 raise

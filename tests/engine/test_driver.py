@@ -58,8 +58,14 @@ def test_a_gpu_without_nvidia_smi_is_used(libcuda) -> None:
     assert doctor.examine().gpu == "NVIDIA H200"
 
 
-def test_a_benchmark_says_that_it_needs_nvidia_smi(libcuda) -> None:
+def test_a_row_says_what_nvidia_smi_would_have_known(libcuda) -> None:
     libcuda(0)
+    found = gpu()
+    assert (found.name, found.sm_clock) == ("NVIDIA H200", "unknown: nvidia-smi is missing")
+
+
+def test_a_row_of_no_gpu_says_what_a_container_needs(libcuda) -> None:
+    libcuda(100)
     with pytest.raises(LddganError, match=r"nvidia-smi is missing.*CAPABILITIES=compute,utility"):
         gpu()
 

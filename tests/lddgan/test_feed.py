@@ -10,6 +10,8 @@ import signal
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +193,31 @@ def test_a_worker_that_is_killed_is_one_sentence() -> None:
     with pytest.raises(LddganError, match=r"^reading the images failed: .*worker") as caught:
         list(feed_of(Failing(None), 2).batches(0, STEPS))
     assert not isinstance(caught.value, BadInput) and "\n" not in str(caught.value)
+
+
+class Handed:
+    """Something whose arrival kills the worker that sent it, as the connection breaks."""
+
+    def __init__(self, worker: int) -> None:
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return break_off, (self.worker,)
+
+
+def break_off(worker: int) -> None:
+    Timer(0.1, os.kill, (worker, signal.SIGKILL)).start()
+    raise EOFError
+
+
+class BreakingOff(InMemory):
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        return Read(super().read(index, mirrored).values, [Handed(os.getpid())])
+
+
+def test_a_worker_that_is_killed_as_it_hands_a_batch_over_is_one_sentence() -> None:
+    with pytest.raises(LddganError, match=r"^reading the images failed: .*killed by signal"):
+        list(feed_of(BreakingOff(numbers()), 2).batches(0, STEPS))
 
 
 # ---- the workers ----

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from engine.driver import find_gpu
 from lddgan.presets import Codec, Discriminator, Generator, Preset, Training
 from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their names
     pytest_collection_modifyitems,
     pytest_configure,
     pytest_runtest_logreport,
     pytest_runtest_setup,
+    pytest_runtestloop,
 )
 
 OURS = ("lddgan", "export", "engine", "bench", "cli", "tests")
@@ -71,6 +74,19 @@ TINY_VQ = TINY.model_copy(  # VQ with a codebook of more than one slice of the s
         "codec": Codec(kind="vq", ch=32, ch_mult=(1, 1, 1), blocks=1, attention=(), codes=600),
     }
 )
+
+
+def pytest_collection_finish() -> None:
+    """Looking for garbage leaves out what was imported by then."""
+    gc.freeze()
+
+
+@pytest.fixture
+def driver_asked_anew() -> Iterator[None]:
+    """For a test with a driver of its own: what another test found is forgotten, as is its own."""
+    find_gpu.cache_clear()
+    yield
+    find_gpu.cache_clear()
 
 
 @pytest.fixture(scope="module")

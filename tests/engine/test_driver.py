@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,7 @@ int cuDeviceGetName(char *name, int size, int device) {
 """
 
 
-@pytest.fixture(autouse=True)
-def _asked_anew() -> Iterator[None]:
-    driver.find_gpu.cache_clear()
-    yield
-    driver.find_gpu.cache_clear()
+pytestmark = pytest.mark.usefixtures("driver_asked_anew")
 
 
 @pytest.fixture

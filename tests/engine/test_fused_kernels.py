@@ -37,13 +37,14 @@ COMPILED: dict[str, tuple[str, dict[str, Any], bool]] = {
 }
 
 
-def test_the_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["not full", pytest.param("full", marks=pytest.mark.full)])
+def test_the_kernels_under_the_interpreter(which: str) -> None:
     if release(triton.__version__) < (3, 7) and release(np.__version__) >= (2, 5):
         pytest.skip(
             f"the interpreter of Triton {triton.__version__} calls int() on arrays of one element, "
             f"which numpy {np.__version__} refuses"
         )
-    done = run_pytest(str(CASES), TRITON_INTERPRET="1")
+    done = run_pytest(str(CASES), "-m", which, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -93,8 +94,8 @@ def test_kernels_compile_with_the_triton_of_older_pytorch(
     assert done.stdout.count("Triton 3.6.0, sm_") == 4 * len(COMPILED)
 
 
-def run_pytest(test: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+def run_pytest(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
     return subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=False
     )

@@ -324,7 +324,7 @@ def test_cpu_package_asked_for_cuda_is_refused(tiny_bundle: Path) -> None:
 
 
 @pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_asked_anew: None):
     """Puts a program of that name first in an otherwise empty PATH."""
 
     def write(body: str | None) -> None:
@@ -334,8 +334,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
             (tmp_path / "nvidia-smi").chmod(0o755)
 
-    yield write
-    driver.find_gpu.cache_clear()
+    return write
 
 
 def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:

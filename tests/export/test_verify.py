@@ -310,6 +310,7 @@ def cifar10_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_exported_cifar10_gives_the_recorded_latents(cifar10_generator: Path) -> None:
     session = onnxruntime.InferenceSession(cifar10_generator, providers=["CPUExecutionProvider"])
     with np.load(REFERENCE / "cifar10_sampler.npz") as case:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "engine" / "cuda"
 REPORT = "LDDGAN_FAKE_CUDA_REPORT"  # where the child writes, one JSON object a line
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-RESULTS = pytest.StashKey[dict[str, Any]]()
+RESULTS = pytest.StashKey[Future[dict[str, Any]]]()  # nodeid -> outcome and what it said
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,7 +58,7 @@ class InChild(pytest.Item):
     """Stands for a test whose result comes from the child."""
 
     def runtest(self) -> None:
-        outcome, said = results_of(self.session)[self.nodeid]
+        outcome, said = self.session.stash[RESULTS].result()[self.nodeid]
         if outcome == "skipped":
             pytest.skip(said.removeprefix("Skipped: "))
         if outcome == "failed":
@@ -78,12 +79,14 @@ def in_child(item: pytest.Item) -> InChild:
     return stand_in
 
 
-def results_of(session: pytest.Session) -> dict[str, Any]:
-    """nodeid -> outcome and what it said; the first who asks starts the child."""
-    if RESULTS not in session.stash:
-        names = [item.nodeid for item in session.items if isinstance(item, InChild)]
-        session.stash[RESULTS] = run_child(names, session.config.rootpath)
-    return session.stash[RESULTS]
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Start the child, which runs beside the other tests."""
+    names = [item.nodeid for item in session.items if isinstance(item, InChild)]
+    if names and not session.config.option.collectonly:
+        starter = ThreadPoolExecutor(1)
+        session.stash[RESULTS] = starter.submit(run_child, names, session.config.rootpath)
+        starter.shutdown(wait=False)
 
 
 def run_child(names: list[str], root: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lddgan.presets import PRESETS
 from tests.tensorrt.ort_runtime import Machine
 from tests.tensorrt.scripted import STRONG
 
-pytestmark = pytest.mark.fake_cuda
+pytestmark = [pytest.mark.fake_cuda, pytest.mark.usefixtures("driver_asked_anew")]
 
 SAID = {"memory.used": "1024 MiB", "name": "Fake GPU", "clocks.sm": "1980 MHz"}
 

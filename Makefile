@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: .venv/.demo  ## sample 64 images from the bundled digits model
 	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
 
-test: .venv/.test check  ## everything that takes seconds; at most 10 minutes on 2 cores
+test: .venv/.test check  ## everything that takes seconds; at most 8 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not full"
 
 test-full: .venv/.test  ## the rest: big exports, environments of their own; at most 30 minutes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Thread
 from typing import IO
 
@@ -20,8 +21,8 @@ def run_child(
     """Run `command` for at most `seconds`; returns why it failed, or None.
 
     Its stderr is passed on, and its last line is the reason; its stdout goes to `stdout`, or to
-    this process's if that is None.  The child has a process group of its own, which ends with it on
-    a timeout or Ctrl-C.
+    this process's if that is None.  The child has a process group of its own, which ends with it,
+    however it ends.
     """
     process = subprocess.Popen(
         command,
@@ -60,6 +61,6 @@ def _relay(pipe: IO[str], last: deque[str]) -> None:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
+    with suppress(ProcessLookupError):  # none is left, not even one that it started
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

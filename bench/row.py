@@ -146,18 +146,12 @@ def record_images(found: ImagesVerified, path: Path) -> None:
     assert isinstance(row, BenchRow)
     engine = row.engine.model_copy(update={"verification": found.model_dump(mode="json")})
     records[places[-1]] = row.model_copy(update={"engine": engine})
-    save_records(records, path)
+    save_lines(records, path)
 
 
 def save_row(row: BenchRow, path: Path) -> Path:
     """Append `row` to a .jsonl file. Raises BadInput if the file holds something else."""
-    return save_records([*read_records(path), row] if path.exists() else [row], path)
-
-
-def save_records(records: Sequence[Record], path: Path) -> Path:
-    """Write a .jsonl file of rows and findings, whole or not at all."""
-    lines = "".join(f"{record.model_dump_json()}\n" for record in records)
-    return atomic_write(path, lines.encode())
+    return save_lines([*read_records(path), row] if path.exists() else [row], path)
 
 
 def read_rows(path: Path) -> list[BenchRow]:

@@ -39,7 +39,7 @@ from engine.select import (
 from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
 from export.graphs import Precision
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.progress import Log
 
@@ -118,9 +118,12 @@ def benchmark(
     if not verify:
         return row
     sampler, images = found.opened[0].side.sampler, max(batch, LEAST_VERIFIED)
-    return with_verification(
-        row, verify_opened(sampler, opened, images=images, at_once=batch, log=log)
-    )
+    try:
+        checked = verify_opened(sampler, opened, images=images, at_once=batch, log=log)
+    except LddganError as error:  # what was measured is not lost by it
+        log(f"not verified: {error}")
+        return row.model_copy(update={"notes": (*row.notes, f"not verified: {error}")})
+    return with_verification(row, checked)
 
 
 def measure_here(

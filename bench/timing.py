@@ -148,10 +148,12 @@ def seconds(value: float) -> str:
 
 
 class Budget:
-    """Seconds since it was made, against a limit."""
+    """Seconds since it was made, and `gone` before that, against a limit."""
 
-    def __init__(self, limit: float, clock: Clock = time.perf_counter) -> None:
-        self.limit, self.clock, self.started = limit, clock, clock()
+    def __init__(
+        self, limit: float, clock: Clock = time.perf_counter, *, gone: float = 0.0
+    ) -> None:
+        self.limit, self.clock, self.started = limit, clock, clock() - gone
 
     @property
     def elapsed(self) -> float:

@@ -270,10 +270,10 @@ def why_no_fused() -> str | None:
 def why_no_cuda_core() -> str | None:
     """Why memory, streams and the noise kernel of a GPU cannot be used: asked before minutes of
     building."""
-    from engine.cuda.device import why_old_cuda_core
+    from engine.cuda.device import why_old_cuda_core, why_old_driver
     from engine.cuda.noise_kernel import why_no_nvrtc
 
-    return why_unusable("cuda.core") or why_old_cuda_core() or why_no_nvrtc()
+    return why_unusable("cuda.core") or why_old_cuda_core() or why_old_driver() or why_no_nvrtc()
 
 
 def why_no_ort() -> str | None:

@@ -128,7 +128,21 @@ def tiny_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> P
     return exported(tmp_path_factory.mktemp("bundle") / "tiny_vq", tiny_vq_model, ("fp32",))
 
 
+@pytest.fixture(scope="session")
+def bare_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:  # type: ignore[no-untyped-def]
+    """The KL model without graphs, for the engines that need none; made without onnx."""
+    return exported(tmp_path_factory.mktemp("bare") / "tiny", tiny_model, ())
+
+
+@pytest.fixture(scope="session")
+def bare_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
+    """The VQ model without graphs."""
+    return exported(tmp_path_factory.mktemp("bare") / "tiny_vq", tiny_vq_model, ())
+
+
 def exported(folder: Path, model, precisions) -> Path:  # type: ignore[no-untyped-def]
+    if precisions:
+        pytest.importorskip("onnxscript")
     from export.pipeline import export_bundle
 
     export_bundle(model, folder, precisions)

@@ -181,6 +181,7 @@ def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> Non
     assert equal(whole.autoencoder.state_dict(), resumed.autoencoder.state_dict())
 
 
+@pytest.mark.full
 def test_a_trained_model_is_exported(lddgan, photos: Path, files: Path) -> None:
     codec = ("--autoencoder", files / AUTOENCODER)
     trained = lddgan("train", "--dataset", "digits", "--data", photos, *codec, "--steps", 2)

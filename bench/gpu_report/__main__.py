@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from typing import Final
 from bench import gpu_report
 from bench.child import run_child
 from bench.gpu_report.commands import PROGRAM, command_jobs
-from bench.gpu_report.journal import DRY, Journal, Site, attempt, blame
+from bench.gpu_report.journal import DRY, Journal, Site, attempt, blame, seconds_since
 from bench.machine import COMMIT, NO_COMMIT
 from bench.report import markdown
 from bench.row import REPORT, RESULTS
@@ -83,21 +84,21 @@ def chosen(only: str | None) -> tuple[str, ...]:
 
 def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
     """Every job, then the table; as a worker, the jobs that need no command."""
-    budget = Budget(options.seconds)
+    started = options.worker or datetime.now(UTC).isoformat()
+    budget = Budget(options.seconds, gone=seconds_since(started))
     site = Site.here(dry=options.dry)
     if options.dry and options.out is None:
         raise BadInput("a dry run is no result; give it a folder of its own with --out")
     out: Path = (options.out or folder_of(site)).resolve()
     out.mkdir(parents=True, exist_ok=True)
     journal, log = Journal(out / REPORT, site), partial(timed, budget)
-    if options.worker is not None:
+    if options.worker:
         from bench.gpu_report.worker import work
 
-        work(journal, out, stages, budget, options.worker, log, dry=options.dry)
+        work(journal, out, stages, budget, started, log, dry=options.dry)
         return 0
     if site.commit == NO_COMMIT:
         log(NO_COMMIT)
-    started = datetime.now(UTC).isoformat()
     if set(stages) & set(IN_MEMORY):
         supervise(options, out, started, budget, journal)
     for job in command_jobs(out, program, log):
@@ -121,22 +122,20 @@ def timed(budget: Budget, line: str) -> None:
 def supervise(
     options: argparse.Namespace, out: Path, started: str, budget: Budget, journal: Journal
 ) -> None:
-    """Have a worker do what needs no command; another goes on where one hung or crashed.
-
-    Raises LddganError if one ends before its first job.
-    """
-    given = [*WORKER, "--out", str(out), "--worker", started]
+    """Have a worker do what needs no command; another goes on where one hung or crashed."""
+    given = [*WORKER, "--out", str(out), "--worker", started, "--seconds", str(options.seconds)]
     given += [] if options.only is None else ["--only", options.only]
     given += ["--dry"] if options.dry else []
     while True:
-        left = max(0.0, budget.left)
-        limit = [] if left == float("inf") else ["--seconds", f"{left:.1f}"]
-        why_not = run_child([*given, *limit], left + GRACE, stdout=None)
+        before = journal.since(started)
+        why_not = run_child(given, max(0.0, budget.left) + GRACE, stdout=None)
+        journal.reread()
         if why_not is None:
-            journal.reread()
             return
-        if not blame(journal, started, why_not):
-            raise LddganError(f"the measuring process ended: {why_not}")
+        blame(journal, started, why_not)
+        if journal.since(started) == before:
+            timed(budget, f"the measuring process ended before its first job: {why_not}")
+            return
 
 
 def conclusion(journal: Journal) -> str:
@@ -151,4 +150,5 @@ def conclusion(journal: Journal) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the worker is to end as well
     sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.machine import NO_COMMIT, commit, versions
-from bench.row import BenchRow, Finding, Record, read_records, save_records
+from bench.row import BenchRow, Finding, Record, read_records, save_lines
 from bench.timing import Budget
 from engine.driver import find_gpu
 from lddgan.errors import LddganError
@@ -69,11 +69,15 @@ class Journal:
             and (record.commit, record.gpu, record.versions) == self.site
         ]
 
+    def since(self, started: str) -> list[Finding]:
+        """The lines about jobs that were tried since then."""
+        return [one for one in self.findings() if one.date >= started]
+
     def rows(self) -> list[BenchRow]:
         return [record for record in self.records if isinstance(record, BenchRow)]
 
-    def add(self, row: BenchRow) -> None:
-        self.records.append(row)
+    def add(self, row: BenchRow, instead_of: BenchRow | None = None) -> None:
+        self.records = [one for one in self.records if one is not instead_of] + [row]
         self.save()
 
     def put(self, finding: Finding) -> None:
@@ -83,7 +87,7 @@ class Journal:
         self.save()
 
     def save(self) -> None:
-        save_records(self.records, self.path)
+        save_lines(self.records, self.path)
 
     def reread(self) -> None:
         """Take in what other processes wrote."""
@@ -173,15 +177,17 @@ def in_short(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in said.items()) or "done"
 
 
-def blame(journal: Journal, started: str, why_not: str) -> bool:
-    """Write down why the job failed that a process has begun since `started`; False without one."""
-    journal.reread()
-    for record in journal.findings():
-        if record.why_not == UNFINISHED and record.date >= started:
-            took = (datetime.now(UTC) - datetime.fromisoformat(record.date)).total_seconds()
+def seconds_since(date: str) -> float:
+    """Since a date in ISO 8601."""
+    return (datetime.now(UTC) - datetime.fromisoformat(date)).total_seconds()
+
+
+def blame(journal: Journal, started: str, why_not: str) -> None:
+    """Write down why the job failed that a process has begun since `started`, if there is one."""
+    for record in journal.since(started):
+        if record.why_not == UNFINISHED:
+            took = seconds_since(record.date)
             limit = record.found[LIMIT]
             why_not = f"not done within {limit:.0f} s" if took >= limit else why_not
             ended = {"found": {}, "why_not": why_not, "seconds": round(took, 1)}
             journal.put(record.model_copy(update=ended))
-            return True
-    return False

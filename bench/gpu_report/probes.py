@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -123,24 +124,19 @@ def launch_ms(device: Gpu, kernel: NoiseKernel, request: Any, made: list[Any]) -
     return median(taken)
 
 
-def tests(out: Path, dry: bool, limit: float) -> dict[str, Any]:
+def tests(out: Path, dry: bool, _limit: float) -> dict[str, Any]:
     """Run the tests that need a GPU; their output goes to TESTS_LOG.
 
-    Raises LddganError if one fails or they take too long.
+    Raises LddganError if one fails.
     """
+    each = (f"--timeout={TEST_SECONDS}",) if find_spec("pytest_timeout") else ()
     command = (
         *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"),
-        *(f"--timeout={TEST_SECONDS}", f"--maxfail={FAILURES}"),
-        *(DRY_TESTS if dry else TESTS),
+        *(*each, f"--maxfail={FAILURES}", *(DRY_TESTS if dry else TESTS)),
     )
     log = out / TESTS_LOG
     with log.open("w") as said:
-        try:
-            done = subprocess.run(
-                command, cwd=HOME, stdout=said, stderr=subprocess.STDOUT, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise LddganError(f"not done within {limit:.0f} s; {log} says how far") from error
+        done = subprocess.run(command, cwd=HOME, stdout=said, stderr=subprocess.STDOUT, check=False)
     told = (log.read_text().strip() or "nothing").rpartition("\n")[2].strip("= ")
     if done.returncode:
         raise LddganError(f"{told}; {log} says why")
@@ -173,6 +169,8 @@ def profile(bench: Bench, out: Path, _limit: float) -> dict[str, Any]:
     name = "self_cpu_time_total" if bench.dry else "self_device_time_total"
     rows = sorted(made.key_averages(), key=lambda row: -getattr(row, name))[:PROFILED]
     ms = [(round(getattr(row, name) / 1e3, 3), row.count, row.key) for row in rows]
+    if not ms or ms[0][0] == 0:
+        raise LddganError("PyTorch's profiler saw no kernel; CUPTI is missing or not permitted")
     text = "".join(f"{taken:10.3f} ms {count:6d} {key[:180]}\n" for taken, count, key in ms)
     (out / PROFILE).write_text(text)
     return {"slowest": [(taken, count, key[:80]) for taken, count, key in ms[:TOLD]]}

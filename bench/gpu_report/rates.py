@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.ceilings import Device
 from bench.timing import HostTimer, Timer, TorchEvents
+from engine.fused.backend import why
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,19 +69,38 @@ CODES: Final = (100, 4096, 8192, 3)  # celeba_256's search: images, vectors, cod
 
 
 def measure_rates(device: Device, ops: Ops, shrunk: bool) -> dict[str, Any]:
-    """TFLOP/s of the convolutions as cuDNN runs them, GB/s of the kernels, by their shapes."""
+    """TFLOP/s of the convolutions as cuDNN runs them, GB/s of the kernels, by their shapes.
+
+    For one that fails, why.
+    """
     import torch
 
-    rates = {}
+    rates: dict[str, dict[str, Any]] = {}
+    known: tuple[type[Exception], ...] = (RuntimeError, *ops.errors)
+
+    def rate(name: str, measure: Callable[[], dict[str, float]]) -> None:
+        try:
+            rates[name] = measure()
+        except known as error:
+            rates[name] = {"why_not": why(error)}
+
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for conv in CONVOLUTIONS:
-            run = convolution(device, conv._replace(batch=2, size=SHRUNK) if shrunk else conv)
-            flop, ms = 2 * conv.macs * run().numel(), milliseconds(device, run)
-            rates[conv.name] = {"ms": round(ms, 4), "tflops": round(flop / ms / 1e9, 3)}
+            rate(conv.name, partial(rate_of_convolution, device, conv, shrunk))
         for one in passes(device, ops, shrunk):
-            ms = milliseconds(device, one.run)
-            rates[one.name] = {"ms": round(ms, 4), "gb_per_second": round(one.moved / ms / 1e6, 1)}
+            rate(one.name, partial(rate_of_pass, device, one))
     return rates
+
+
+def rate_of_convolution(device: Device, conv: Conv, shrunk: bool) -> dict[str, float]:
+    run = convolution(device, conv._replace(batch=2, size=SHRUNK) if shrunk else conv)
+    flop, ms = 2 * conv.macs * run().numel(), milliseconds(device, run)
+    return {"ms": round(ms, 4), "tflops": round(flop / ms / 1e9, 3)}
+
+
+def rate_of_pass(device: Device, one: Pass) -> dict[str, float]:
+    ms = milliseconds(device, one.run)
+    return {"ms": round(ms, 4), "gb_per_second": round(one.moved / ms / 1e6, 1)}
 
 
 def convolution(device: Device, conv: Conv) -> Callable[[], Tensor]:

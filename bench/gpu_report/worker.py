@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import os
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from bench.gpu_report import probes
@@ -14,6 +17,7 @@ from bench.gpu_report.cells import BATCHES, DATASETS, Bench, cell_jobs, compile_
 from bench.gpu_report.journal import DRY, Job, Journal, attempt, ended_after
 from bench.gpu_report.rates import measure_rates
 from bench.timing import Budget
+from engine.fused.backend import why
 from engine.fused.plain import PLAIN, Ops
 from lddgan.presets import get_preset
 from lddgan.progress import Log
@@ -31,8 +35,13 @@ def work(
     *,
     dry: bool,
 ) -> None:
-    """Do the jobs of some stages that were not tried since `started`."""
+    """Do the jobs of some stages that were not tried since `started`.
+
+    An error that is not one of ours ends the process, and so does a GPU that an earlier error left
+    unusable: the next process goes on.
+    """
     faulthandler.enable()
+    sys.excepthook = end_with_cause
     if dry:
         import torch
 
@@ -72,9 +81,19 @@ def ops_of(dry: bool) -> Ops:
 
 
 def release(dry: bool) -> None:
-    """Give back the memory of a job."""
+    """Give back the memory of a job. Raises RuntimeError if the GPU is of no more use here."""
     gc.collect()
     if not dry:
         import torch
 
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
+
+
+def end_with_cause(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """End this process at once, its last line the cause: PyTorch adds advice below it."""
+    sys.__excepthook__(kind, error, trace)
+    print(f"{kind.__name__}: {why(error)}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -32,10 +32,9 @@ def open_gpu(stream: object | None = None) -> Gpu:
     default stream, which cannot be captured, and for a stream of another CUDA context.
     """
     require("cuda.core", "cuda.bindings")
-    too_old = why_old_cuda_core()
+    too_old = why_old_cuda_core() or why_old_driver()
     if too_old is not None:
         raise LddganError(too_old)
-    check_driver()
     device = _first_device()
     return Gpu(device, _stream_on(device, stream), owns_stream=stream is None)
 
@@ -173,24 +172,25 @@ def why_old_cuda_core() -> str | None:
     return f"cuda-core {found} is too old; pip install 'cuda-core>={least}'"
 
 
-def check_driver() -> None:
-    """Raise LddganError if no driver is installed, or one too old for the CUDA packages here."""
+def why_old_driver() -> str | None:
+    """Why the driver cannot run what the CUDA packages here ask of it; None if it can."""
     from cuda.bindings import driver
     from cuda.pathfinder import DynamicLibNotFoundError
 
     major = driver.CUDA_VERSION // 1000
     try:
         _, version = driver.cuDriverGetVersion()
-    except DynamicLibNotFoundError as error:
-        raise LddganError(
+    except DynamicLibNotFoundError:
+        return (
             "no NVIDIA driver is installed here (libcuda.so.1 is missing); "
             f"install driver {LEAST_DRIVER[major]} or newer"
-        ) from error
-    if version // 1000 < major:
-        raise LddganError(
-            f"the NVIDIA driver is too old for CUDA {major} (it runs {version // 1000}."
-            f"{version % 1000 // 10}): update it to {LEAST_DRIVER[major]} or newer"
         )
+    if version // 1000 >= major:
+        return None
+    return (
+        f"the NVIDIA driver is too old for CUDA {major} (it runs {version // 1000}."
+        f"{version % 1000 // 10}): update it to {LEAST_DRIVER[major]} or newer"
+    )
 
 
 def _first_device() -> Any:

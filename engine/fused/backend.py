@@ -102,7 +102,7 @@ def failures_named(errors: tuple[type[Exception], ...]) -> Iterator[None]:
         ) from error
 
 
-def why(error: Exception) -> str:
+def why(error: BaseException) -> str:
     """The cause in a line; errors of Triton have it apart from the source that they show."""
     text = getattr(error, "error_message", None) or str(error)
     return one_line(text.strip().partition("\n")[0]) or type(error).__name__

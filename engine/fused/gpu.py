@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
+import triton
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -30,7 +30,7 @@ class TorchGpu:
         self.torch_device = torch.device("cuda", 0)
         self.stream = torch_stream(stream, self.torch_device)
         self.gpu = open_gpu(self.stream)
-        self.where = f"{self.gpu.name} (PyTorch {torch.__version__}, Triton {version('triton')})"
+        self.where = f"{self.gpu.name} (PyTorch {torch.__version__}, Triton {triton.__version__})"
         self.kernel = NoiseKernel(self.gpu.arch)
         self.pool = torch.cuda.graph_pool_handle()  # of all graphs, which run one after the other
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Generator, Sequence
+from types import TracebackType
 from typing import Literal
 
 import torch
@@ -104,6 +106,15 @@ def begin_worker(number: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    sys.excepthook = unless_broken_off
+
+
+def unless_broken_off(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What a worker's threads print, but for a batch that the end of the training left behind."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def first_line(error: Exception) -> str:

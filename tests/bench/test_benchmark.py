@@ -14,7 +14,7 @@ from bench.cost import measure_cost
 from bench.report import render
 from bench.row import BenchRow, read_rows, results_file, save_row
 from bench.run import benchmark
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, LddganError
 from tests.conftest import TINY
 
 
@@ -105,6 +105,17 @@ def test_a_row_is_verified_on_the_images_that_were_timed(tiny_bundle: Path) -> N
     assert found is not None and found["why_failed"] is None and found["noise_identical"]
     assert (found["images"], found["engine"], found["chain_levels"] <= 1) == (5, "ort", True)
     assert run(tiny_bundle, trials=1, batch=1, verify=True).engine.verification["images"] == 4
+
+
+def test_a_row_that_cannot_be_verified_is_not_lost(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise LddganError("no memory")
+
+    monkeypatch.setattr("bench.run.verify_opened", refuse)
+    row = run(tiny_bundle, trials=1, verify=True)
+    assert row.engine.verification is None and row.notes[-1] == "not verified: no memory"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_the_shipped_model_meets_its_bar() -> None:
     assert meets_the_bar(found), found
 
 
+@pytest.mark.full
 def test_both_graphs_in_8_bits_meet_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "export_graphs", copying_from(DIGITS))
     model, checkpoint = model_to_export("digits", None)

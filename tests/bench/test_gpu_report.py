@@ -14,13 +14,14 @@ import pytest
 
 from bench.child import reason, run_child
 from bench.gpu_report import __main__ as report
-from bench.gpu_report import commands, probes
-from bench.gpu_report.cells import cells
+from bench.gpu_report import commands, probes, rates
+from bench.gpu_report.cells import Bench, Cell, cell_job, cells
 from bench.gpu_report.commands import command_jobs, export_command
 from bench.gpu_report.journal import DRY, MOST, Job, Journal, Site, attempt
 from bench.machine import COMMIT, HOME, NO_COMMIT
 from bench.row import BenchRow, Finding, read_records, read_rows
 from bench.timing import Budget
+from engine.fused.plain import PLAIN
 from lddgan.errors import LddganError
 from tests.bench.child_script import write_manifest
 from tests.conftest import TINY
@@ -217,6 +218,7 @@ def test_jobs_that_crash_hang_or_fail_are_named_and_the_rest_goes_on(
         "hang": "not done within 1 s",
         "mistake": "TypeError: one and two",
         "refusal": "no memory",
+        "broken": "an illegal memory access",  # and the process ended after it
         "process": None,
         "the same": None,
     }
@@ -229,7 +231,35 @@ def test_a_worker_that_does_not_start_is_an_error(
 ) -> None:
     monkeypatch.setattr(report, "WORKER", python("import sys; sys.exit('no torch')"))
     assert report.main(["--dry", "--out", str(tmp_path)]) == 1
-    assert "the measuring process ended: no torch" in capsys.readouterr().err
+    said = "the measuring process ended before its first job: no torch"
+    assert said in capsys.readouterr().err
+
+
+def test_a_row_whose_verification_fails_is_kept(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise LddganError("no memory")
+
+    monkeypatch.setattr("bench.gpu_report.cells.verify_engine", refuse)
+    bench = Bench(notes.journal, notes.said.append, dry=True, hurried=True)
+    notes.attempt(cell_job(bench, "cifar10", Cell("cifar10", 1, "fused", "fp16")))
+    (row,) = notes.journal.rows()
+    assert row.engine.verification is None and row.ratio is not None
+    assert notes.reasons() == {"batch 1, fused fp16": "no memory"}
+
+
+def test_a_kernel_that_fails_is_named_beside_the_rates_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("an illegal memory access\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(rates, "CONVOLUTIONS", rates.CONVOLUTIONS[-1:])
+    monkeypatch.setattr(rates, "IMAGES", rates.IMAGES[-1:])
+    found = rates.measure_rates("cpu", PLAIN._replace(add_=broken), shrunk=True)
+    assert found.pop("add 1x128x256x256") == {"why_not": "an illegal memory access"}
+    assert len(found) == 5 and all(rate["ms"] > 0 for rate in found.values())
 
 
 # ---- the noise ----
@@ -374,5 +404,7 @@ def test_a_childs_own_children_end_with_it(tmp_path: Path) -> None:
     left = tmp_path / "left"
     command = (*python(PARENT), GRANDCHILD, str(left))
     assert run_child(command, 1.0) == "not done within 1 s"
+    command = (*python(PARENT.replace("time.sleep(60)", "sys.exit(3)")), GRANDCHILD, str(left))
+    assert run_child(command, 60.0) == "ended with exit code 3"
     time.sleep(2.5)  # longer than the grandchild would take
     assert not left.exists()

@@ -48,7 +48,7 @@ from bench.row import (
     read_records,
     read_results,
     read_rows,
-    save_records,
+    save_lines,
     save_row,
 )
 from bench.timing import Trial, summarise
@@ -269,7 +269,7 @@ def test_rows_of_the_first_schema_are_still_read() -> None:
 
 def test_a_finding_lies_between_the_rows_and_is_none(tmp_path: Path) -> None:
     path = tmp_path / "bench" / "results" / "nvidia-h100" / "rows.jsonl"
-    save_records([row(), FOUND], path)
+    save_lines([row(), FOUND], path)
     save_row(row(batch=100), path)
     assert [one.batch for one in read_rows(path)] == [1, 100]
     assert [type(one) for one in read_records(path)] == [BenchRow, Finding, BenchRow]

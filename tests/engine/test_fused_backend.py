@@ -440,18 +440,22 @@ def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine(DIGITS, "fused", device="cpu")
 
 
-@pytest.mark.parametrize("missing", ["torch", "triton", "cuda.core", "NVRTC"])
+@pytest.mark.parametrize("missing", ["torch", "triton", "cuda.core", "driver", "NVRTC"])
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     from engine import select
 
-    present: dict[str, str | None] = dict.fromkeys(("torch", "triton", "cuda.core", "NVRTC"))
+    present: dict[str, str | None] = dict.fromkeys(
+        ("torch", "triton", "cuda.core", "driver", "NVRTC")
+    )
     causes = present | {missing: f"{missing} is gone"}
     monkeypatch.setattr(select, "why_no_torch_cuda", lambda: causes["torch"])
     monkeypatch.setattr(select, "why_unusable", causes.__getitem__)
     monkeypatch.setattr("engine.cuda.noise_kernel.why_no_nvrtc", lambda: causes["NVRTC"])
     monkeypatch.setattr("engine.cuda.device.why_old_cuda_core", lambda: None)
+    monkeypatch.setattr("engine.cuda.device.why_old_driver", lambda: causes["driver"])
     assert select.why_no_library("fused", "cuda") == f"{missing} is gone"
     monkeypatch.setattr(select, "why_unusable", present.__getitem__)
     monkeypatch.setattr("engine.cuda.noise_kernel.why_no_nvrtc", lambda: None)
+    monkeypatch.setattr("engine.cuda.device.why_old_driver", lambda: None)
     monkeypatch.setattr(select, "why_no_torch_cuda", lambda: None)
     assert select.why_no_library("fused", "cuda") is None

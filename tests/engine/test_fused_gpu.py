@@ -29,8 +29,8 @@ def _a_gpu() -> None:
 
 
 @pytest.fixture(params=["fp32", "fp16", "bf16"])
-def opened(tiny_bundle: Path, request: pytest.FixtureRequest) -> Sampler:
-    return open_engine(tiny_bundle, "fused", request.param, batch=4)
+def opened(bare_bundle: Path, request: pytest.FixtureRequest) -> Sampler:
+    return open_engine(bare_bundle, "fused", request.param, batch=4)
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
@@ -85,16 +85,16 @@ def test_nearest_code_is_that_of_float64() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_it_passes_verification(
-    tiny_bundle: Path, tiny_model: Model, precision: Precision, cuda_graph: bool
+    bare_bundle: Path, tiny_model: Model, precision: Precision, cuda_graph: bool
 ) -> None:
-    sampler = open_engine(tiny_bundle, "fused", precision, cuda_graph=cuda_graph)
+    sampler = open_engine(bare_bundle, "fused", precision, cuda_graph=cuda_graph)
     found = verify_engine(sampler, copy.deepcopy(tiny_model), images=8, device="cuda")
     assert found.noise_identical
     assert found.passed, found.why_failed
 
 
-def test_vq_passes_verification(tiny_vq_bundle: Path, tiny_vq_model: Model) -> None:
-    sampler = open_engine(tiny_vq_bundle, "fused", "fp32")
+def test_vq_passes_verification(bare_vq_bundle: Path, tiny_vq_model: Model) -> None:
+    sampler = open_engine(bare_vq_bundle, "fused", "fp32")
     found = verify_engine(sampler, copy.deepcopy(tiny_vq_model), images=8, device="cuda")
     assert found.passed, found.why_failed
 
@@ -116,13 +116,13 @@ def test_one_image_runs_and_settings_stay(opened: Sampler) -> None:
     assert torch.backends.cudnn.benchmark == before
 
 
-def test_a_stream_of_pytorch_is_used_and_the_default_one_refused(tiny_bundle: Path) -> None:
+def test_a_stream_of_pytorch_is_used_and_the_default_one_refused(bare_bundle: Path) -> None:
     from lddgan.errors import BadInput
 
     stream = torch.cuda.Stream()
-    sampler = open_engine(tiny_bundle, "fused", stream=stream)
+    sampler = open_engine(bare_bundle, "fused", stream=stream)
     made = sampler.make(0, 0, 2)
     torch.cuda.current_stream().wait_stream(stream)
     assert made.image.float().std() > 1
     with pytest.raises(BadInput, match="default stream"):
-        open_engine(tiny_bundle, "fused", stream=torch.cuda.default_stream())
+        open_engine(bare_bundle, "fused", stream=torch.cuda.default_stream())

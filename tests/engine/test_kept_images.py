@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.row import read_rows, record_images, save_records
+from bench.row import read_rows, record_images, save_lines
 from engine.kept_images import (
     ImagesVerified,
     Origin,
@@ -161,7 +161,7 @@ def test_the_result_goes_into_the_newest_row_of_the_engine(
 ) -> None:
     found, path = changed(kept, bundle, torch, nothing), tmp_path / "rows.jsonl"
     ort = row(dataset="tiny", engine=measured("ort", 1.0))
-    save_records([ort, ort, row(dataset="tiny", engine=measured("trt", 1.0)), row()], path)
+    save_lines([ort, ort, row(dataset="tiny", engine=measured("trt", 1.0)), row()], path)
     record_images(found, path)
     held = [one.engine.verification for one in read_rows(path)]
     assert [one is None for one in held] == [True, False, True, True]

@@ -7,8 +7,11 @@ import io
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import closing
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -20,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lddgan.data.feed import Feed
+from lddgan.data.feed import Feed, unless_broken_off
 from lddgan.data.images import ImageFiles, Images, InMemory, Read
 from lddgan.data.opening import open_source
 from lddgan.data.order import Order
@@ -234,6 +237,18 @@ def test_workers_leave_signals_to_the_training() -> None:
         found += list(batches)
     assert all(torch.equal(a, expected(step, False)) for step, a in enumerate(found))
     assert len(found) == 40
+
+
+def test_a_worker_says_nothing_of_a_batch_that_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", unless_broken_off)
+    address, _ = resource_sharer.DupFd(0)._id
+    Client(address, authkey=multiprocessing.current_process().authkey).close()
+    resource_sharer.stop(timeout=10)
+    assert capfd.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("another matter"), None)
+    assert capfd.readouterr().err == "ValueError: another matter\n"
 
 
 def test_workers_are_gone_when_the_training_stops() -> None:

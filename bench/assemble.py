@@ -166,8 +166,9 @@ def notes(
     done, load = len(found.turns.trials[0]), here.load / here.cores
     fused = found.opened[0].side.sampler.backend.fused
     said = {
-        f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)} "
-        "(--max-seconds)": done < plan.trials,
+        f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)}": (
+            done < plan.trials
+        ),
         f"no PyTorch baseline: {why_no_torch}": why_no_torch is not None,
         "random weights: timing only": subject.random_weights,
         f"the machine was busy before the run: {load:.1f} processes per core": load > BUSY,

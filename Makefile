@@ -9,10 +9,10 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: .venv/.demo  ## sample 64 images from the bundled digits model
 	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
 
-test: .venv/.test check  ## everything that takes seconds; at most 8 minutes on 2 cores
+test: .venv/.test check  ## style, types and everything that takes seconds
 	$(BIN)/python -m pytest -m "not full"
 
-test-full: .venv/.test  ## the rest: big exports, environments of their own; at most 30 minutes
+test-full: .venv/.test  ## the rest: big exports, environments of their own
 	$(BIN)/python -m pytest -m full
 
 check: .venv/.test  ## style and types

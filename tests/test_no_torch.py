@@ -10,14 +10,13 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "sklearn")
 
 
-def run_without_torch(*args: object) -> subprocess.CompletedProcess[str]:
-    """`lddgan ARGS` in a process that cannot import the training packages."""
+def run_without_torch(*args: object, module: str = "cli") -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGS` in a process that cannot import the training packages."""
     program = (
-        "import sys\n"
+        "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"
         f"sys.argv = ['lddgan', *{[str(arg) for arg in args]!r}]\n"
-        "import cli\n"
-        "cli.main()\n"
+        f"runpy.run_module({module!r}, run_name='__main__')\n"
     )
     return subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
@@ -41,6 +40,13 @@ def test_what_needs_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
     done = run_without_torch("export", "--dataset", "cifar10", "--out", tmp_path / "x")
     assert done.returncode == 1
     assert done.stderr.splitlines() == ['error: torch is not installed; pip install -e ".[train]"']
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_gpu_report_says_so_too(tmp_path: Path) -> None:
+    done = run_without_torch("--dry", "--out", tmp_path / "x", module="bench.gpu_report")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ['torch is not installed; pip install -e ".[train]"']
     assert not (tmp_path / "x").exists()
 
 

@@ -8,3 +8,8 @@ Runtime and the ladder come last, as commands of lddgan.  Each row is written at
 cannot be measured with its reason.  What the folder holds of the same code, GPU and versions is not
 measured again.
 """
+
+from typing import Final
+
+DATASETS: Final = ("lsun", "celeba_256", "cifar10")
+BATCHES: Final = (100, 1)

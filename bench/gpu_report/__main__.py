@@ -24,6 +24,7 @@ from bench.timing import Budget
 from engine.driver import why_no_gpu
 from engine.trt.plans import slug
 from lddgan.errors import BadInput, LddganError
+from lddgan.extras import require
 from lddgan.progress import to_stderr
 
 IN_MEMORY: Final = (
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
         os.environ[COMMIT] = options.commit  # of every process from here on
     try:
         stages = chosen(options.only)
+        if set(stages) & set(IN_MEMORY):
+            require("torch")
         why_not = None if options.dry else why_no_gpu()
         if why_not is not None:
             raise LddganError(f"{why_not}; --dry tries all of it on a CPU")

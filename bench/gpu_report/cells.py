@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.assemble import Extras, Subject, make_row, with_verification
 from bench.ceilings import Ceilings, Device
+from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import Job, Journal
 from bench.row import BenchRow
 from bench.run import BASELINE, LEAST_VERIFIED, measure_here
@@ -25,11 +26,9 @@ from lddgan.variants import resized, with_values
 
 Engine = tuple[EngineName, Precision]
 
-DATASETS: Final = ("lsun", "celeba_256", "cifar10")
 ENGINES: Final[tuple[Engine, ...]] = (("fused", "fp16"), ("torch", "fp16"))
 ALSO: Final[dict[str, tuple[Engine, ...]]] = {"lsun": (("fused", "bf16"),)}  # at the first batch
 COMPILED: Final[Engine] = ("torch-compile", "fp16")
-BATCHES: Final = (100, 1)
 TRIALS: Final = 300
 TURNS: Final = {100: 20.0, 1: 8.0}  # seconds for both sides, by batch, where time is short
 PATIENT: Final = 60.0  # where it is not

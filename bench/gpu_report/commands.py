@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.child import run_child
-from bench.gpu_report.cells import BATCHES, DATASETS
+from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import MOST, Job
 from bench.ladder import ladder_file
 from bench.row import REPORT

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from bench.ceilings import Ceilings, Device, measure_ceilings
-from bench.gpu_report.cells import BATCHES, DATASETS, DRY_BATCH, Bench, Cell
+from bench.gpu_report import BATCHES, DATASETS
+from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
 from bench.machine import HOME, gpu, load, machine, versions
 from bench.timing import run_trial
 from engine.cuda.device import Gpu, open_gpu

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from bench.gpu_report import probes
-from bench.gpu_report.cells import BATCHES, DATASETS, Bench, cell_jobs, compile_job, small
+from bench.gpu_report import BATCHES, DATASETS, probes
+from bench.gpu_report.cells import Bench, cell_jobs, compile_job, small
 from bench.gpu_report.journal import DRY, Job, Journal, attempt, ended_after
 from bench.gpu_report.rates import measure_rates
 from bench.timing import Budget

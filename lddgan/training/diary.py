@@ -223,7 +223,7 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
     for spare in panels[len(found) :]:
         spare.remove()
     for place, (axes, (name, (steps, values))) in enumerate(
-        zip(panels, found.items(), strict=False)
+        zip(panels[: len(found)], found.items(), strict=True)
     ):
         draw_loss(axes, steps, values, COLOURS[place % len(COLOURS)])
         axes.set_title(name, loc="left", fontsize=9, fontweight="bold")

@@ -115,7 +115,8 @@ def compile_for(capability: int, name: str, types: list[str], constants: dict[st
 
     kernel = getattr(kernels, name)
     names = kernel.arg_names
-    signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    arguments = dict(zip(names[: len(types)], types, strict=True))
+    signature = arguments | dict.fromkeys(constants, "constexpr")
     assert list(signature) == list(names)
     aligned = [i for i, kind in enumerate(types) if kind != "fp32"]
     source = ASTSource(

@@ -129,7 +129,7 @@ def import_(
 
     require("torch", "safetensors")
     from lddgan.checkpoint import save_checkpoint
-    from lddgan.published import import_published
+    from lddgan.published.reader import import_published
 
     model = import_published(dataset, generator, autoencoder, use_raw=raw_generator)
     save_checkpoint(out, model)
@@ -176,8 +176,8 @@ def export(
     exporters = () if precision == ExportPrecision.none else ("onnx", "onnxscript", "onnxruntime")
     require("torch", "safetensors", *exporters)
     from export.bundle import EXPORTS
+    from export.exporter import export_bundle, model_to_export
     from export.graphs import PRECISIONS, precisions_of
-    from export.pipeline import export_bundle, model_to_export
     from export.rewrites import TAKES, names_of
 
     model, source = model_to_export(dataset, checkpoint)
@@ -219,9 +219,9 @@ def build(
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.select import default_precision, refuse_elsewhere
-    from engine.trt.build import BuildOptions, Profile
-    from engine.trt.opening import build_engine
+    from engine.backends.trt.build import BuildOptions, Profile
+    from engine.backends.trt.engine import build_engine
+    from engine.registry import default_precision, refuse_elsewhere
     from lddgan.progress import to_stderr
 
     refuse_elsewhere(value_of(precision), engine.value)
@@ -265,7 +265,7 @@ def verify(
 ) -> None:
     """Compare an engine with PyTorch fp32, stage by stage, on fixed noise; or images of a file."""
     from engine.verification import print_verification, refuse, verify_bundle
-    from export.stages import IMAGES
+    from export.agreement import IMAGES
     from lddgan.errors import BadInput
     from lddgan.extras import require
 
@@ -468,7 +468,7 @@ def open_sampler(
     made_of: Bundle | Model, engine: Any, precision: Any, device: Any, **options: Any
 ) -> Sampler:
     """A bundle with an engine, or a model with PyTorch."""
-    from engine.select import open_engine, open_model
+    from engine.registry import open_engine, open_model
     from export.bundle import Bundle
 
     if isinstance(made_of, Bundle):
@@ -487,7 +487,7 @@ def compare_images(
     """Compare the images of a file with an engine's; say it, and put it into a row."""
     from bench.row import record_images
     from engine.kept_images import in_words, read_images, refuse_images, verify_images
-    from engine.select import open_engine
+    from engine.registry import open_engine
 
     images, origin = read_images(path, opened)
     reference = EngineChoice.torch if engine == EngineChoice.auto else engine

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
-from bench.ceilings import Ceilings, Roof, StageMilliseconds, achieved, measure_ceilings
 from bench.cost import measure_cost
 from bench.machine import NO_COMMIT, Machine, commit, in_words, torch_settings, versions
+from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved, measure_ceilings
 from bench.row import Agreement, BenchRow, Measured, StageTimes
 from bench.timing import Clock, Measurement, Opened, Plan, Trial, seconds, summarise
 from engine.output import png
 from engine.sampler import Images
 from engine.verification import Verification
+from export.agreement import Differences
 from export.bundle import Bundle
 from export.compare import changed, grey_levels, psnr
 from export.graphs import Precision
-from export.stages import Differences
 from lddgan.extras import why_missing
 from lddgan.presets import Preset
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from pydantic import ConfigDict, TypeAdapter
 
 from bench.assemble import BUSY, agreement, common_notes, measured
-from bench.ceilings import (
+from bench.cost import Cost, Traffic, measure_cost, measure_traffic
+from bench.machine import Machine, commit, gpu, load, machine, torch_settings, versions
+from bench.report import ABSENT, hardware, number
+from bench.roofline import (
     Achieved,
     Ceilings,
     Device,
@@ -23,9 +26,6 @@ from bench.ceilings import (
     measure_ceilings,
     summary,
 )
-from bench.cost import Cost, Traffic, measure_cost, measure_traffic
-from bench.machine import Machine, commit, gpu, load, machine, torch_settings, versions
-from bench.report import ABSENT, hardware, number
 from bench.row import LADDERS, RESULTS, Agreement, Measured, read_lines, save_lines
 from bench.run import check_arguments
 from bench.rungs import Rung, Workshop, rungs_of
@@ -40,8 +40,8 @@ from bench.timing import (
     take_turns,
     warm_up,
 )
-from engine.driver import why_no_gpu
-from engine.select import DeviceName
+from engine.gpu.driver import why_no_gpu
+from engine.registry import DeviceName
 from export.bundle import Bundle
 from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError
@@ -100,7 +100,7 @@ class Found(Frozen):
     ratio: float  # baseline_ms / p50 of this rung's whole
     ratio_before: float | None  # ratio / that of the last rung that ran; None of the baseline
     agreement: Agreement | None  # with the baseline's images of the same noise
-    intensity: tuple[float, float]  # FLOP per byte of generator and decoder (bench/ceilings.py)
+    intensity: tuple[float, float]  # FLOP per byte of generator and decoder (bench/roofline.py)
 
 
 class LadderRow(Frozen):

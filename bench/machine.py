@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.doctor import processor_name
-from engine.driver import PROGRAM, ask_driver, find_gpu
+from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
 from lddgan.cores import usable_cores
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import version_of, why_missing

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bench.ceilings import Device
 from bench.ladder import (
     Found,
     LadderRow,
@@ -17,6 +16,7 @@ from bench.ladder import (
     newest_ladder,
 )
 from bench.report import engine_name, hardware, newest, number
+from bench.roofline import Device
 from bench.row import RESULTS, BenchRow, kept_rows
 from lddgan.extras import require
 from lddgan.progress import Log

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.ceilings import Achieved, summary
 from bench.machine import Machine, in_words
+from bench.roofline import Achieved, summary
 from bench.row import RESULTS, BenchRow, Measured, StageTimes, read_results
 from bench.timing import Summary
 from engine.sampler import equal_parts

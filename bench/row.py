@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from bench.ceilings import Achieved, Ceilings
 from bench.machine import Machine
+from bench.roofline import Achieved, Ceilings
 from bench.timing import Summary
 from engine.kept_images import ImagesVerified
 from export.graphs import Precision

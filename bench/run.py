@@ -27,8 +27,7 @@ from bench.timing import (
     trial_seconds,
     warm_up,
 )
-from engine.sampler import check_request
-from engine.select import (
+from engine.registry import (
     BASELINE_PRECISION,
     DeviceName,
     EngineName,
@@ -36,6 +35,7 @@ from engine.select import (
     open_engine,
     survey,
 )
+from engine.sampler import check_request
 from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
 from export.graphs import Precision

@@ -9,10 +9,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bench.ceilings import Device
+from bench.roofline import Device
 from bench.timing import Side, timer_of
+from engine.registry import BASELINE_PRECISION, EngineName, open_engine
 from engine.sampler import Backend, Sampler
-from engine.select import BASELINE_PRECISION, EngineName, open_engine
 from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from export.graphs import Precision
 from lddgan.errors import LddganError
@@ -86,7 +86,7 @@ class Workshop:
 
     def torch(self, precision: Precision, *, compiled: bool = False, nhwc: bool = False) -> Side:
         """PyTorch in one of its ways; on a CPU too, where `lddgan bench` does not compile."""
-        from engine.torch_engine import TorchBackend
+        from engine.backends.pytorch import TorchBackend
 
         return self.side(
             TorchBackend(self.load(), self.device, precision, compiled=compiled, nhwc=nhwc)
@@ -139,9 +139,9 @@ def export_one(
     import onnx
     import torch
 
+    from export.exporter import graph_modules
+    from export.fp16 import to_half
     from export.graphs import graph_specs
-    from export.half import to_half
-    from export.pipeline import graph_modules
     from export.to_onnx import export_graph
 
     module = graph_modules(model, rewrites)[which]

@@ -7,8 +7,8 @@ import platform
 import shutil
 import sys
 
-from engine.driver import find_gpu
-from engine.select import survey
+from engine.gpu.driver import find_gpu
+from engine.registry import survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL, version_of
 from lddgan.presets import Frozen

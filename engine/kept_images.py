@@ -13,10 +13,7 @@ from pydantic import ConfigDict, ValidationError
 
 from engine.sampler import Images, Sampler, check_request
 from engine.verification import REMEDIES
-from export.bundle import CHECKPOINT, Bundle
-from export.compare import any_of_one_value, changed, grey_levels, psnr
-from export.graphs import Precision
-from export.stages import (
+from export.agreement import (
     BF16_PSNR,
     INT8_PSNR,
     LEVELS_TOLERANCE,
@@ -24,6 +21,9 @@ from export.stages import (
     Limit,
     passed_limit,
 )
+from export.bundle import CHECKPOINT, Bundle
+from export.compare import any_of_one_value, changed, grey_levels, psnr
+from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.presets import Frozen, Preset
 
@@ -145,7 +145,7 @@ def limits(found: ImagesVerified, preset: Preset) -> Sequence[Limit]:
     """What is asked of the precision of the images.
 
     One VQ code that flips moves many pixels, and images do not say that one did: a VQ model is
-    held to less than `export.stages.limits_of` asks.
+    held to less than `export.agreement.limits_of` asks.
     """
     of_vq, precision = preset.codec.kind == "vq", found.origin.precision
     least = BF16_PSNR if of_vq and precision == "fp16" else LEAST_PSNR[precision]

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from export.stages import draw
+from export.agreement import draw
 from lddgan.noise import Noise
 from lddgan.presets import Preset
 

@@ -18,7 +18,7 @@ from PIL import Image
 from engine.sampler import Images
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
-from lddgan.grid import grid
+from lddgan.pictures import grid
 from lddgan.progress import Log, to_stderr
 
 COMPRESSION = 1  # of PNGs: level 6 takes 2.5 times as long for 5 % less

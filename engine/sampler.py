@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.noise_ahead import NoiseAhead
+from export.agreement import draw
 from export.compare import any_of_one_value
 from export.graphs import MAX_BATCH
-from export.stages import draw
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX
 from lddgan.presets import Preset

@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from engine.sampler import Backend, Inputs, Made, Sampler
-from export.bundle import CHECKPOINT, Bundle
-from export.compare import (
-    Latents,
-    changed,
-    grey_levels,
-    is_sound,
-    mean_error,
-    mean_levels,
-    relative_error,
-)
-from export.graphs import Precision
-from export.stages import (
+from export.agreement import (
     IMAGES,
     LEVELS_TOLERANCE,
     SEED,
@@ -39,17 +28,28 @@ from export.stages import (
     run_alone,
     run_chain,
 )
+from export.bundle import CHECKPOINT, Bundle
+from export.compare import (
+    Latents,
+    changed,
+    grey_levels,
+    is_sound,
+    mean_error,
+    mean_levels,
+    relative_error,
+)
+from export.graphs import Precision
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.extras import version_of
-from lddgan.fp32 import exact_fp32
 from lddgan.noise import Noise
 from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
+from lddgan.torch_settings import exact_fp32
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from engine.select import DeviceName, EngineName
+    from engine.registry import DeviceName, EngineName
     from lddgan.checkpoint import Model
 
 AT_ONCE: Final = 32  # at most: a captured CUDA graph is replayed for other images
@@ -122,7 +122,7 @@ def verify_engine(
     a Verification that has not passed.  Raises LddganError if the reference itself makes no images,
     OutOfMemory if there is no memory for one image.
     """
-    from engine.torch_engine import TorchBackend
+    from engine.backends.pytorch import TorchBackend
 
     reference, least = TorchBackend(model, device), sampler.backend.least
     compare = partial(_compare, sampler, reference, model)
@@ -152,7 +152,7 @@ def verify_bundle(
     cannot be written.  The other arguments are those of `open_engine`, which says what is raised;
     also an engine that failed before is verified.
     """
-    from engine.select import open_engine
+    from engine.registry import open_engine
 
     sampler = open_engine(
         bundle,
@@ -177,8 +177,8 @@ def verify_opened(
     log: Log = to_stderr,
 ) -> Verification:
     """`verify_bundle` of an engine of the bundle that is open."""
-    from engine.select import why_no_torch_cuda
-    from engine.trt.backend import TrtBackend
+    from engine.backends.trt.run import TrtBackend
+    from engine.registry import why_no_torch_cuda
     from lddgan.checkpoint import load_checkpoint
 
     measured = bundle.manifest.verification

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from export.agreement import Differences
 from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
-from export.stages import Differences
 from lddgan.errors import BadInput, why_invalid
 from lddgan.files import atomic_folder, sha256_of_file
 from lddgan.presets import Frozen, Preset, get_preset

@@ -11,12 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.bundle import StageAgreement, graph_file
-from export.compare import Latents, psnr
-from export.graphs import Precision
-from export.half import largest_magnitude
-from export.modules import DecoderToImage, GeneratorStep
-from export.stages import (
+from export.agreement import (
     IMAGES,
     PSNR_TOLERANCE,
     Run,
@@ -29,6 +24,11 @@ from export.stages import (
     run_alone,
     run_chain,
 )
+from export.bundle import StageAgreement, graph_file
+from export.compare import Latents, psnr
+from export.fp16 import largest_magnitude
+from export.graphs import Precision
+from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.networks.autoencoder import nearest_code

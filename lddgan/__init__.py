@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from engine.registry import open_engine as open_engine
     from engine.sampler import Sampler as Sampler
-    from engine.select import open_engine as open_engine
     from export.bundle import open_bundle as open_bundle
-    from export.pipeline import export_bundle as export_bundle
+    from export.exporter import export_bundle as export_bundle
     from lddgan.checkpoint import Model as Model
     from lddgan.checkpoint import load_checkpoint as load_checkpoint
     from lddgan.checkpoint import save_checkpoint as save_checkpoint
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lddgan.presets import PRESETS as PRESETS
     from lddgan.presets import Preset as Preset
     from lddgan.presets import get_preset as get_preset
-    from lddgan.published import import_published as import_published
+    from lddgan.published.reader import import_published as import_published
 
 PUBLIC = {  # name -> module that defines it
     "BadInput": "lddgan.errors",
@@ -40,12 +40,12 @@ PUBLIC = {  # name -> module that defines it
     "PRESETS": "lddgan.presets",
     "Preset": "lddgan.presets",
     "Sampler": "engine.sampler",
-    "export_bundle": "export.pipeline",
+    "export_bundle": "export.exporter",
     "get_preset": "lddgan.presets",
-    "import_published": "lddgan.published",
+    "import_published": "lddgan.published.reader",
     "load_checkpoint": "lddgan.checkpoint",
     "open_bundle": "export.bundle",
-    "open_engine": "engine.select",
+    "open_engine": "engine.registry",
     "sample": "lddgan.diffusion",
     "sampler_noise": "lddgan.noise",
     "save_checkpoint": "lddgan.checkpoint",

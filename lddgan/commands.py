@@ -75,7 +75,7 @@ def check_dataset(
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
     from lddgan.cores import usable_cores
     from lddgan.data.check import look
-    from lddgan.data.opening import open_source
+    from lddgan.data.open_source import open_source
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
@@ -114,9 +114,9 @@ def encode_dataset(
 
     require("torch", "safetensors")
     from lddgan.data.images import ImageFiles
-    from lddgan.data.opening import open_source
+    from lddgan.data.open_source import open_source
     from lddgan.presets import get_preset
-    from lddgan.training.encoding import encode_images
+    from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
 
     stage = first_stage_at(autoencoder, get_preset(dataset))
@@ -168,7 +168,7 @@ def train_autoencoder(
 
     require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.presets import get_preset
-    from lddgan.training.codec import train_autoencoder as train
+    from lddgan.training.autoencoder import train_autoencoder as train
     from lddgan.training.run_folder import AUTOENCODER_FILE
     from lddgan.training.settings import Settings
     from lddgan.variants import parsed, regularised, resized, with_values
@@ -246,7 +246,7 @@ def train(
     require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.errors import BadInput
     from lddgan.presets import get_preset
-    from lddgan.training.gan import train_generator
+    from lddgan.training.generator import train_generator
     from lddgan.training.latents import open_latents
     from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE
     from lddgan.training.settings import Settings
@@ -310,7 +310,7 @@ def images_at(preset: Preset, data: Path | None, stage: FirstStage | None = None
     since they are so small.
     """
     from lddgan.data.images import ImageFiles, InMemory
-    from lddgan.data.opening import open_source
+    from lddgan.data.open_source import open_source
     from lddgan.errors import BadInput
     from lddgan.extras import require
 
@@ -336,7 +336,7 @@ def first_stage_at(path: Path, preset: Preset) -> FirstStage:
     """The autoencoder in a file of ours, or in a published one. Raises BadInput if for another."""
     from lddgan.checkpoint import build_first_stage, load_first_stage
     from lddgan.errors import BadInput
-    from lddgan.published import import_autoencoder
+    from lddgan.published.reader import import_autoencoder
 
     if path.suffix != ".safetensors":
         part = import_autoencoder(preset, path)

@@ -346,7 +346,7 @@ PRESETS: dict[str, Preset] = {
                 "nz 25, four mapping layers and two blocks, the released code 100, three and three",
             ),
         ),
-        Preset(  # scikit-learn's 1,797 scans, 8x8 -> 32x32; sizes set by bench/digits_quality.py
+        Preset(  # scikit-learn's 1,797 scans, 8x8 -> 32x32; sizes set by bench/studies/digits.py
             name="digits",
             image_size=32,
             latent_channels=4,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.driver import find_gpu
+from engine.gpu.driver import find_gpu
 from lddgan.presets import Codec, Discriminator, Generator, Preset, Training
 from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their names
     pytest_collection_modifyitems,
@@ -143,7 +143,7 @@ def bare_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> P
 def exported(folder: Path, model, precisions) -> Path:  # type: ignore[no-untyped-def]
     if precisions:
         pytest.importorskip("onnxscript")
-    from export.pipeline import export_bundle
+    from export.exporter import export_bundle
 
     export_bundle(model, folder, precisions)
     return folder

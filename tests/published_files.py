@@ -25,7 +25,7 @@ from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
 from lddgan.presets import Codec, Preset, get_preset
-from lddgan.published import import_published
+from lddgan.published.reader import import_published
 from tests.reference.weights import value
 
 REFERENCE = Path(__file__).parent / "reference"

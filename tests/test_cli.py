@@ -231,7 +231,7 @@ def test_a_bundle_without_graphs_is_run_by_torch(lddgan, monkeypatch) -> None:
 def test_random_weights_do_not_replace_a_trained_bundle(lddgan, tiny_model) -> None:
     from dataclasses import replace
 
-    from export.pipeline import refuse_loss
+    from export.exporter import refuse_loss
     from lddgan.errors import BadInput
 
     shutil.copytree(DIGITS, "trained")
@@ -294,7 +294,7 @@ def test_a_profile_that_cannot_be_is_refused(lddgan, batch: str) -> None:
 
 
 def test_help_of_build_names_the_defaults(lddgan) -> None:
-    from engine.trt.build import BuildOptions
+    from engine.backends.trt.build import BuildOptions
 
     options = BuildOptions(precision="fp16")
     words = " ".join(lddgan("build", "--help").out.split())

@@ -21,8 +21,8 @@ from bench.machine import COMMIT, NO_COMMIT
 from bench.report import markdown
 from bench.row import REPORT, RESULTS
 from bench.timing import Budget
-from engine.driver import why_no_gpu
-from engine.trt.plans import slug
+from engine.backends.trt.plans import slug
+from engine.gpu.driver import why_no_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.progress import to_stderr

@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from bench.assemble import Extras, Subject, make_row, with_verification
-from bench.ceilings import Ceilings, Device
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import Job, Journal
+from bench.roofline import Ceilings, Device
 from bench.row import BenchRow
 from bench.run import BASELINE, LEAST_VERIFIED, measure_here
 from bench.timing import Plan, Side, made_to_fit, run_trial, timer_of
-from engine.fused.backend import FusedBackend
+from engine.backends.fused.engine import FusedBackend
+from engine.registry import BASELINE_PRECISION, EngineName, open_model
 from engine.sampler import Sampler
-from engine.select import BASELINE_PRECISION, EngineName, open_model
 from engine.verification import verify_engine
 from export.graphs import Precision
 from lddgan.checkpoint import Model, random_model

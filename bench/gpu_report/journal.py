@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from bench.machine import NO_COMMIT, commit, versions
 from bench.row import BenchRow, Finding, Record, read_records, save_lines
 from bench.timing import Budget
-from engine.driver import find_gpu
+from engine.gpu.driver import find_gpu
 from lddgan.errors import LddganError
 from lddgan.progress import Log
 

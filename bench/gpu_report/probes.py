@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.ceilings import Ceilings, Device, measure_ceilings
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
 from bench.machine import HOME, gpu, load, machine, versions
+from bench.roofline import Ceilings, Device, measure_ceilings
 from bench.timing import run_trial
-from engine.cuda.device import Gpu, open_gpu
-from engine.cuda.noise_kernel import NoiseKernel
-from engine.select import survey
+from engine.gpu.device import Gpu, open_gpu
+from engine.gpu.noise_kernel import NoiseKernel
+from engine.registry import survey
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.noise import sampler_noise
@@ -41,8 +41,8 @@ COMPILERS: Final = (("gcc", "-dumpfullversion"), ("nvcc", "--version"))
 REQUESTS: Final = ((2**63 - 1, 2**32 - 7), (5, 0))  # seed and first index of the noise
 IMAGES: Final = 480  # whose noise is ten million draws for each request
 LAUNCHES: Final = 20
-TESTS: Final = ("tests/engine", "tests/tensorrt/test_gpu.py")
-DRY_TESTS: Final = ("tests/engine/cuda/test_graphs.py",)
+TESTS: Final = ("tests/engine", "tests/engine/backends/trt/test_gpu.py")
+DRY_TESTS: Final = ("tests/engine/gpu/test_graphs.py",)
 TESTS_LOG: Final = "gpu_tests.log"
 TEST_SECONDS: Final = 60  # for one of them
 FAILURES: Final = 12  # after which the rest of the tests is left

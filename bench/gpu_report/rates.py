@@ -8,14 +8,14 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bench.ceilings import Device
+from bench.roofline import Device
 from bench.timing import HostTimer, Timer, TorchEvents
-from engine.fused.backend import why
+from engine.backends.fused.engine import why
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.fused.plain import Ops
+    from engine.backends.fused.reference import Ops
 
 WARM_UPS: Final = 3
 REPEATS: Final = 12
@@ -153,7 +153,7 @@ def between_convolutions(
     )
     yield Pass(f"add {name}", lambda: ops.add_(x, y, bias, 0.7), 3 * size)
     if device == "cuda":
-        from engine.fused.kernels import moments_of
+        from engine.backends.fused.kernels import moments_of
 
         yield Pass(f"moments {name}", lambda: moments_of(x), size)
 

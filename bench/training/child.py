@@ -14,16 +14,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from bench.ceilings import Device
 from bench.machine import gpu, peak_memory_mib
+from bench.roofline import Device
 from bench.timing import WARM_UPS, Budget, HostTimer, Timer, TorchEvents, summarise
 from bench.training.row import Job, Measured, Timed
 from lddgan.data.images import to_float
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import Preset
-from lddgan.training.codec import Codec, training_of
-from lddgan.training.gan import Gan
+from lddgan.training.autoencoder import Codec, training_of
+from lddgan.training.generator import Gan
 from lddgan.training.latents import encode_moments, moments_shape
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual

@@ -17,9 +17,9 @@ from typing import Final, NamedTuple, get_args
 from pydantic import ValidationError
 
 from bench.assemble import BUSY, common_notes
-from bench.ceilings import Device
 from bench.child import run_child
 from bench.machine import commit, load, machine, torch_settings, versions
+from bench.roofline import Device
 from bench.run import check_arguments, why_no_baseline
 from bench.timing import seconds
 from bench.training.row import (
@@ -36,7 +36,7 @@ from bench.training.row import (
     read_rows,
     training_file,
 )
-from engine.select import DeviceName
+from engine.registry import DeviceName
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.presets import GROUP, Preset, get_preset
@@ -134,7 +134,7 @@ def check(
     data: Path | None,
 ) -> None:
     """Raise BadInput unless this can be measured."""
-    from lddgan.training.codec import training_of
+    from lddgan.training.autoencoder import training_of
 
     check_arguments(1 if batch is None else batch, trials, 0, max_seconds)
     if batch is not None and batch % min(batch, GROUP):
@@ -224,7 +224,7 @@ def default_batch(preset: Preset, stage: StageName, device: Device) -> int:
 
 def training_batch(preset: Preset, stage: StageName) -> int:
     """The batch that a stage is trained with. Raises BadInput if the preset does not say."""
-    from lddgan.training.codec import training_of
+    from lddgan.training.autoencoder import training_of
 
     return preset.training.batch if stage == "generator" else training_of(preset).batch
 

@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.ceilings import Device
 from bench.machine import NO_COMMIT, commit, machine, versions
+from bench.roofline import Device
 from bench.timing import Clock, seconds
 from bench.training.row import PipelineRow
 from lddgan.data.images import ImageFiles
-from lddgan.data.opening import open_source
+from lddgan.data.open_source import open_source
 from lddgan.presets import Preset
 from lddgan.progress import Log
-from lddgan.training.gan import STAGE
+from lddgan.training.generator import STAGE
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from bench.ceilings import Device
 from bench.machine import Gpu, Machine
+from bench.roofline import Device
 from bench.row import RESULTS, read_lines, save_lines
 from bench.timing import Summary
 from lddgan.presets import Frozen, Preset

@@ -173,7 +173,7 @@ SERVES: Final[dict[TakenBy, str]] = {
     "fp32": "OpenVINO and ONNX Runtime on a CPU; any engine that is asked for fp32",
     "fp16": "ONNX Runtime, TensorRT and TensorRT-RTX on a GPU",
     "int8": "OpenVINO and ONNX Runtime on a CPU",
-    "fused": "the engine `fused`: no graph, but the same in engine/fused/networks.py",
+    "fused": "the engine `fused`: no graph, but the same in engine/backends/fused/networks.py",
 }
 IN_THE_NOISE: Final = "alone within the noise of the ladder"
 

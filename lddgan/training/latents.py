@@ -1,6 +1,6 @@
 """What latents are drawn from: encoded as images are read, or once and stored.
 
-A folder of latents (`lddgan.training.encoding` writes it) holds latents.npy, float32 [N,F,M,h,w],
+A folder of latents (`lddgan.training.encode` writes it) holds latents.npy, float32 [N,F,M,h,w],
 and latents.json, which says of what.
 """
 

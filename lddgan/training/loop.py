@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lddgan.data.feed import Feed
 from lddgan.errors import LddganError, OutOfMemory, Stopped
 from lddgan.progress import Meter
-from lddgan.training.diary import Diary
+from lddgan.training.log import Diary
 from lddgan.training.ranks import Ranks
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, seed_step

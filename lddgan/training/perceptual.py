@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lddgan.checkpoint import check_tensors, materialise, read_safetensors
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.pickles import read_pickle
+from lddgan.published.pickles import read_pickle
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 VGG_SHA256 = "397923af"  # how it begins

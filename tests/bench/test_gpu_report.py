@@ -21,7 +21,7 @@ from bench.gpu_report.journal import DRY, MOST, Job, Journal, Site, attempt
 from bench.machine import COMMIT, HOME, NO_COMMIT
 from bench.row import BenchRow, Finding, read_records, read_rows
 from bench.timing import Budget
-from engine.fused.plain import PLAIN
+from engine.backends.fused.reference import PLAIN
 from lddgan.errors import LddganError
 from tests.bench.child_script import write_manifest
 from tests.conftest import TINY

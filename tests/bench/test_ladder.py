@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from bench import rungs as rungs_module
-from bench.ceilings import Ceilings, Roof, StageMilliseconds, achieved
 from bench.cost import Cost, Traffic
 from bench.ladder import (
     COLUMNS,
@@ -33,6 +32,7 @@ from bench.ladder import (
     sentence,
 )
 from bench.machine import Machine
+from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved
 from bench.row import kept_rows
 from bench.rungs import Rung, Workshop, changing, rungs_of
 from bench.timing import Plan, Side
@@ -301,7 +301,7 @@ def test_a_graph_is_exported_once_for_all_rungs_that_share_it(
 def test_what_cannot_be_exported_is_a_reason(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import export.pipeline  # noqa: F401 - before what it takes from export.to_onnx is replaced
+    import export.exporter  # noqa: F401 - before what it takes from export.to_onnx is replaced
 
     def refuse(*_: Any) -> None:
         raise torch.onnx.OnnxExporterError("no such operator\nand a long trace")

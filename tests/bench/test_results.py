@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from bench.assemble import common_notes
-from bench.ceilings import Achieved, Ceilings
 from bench.machine import (
     HOME,
     NO_COMMIT,
@@ -38,6 +37,7 @@ from bench.report import (
     rewritten,
     verification,
 )
+from bench.roofline import Achieved, Ceilings
 from bench.row import (
     RESULTS,
     Agreement,
@@ -52,7 +52,7 @@ from bench.row import (
     save_row,
 )
 from bench.timing import Trial, summarise
-from engine.driver import FirstGpu
+from engine.gpu.driver import FirstGpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.ort_engine import OrtBackend
+from engine.backends.ort import OrtBackend
 from engine.sampler import Inputs, Made, Program
 from lddgan.errors import OutOfMemory
 from lddgan.presets import Preset

@@ -23,8 +23,8 @@ from engine.kept_images import (
     verify_images,
 )
 from engine.output import npz
+from engine.registry import open_engine
 from engine.sampler import Sampler
-from engine.select import open_engine
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
 from tests.bench.test_results import measured, row

@@ -10,7 +10,7 @@ import pytest
 
 from engine import noise_ahead
 from engine.noise_ahead import NoiseAhead
-from engine.select import open_engine
+from engine.registry import open_engine
 from lddgan.noise import Noise, sampler_noise
 from tests.conftest import TINY
 

@@ -18,7 +18,7 @@ from PIL import Image
 from engine import output
 from engine.output import check_output, png, write_folder, write_images
 from lddgan.errors import BadInput, LddganError
-from lddgan.grid import grid
+from lddgan.pictures import grid
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from engine import verification
-from engine.ort_engine import OrtBackend
+from engine.backends.ort import OrtBackend
+from engine.registry import why_no_gpu
 from engine.sampler import Sampler
-from engine.select import why_no_gpu
 from engine.verification import (
     IMAGES,
     Verification,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from export import bundle as bundles
 from export.bundle import find_bundle, open_bundle, publishing
-from export.pipeline import place_checkpoint
+from export.exporter import place_checkpoint
 from lddgan.checkpoint import Model, load_checkpoint, save_checkpoint
 from lddgan.errors import BadInput, LddganError
 

@@ -12,9 +12,9 @@ from onnx import TensorProto
 from torch import nn
 
 from export.bundle import DIGITS, open_bundle
+from export.exporter import graph_modules
+from export.fp16 import to_half
 from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
-from export.half import to_half
-from export.pipeline import graph_modules
 from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model, build_model

@@ -12,13 +12,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.select import choose, open_engine
+from engine.registry import choose, open_engine
 from engine.verification import verify_bundle, why_failed
-from export import pipeline
+from export import exporter
+from export.agreement import INT8_PSNR, limits_of, passed_limit
 from export.bundle import graph_file, open_bundle
+from export.exporter import export_bundle
 from export.graphs import FLOATS, PRECISIONS, Precision, precisions_of
-from export.pipeline import export_bundle
-from export.quantise import (
+from export.int8 import (
     IMAGES,
     calibration_inputs,
     kept_in_fp32,
@@ -27,7 +28,6 @@ from export.quantise import (
     share_range,
 )
 from export.rewrites import TAKES
-from export.stages import INT8_PSNR, limits_of, passed_limit
 from export.verify import batches_of, onnx_stages, torch_stages
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput, LddganError
@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Model, tiny_bun
     """The tiny KL model in int8; its fp32 graphs are those of the bundle that is there."""
     folder = tmp_path_factory.mktemp("int8") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "export_graphs", copying_from(tiny_bundle))
+        patch.setattr(exporter, "export_graphs", copying_from(tiny_bundle))
         export_bundle(tiny_model, folder, ("int8",), accept_psnr=ACCEPTED)
     return folder
 
@@ -221,7 +221,7 @@ def test_a_generator_that_8_bits_spoil_stays_fp32_and_that_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "export_graphs", copying_from(tiny_bundle))
+    monkeypatch.setattr(exporter, "export_graphs", copying_from(tiny_bundle))
     both = open_bundle(bundle).manifest.verification["int8"]
     assert both.int8_both_psnr is None and both.why_fp32 is None
     asked = (both.chain_psnr + both.decoder_psnr) / 2
@@ -245,7 +245,7 @@ def test_a_generator_that_8_bits_spoil_stays_fp32_and_that_is_said(
 def test_a_refused_export_publishes_nothing(
     tiny_bundle: Path, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "export_graphs", copying_from(tiny_bundle))
+    monkeypatch.setattr(exporter, "export_graphs", copying_from(tiny_bundle))
     with pytest.raises(LddganError, match=r"int8 .* the limit is 90; .*--accept-psnr"):
         export_bundle(tiny_model, tmp_path / "b", ("int8",), accept_psnr=90.0)
     assert list(tmp_path.iterdir()) == []

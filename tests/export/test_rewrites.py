@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export import rewrites
+from export.exporter import graph_modules
 from export.graphs import PRECISIONS, graph_specs
 from export.modules import DecoderToImage, GeneratorStep
-from export.pipeline import graph_modules
 from export.rewrites import (
     REWRITES,
     SERVES,

@@ -23,8 +23,8 @@ from export.compare import (
     psnr,
     relative_error,
 )
+from export.exporter import export_bundle, graph_modules
 from export.graphs import graph_specs
-from export.pipeline import export_bundle, graph_modules
 from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from export.verify import code_flips, refuse_disagreement

@@ -22,7 +22,7 @@ import pytest
 from lddgan.extras import why_missing
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parent.parent / "engine" / "cuda"
+KERNELS = HERE.parent.parent / "engine" / "gpu"
 REPORT = "LDDGAN_FAKE_CUDA_REPORT"  # where the child writes, one JSON object a line
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 RESULTS = pytest.StashKey[Future[dict[str, Any]]]()  # nodeid -> outcome and what it said

@@ -1,0 +1,1 @@
+"""Scripts behind docs/: not part of the installed package."""

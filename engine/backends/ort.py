@@ -1,0 +1,149 @@
+"""ONNX Runtime: any CPU, any CUDA GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from engine.requirements import check_tensors
+from engine.sampler import Backend
+from export.bundle import Bundle, graph_file
+from export.graphs import Precision, graph_specs
+from lddgan.errors import BadInput, LddganError, OutOfMemory
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
+EXACT_FP32 = {"use_tf32": "0"}  # fp16 would lose the tensor cores by it
+DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
+NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
+FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
+
+OrtValue = Any
+
+
+class OrtBackend(Backend):
+    """The two graphs of a bundle, arrays kept on the device between the steps."""
+
+    name = "ort"
+
+    def __init__(self, bundle: Bundle, precision: Precision, device: str) -> None:
+        self.precision: str = precision
+        self.device = device
+        specs = graph_specs(bundle.preset)
+        self.sessions = {
+            which: open_session(bundle.graph(which, precision), device, precision)
+            for which in specs
+        }
+        for which, spec in specs.items():
+            path = bundle.folder / graph_file(which, precision)
+            check_tensors(tensors(self.sessions[which]), spec, path)
+        self.names = {
+            which: ([tensor.name for tensor in spec.inputs], spec.outputs[0].name)
+            for which, spec in specs.items()
+        }
+        self.where = (
+            f"{'CPU' if device == 'cpu' else 'CUDA'} (ONNX Runtime {onnxruntime.__version__})"
+        )
+
+    def upload(self, array: NDArray[Any]) -> OrtValue:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+
+    def step(self, x: OrtValue, t: OrtValue, z: OrtValue, noise: OrtValue) -> OrtValue:
+        return self._run("generator", x, t, z, noise)
+
+    def decode(self, x_0: OrtValue) -> OrtValue:
+        return self._run("decoder", x_0)
+
+    def download(self, array: OrtValue) -> NDArray[Any]:
+        return np.array(array.numpy())  # its memory is the OrtValue's
+
+    def _run(self, which: str, *inputs: OrtValue) -> OrtValue:
+        names, output = self.names[which]
+        binding = self.sessions[which].io_binding()
+        for name, value in zip(names, inputs, strict=True):
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output(output, self.device)
+        try:
+            self.sessions[which].run_with_iobinding(binding)
+        except onnxruntime_errors() as error:
+            cause = first_line(error)
+            kind = OutOfMemory if NO_MEMORY in cause else LddganError
+            raise kind(f"ONNX Runtime failed in the {which}: {cause}") from error
+        return binding.get_outputs()[0]
+
+
+def open_session(path: Path, device: str, precision: Precision) -> Any:
+    """A session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
+    provider = PROVIDERS[device]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = FATAL
+    # Without it the threads of one graph go on spinning while the other graph, or PyTorch, runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if device == "cuda":
+        load_cuda()
+    try:
+        session = onnxruntime.InferenceSession(
+            path,
+            options,
+            providers=[(provider, provider_options(device, precision))],
+            enable_fallback=False,  # to the CPU, which it prints to stdout
+        )
+    except onnxruntime_errors() as error:
+        if device == "cuda" and isinstance(error, RuntimeError):  # those of a file are other types
+            raise not_started(provider, first_line(error)) from error
+        raise BadInput(f"ONNX Runtime does not take {path}: {first_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise not_started(provider, "it could not load its CUDA libraries")
+    return session
+
+
+def load_cuda() -> None:
+    """Load the CUDA libraries that pip installed; what is missing is told on stderr."""
+    with redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()
+
+
+def provider_options(device: str, precision: Precision) -> dict[str, str]:
+    """How ONNX Runtime's provider of `device` computes."""
+    if device == "cpu":
+        return {}
+    return CUDA_OPTIONS | (EXACT_FP32 if precision == "fp32" else {})
+
+
+def not_started(provider: str, cause: str) -> LddganError:
+    return LddganError(
+        f"ONNX Runtime could not start its {provider}: {cause}; install a driver for CUDA 13 and "
+        'pip install "onnxruntime-gpu[cuda,cudnn]"'
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def tensors(session: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
+    """Name, shape and dtype of every input and output."""
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        yield tensor.name, tuple(tensor.shape), DTYPES.get(tensor.type, tensor.type)
+
+
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What a session raises for a file it cannot run."""
+    raised = onnxruntime.capi.onnxruntime_pybind11_state
+    return (
+        raised.EPFail,
+        raised.Fail,
+        raised.InvalidArgument,
+        raised.InvalidGraph,
+        raised.InvalidProtobuf,
+        raised.NotImplemented,
+        raised.RuntimeException,
+        RuntimeError,  # of a run with bound arrays
+    )

@@ -1,0 +1,148 @@
+"""PyTorch: the baseline, and PyTorch's own faster ways to run the same network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.registry import BASELINE_PRECISION
+from engine.sampler import Backend
+from export.fp16 import to_half
+from export.graphs import Precision
+from export.modules import DecoderToImage, GeneratorStep
+from lddgan.checkpoint import Model
+from lddgan.errors import BadInput, LddganError, OutOfMemory
+
+
+class TorchBackend(Backend):
+    """The network as published, on a CPU or CUDA device, all cores.
+
+    fp32 is the baseline: eager, default memory format, PyTorch's settings as they are.  fp16 (on a
+    GPU only) is the same modules with `export.fp16.to_half`, channels-last.  `compiled`: through
+    `torch.compile`, one compilation for each batch size.  `nhwc`: copies of the modules in fp32,
+    channels-last too.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str,
+        precision: Precision = BASELINE_PRECISION,
+        *,
+        compiled: bool = False,
+        nhwc: bool = False,
+    ) -> None:
+        if precision == "fp16" and device != "cuda":
+            raise BadInput(
+                f"PyTorch runs fp16 on a GPU only, not on {device}; use --precision fp32, or "
+                "--engine ort"
+            )
+        self.name = "torch-compile" if compiled else "torch"
+        self.precision: str = precision
+        self.device = device
+        self.memory_format = torch.channels_last if nhwc else memory_format(precision)
+        ready: Callable[[nn.Module], Callable[..., Tensor]] = (
+            compiled_module if compiled else lambda module: module
+        )
+        with memory_named():
+            modules = [module.to(device) for module in graph_modules(model, precision, nhwc)]
+        self.generator, self.decoder = map(ready, modules)
+        self.where = where(device, precision, nhwc)
+
+    @torch.inference_mode()
+    def upload(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        with memory_named():
+            if tensor.ndim == 4:
+                return tensor.to(self.device, memory_format=self.memory_format)
+            return tensor.to(self.device)
+
+    @torch.inference_mode()
+    def step(self, x: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        with memory_named():
+            return self.generator(x, t, z, noise)
+
+    @torch.inference_mode()
+    def decode(self, x_0: Tensor) -> Tensor:
+        with memory_named():
+            return self.decoder(x_0)
+
+    def download(self, array: Tensor) -> NDArray[Any]:
+        return array.cpu().numpy()
+
+
+def graph_modules(
+    model: Model, precision: Precision, nhwc: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """The generator's step and the decoder in a precision.
+
+    Plain fp32 shares the weights of `model`; fp16 and channels-last (`nhwc`) leave it as it is.
+    """
+    if precision == "fp32" and not nhwc:
+        return (
+            GeneratorStep(model.generator, model.preset),
+            DecoderToImage(model.autoencoder, model.preset),
+        )
+    own = Model(model.preset, *copy.deepcopy((model.generator, model.autoencoder)))
+    generator, decoder = graph_modules(own, "fp32")
+    if precision == "fp16":
+        generator, decoder = to_half(generator), to_half(decoder)
+    return channels_last(generator), channels_last(decoder)
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay out, in place, the kernels of the convolutions so that channels are innermost."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def memory_format(precision: Precision) -> torch.memory_format:
+    """How 4-dimensional tensors lie in memory."""
+    return torch.channels_last if precision == "fp16" else torch.contiguous_format
+
+
+def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
+    """Through torch.compile, whole: what does not compile is a LddganError, never run eagerly."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    run = torch.compile(module, fullgraph=True, dynamic=False)
+
+    def call(*inputs: Tensor) -> Tensor:
+        try:
+            return run(*inputs)
+        except TorchDynamoException as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise LddganError(
+                f"torch.compile failed: {first_line}; --engine torch runs without it"
+            ) from error
+
+    return call
+
+
+def where(device: str, precision: Precision, nhwc: bool = False) -> str:
+    """Device and what is special, for people."""
+    if device == "cuda":
+        special = ", channels-last" if nhwc or precision == "fp16" else ""
+        return torch.cuda.get_device_name() + special
+    return f"CPU ({torch.get_num_threads()} threads)" + (", channels-last" if nhwc else "")
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Raises OutOfMemory for PyTorch's error of the same meaning."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "PyTorch found too little memory on the GPU; run fewer images at once, or end what "
+            "else uses the GPU"
+        ) from error

@@ -1,0 +1,414 @@
+"""The plans of a bundle on disk: found by everything that makes them valid, checked before use.
+
+<bundle>/engines/<readable name>-<digest of the key>/
+    generator.plan  decoder.plan  plan.json         published together, whole or not at all
+    verification.json  tuning.json                  added later; they name the plans they are of
+<bundle>/engines/timing-<library>-<GPU>.cache       what the builder measured
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from engine.backends.trt.build import BuildOptions, Profile, build_graph, flags_for
+from engine.backends.trt.library import Library, LibraryName
+from engine.backends.trt.progress import DONE
+from engine.backends.trt.publish import (
+    build_lock,
+    publishing,
+    read_timing_cache,
+    save_timing_cache,
+    sweep,
+)
+from export.bundle import Bundle, FileEntry, graph_file, store_folder
+from export.graphs import MAX_BATCH, Precision, graph_specs
+from lddgan.errors import LddganError, why_invalid
+from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
+from lddgan.presets import Frozen
+from lddgan.progress import Log, Meter, to_stderr
+
+SCHEMA: Final = 1
+RECORD = "plan.json"
+VERIFICATION = "verification.json"
+TUNING = "tuning.json"
+SUFFIX = ".plan"
+DIGEST_LETTERS = 16  # of the key's sha256 in a folder's name; the whole key is compared
+
+Which = Literal["generator", "decoder"]
+Model = TypeVar("Model", bound=BaseModel)
+Sized = TypeVar("Sized", "PlanKey", BuildOptions)
+
+
+class GpuIdentity(NamedTuple):
+    """The GPU that a plan was made for."""
+
+    name: str
+    compute_capability: str  # "9.0"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.compute_capability})"
+
+
+class PlanKey(Frozen):
+    """Everything that makes a plan valid."""
+
+    engine: LibraryName
+    version: str  # of the library
+    gpu: GpuIdentity | None  # None: portable, as TensorRT-RTX builds them
+    precision: Precision
+    profile: Profile
+    level: int
+    flags: tuple[str, ...]
+    graphs: dict[Which, str]  # sha256 of the ONNX files
+
+    @property
+    def digest(self) -> str:
+        return sha256_of_bytes(self.model_dump_json().encode())
+
+    @property
+    def folder_name(self) -> str:
+        profile = str(self.profile).replace(",", "-")
+        words = (self.machine, self.precision, f"b{profile}", f"l{self.level}")
+        return f"{'-'.join(words)}-{self.digest[:DIGEST_LETTERS]}"
+
+    @property
+    def machine(self) -> str:
+        """Library and GPU as part of a file name."""
+        return slug(f"{self.engine}-{self.version}-{self.gpu.name if self.gpu else 'portable'}")
+
+    def differs_only_in_size(self, other: PlanKey) -> bool:
+        """True if the two keys agree in everything except profile and level."""
+        same = {"profile": self.profile, "level": self.level}
+        return self == other.model_copy(update=same)
+
+
+def slug(text: str) -> str:
+    """Lower case; letters, digits and dots joined by dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+class PlanRecord(Frozen):
+    """What `plan.json` promises."""
+
+    schema_version: Literal[1]
+    key: PlanKey
+    plans: dict[Which, FileEntry]
+    seconds: dict[Which, float]  # that each build took
+
+
+class Stamped(Frozen):
+    """A later finding about two plans, and their sha256."""
+
+    plans: dict[Which, str]
+    content: dict[str, Any]
+
+
+class Tuning(Frozen):
+    """The decoder's best chunk for each batch size."""
+
+    chunks: dict[int, Annotated[int, Field(ge=1, le=MAX_BATCH)]] = Field(default_factory=dict)
+
+
+class PlanSet:
+    """The plans of both graphs, checked, in one folder of the store."""
+
+    def __init__(self, folder: Path, record: PlanRecord, log: Log) -> None:
+        self.folder, self.record, self.log = folder, record, log
+        self._tuning = self._load(TUNING, Tuning) or Tuning()
+
+    @property
+    def key(self) -> PlanKey:
+        return self.record.key
+
+    def read(self, which: str) -> bytes:
+        """The plan of a graph, checked again. Raises LddganError if it changed meanwhile."""
+        path = self.folder / f"{which}{SUFFIX}"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise LddganError(f"cannot read {path}: {error.strerror}; run it again") from error
+        if sha256_of_bytes(content) != self._digests[which]:
+            raise LddganError(f"{path} changed since it was checked; run it again")
+        return content
+
+    def verification(self, model: type[Model]) -> Model | None:
+        """What `save_verification` stored of these very plans; None if nothing valid is there."""
+        return self._load(VERIFICATION, model)
+
+    def save_verification(self, found: BaseModel) -> None:
+        """Keep what was found. In a store that cannot be written it is lost, which is said."""
+        try:
+            self._save(VERIFICATION, found)
+        except LddganError as error:
+            self.log(f"the verification is not kept: {error}")
+
+    @property
+    def tuning(self) -> dict[int, int]:
+        """Batch size -> the decoder's best chunk."""
+        return self._tuning.chunks
+
+    def save_tuning(self, found: dict[int, int]) -> None:
+        """Keep what was measured, beside what is already known.
+
+        In a store that cannot be written it is kept for this process only, which is said.
+        """
+        self._tuning = Tuning(chunks={**self.tuning, **found})
+        try:
+            self._save(TUNING, self._tuning)
+        except LddganError as error:
+            self.log(f"the tuning is not kept: {error}")
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        return {which: entry.sha256 for which, entry in self.record.plans.items()}
+
+    def _save(self, name: str, found: BaseModel) -> None:
+        content = json.loads(found.model_dump_json())
+        stamped = Stamped.model_validate({"plans": self._digests, "content": content})
+        atomic_write(self.folder / name, stamped.model_dump_json(indent=1).encode())
+
+    def _load(self, name: str, model: type[Model]) -> Model | None:
+        path = self.folder / name
+        try:
+            stamped = Stamped.model_validate_json(path.read_bytes())
+            found = model.model_validate_json(json.dumps(stamped.content))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            self.log(f"{path} is left aside: {reason(error)}")
+            return None
+        if dict(stamped.plans) != self._digests:
+            self.log(f"{path} is left aside: it is of other plans")
+            return None
+        return found
+
+
+def reason(error: OSError | ValidationError) -> str:
+    """Why a file was not taken, in a few words."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    return why_invalid(error, "the file")
+
+
+def plan_key(
+    bundle: Bundle, library: Library, gpu: GpuIdentity | None, options: BuildOptions
+) -> PlanKey:
+    """The key of the plans that `options` describe. Raises BadInput if not exported."""
+    if options.precision not in bundle.precisions:
+        bundle.graph("generator", options.precision)  # raises, and says how to export it
+    names = {which: graph_file(which, options.precision) for which in graph_specs(bundle.preset)}
+    return PlanKey.model_validate(
+        {
+            "engine": library.name,
+            "version": library.version,
+            "gpu": gpu,
+            **options.model_dump(),
+            "flags": flags_for(library, options.precision).names,
+            "graphs": {which: bundle.manifest.files[name].sha256 for which, name in names.items()},
+        }
+    )
+
+
+# ---- finding ----
+
+
+def find(folder: Path, key: PlanKey, log: Log) -> PlanSet | None:
+    """The plans of `key`, everything checked; None, after a sentence if they are broken."""
+    return checked(folder / key.folder_name, key, log)
+
+
+def choose(folder: Path, key: PlanKey, batches: Sequence[int | None], log: Log) -> PlanSet | None:
+    """The first of `best_first` that differs from `key` in size only and is valid.
+
+    What is broken is said to `log`.
+    """
+    known = [record.key for record in records(folder, log)]
+    same = sorted(filter(key.differs_only_in_size, known), key=lambda other: other != key)
+    candidates = (find(folder, other, log) for other in best_first(same, batches))
+    return next((plans for plans in candidates if plans is not None), None)
+
+
+def options_before(
+    folder: Path, key: PlanKey, batches: Sequence[int | None]
+) -> BuildOptions | None:
+    """What the first of `best_first` with this engine and precision was built with, if any was.
+
+    It is read off the names of folders: the plans may be broken, or made elsewhere.
+    """
+    name = re.compile(
+        rf"{key.engine}-\d.*-{key.precision}-b(\d+)-(\d+)-(\d+)-l(\d)-[0-9a-f]{{{DIGEST_LETTERS}}}"
+    )
+    known = []
+    for found in filter(None, (name.fullmatch(place.name) for place in places(folder))):
+        low, best, high, level = map(int, found.groups())
+        with suppress(ValidationError):
+            profile = Profile(min=low, opt=best, max=high)
+            known.append(BuildOptions(precision=key.precision, profile=profile, level=level))
+    return next(iter(best_first(known, batches)), None)
+
+
+def best_first(known: Iterable[Sized], batches: Sequence[int | None]) -> list[Sized]:
+    """Those that take one of `batches` (None: any).
+
+    In order: the first of `batches` that they take, how near they are tuned to it, their level.
+    """
+    ranked = []
+    for one in known:
+        taken = [n for n, b in enumerate(batches) if b is None or one.profile.holds(b)]
+        if taken:
+            batch = batches[taken[0]] or one.profile.opt
+            ranked.append(((taken[0], abs(one.profile.opt - batch), -one.level), one))
+    return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def others(folder: Path, key: PlanKey) -> list[str]:
+    """One sentence for each plan of this engine and precision that was made elsewhere."""
+    sentences = []
+    for record in records(folder, lambda _: None):
+        other = record.key
+        if (other.engine, other.precision) != (key.engine, key.precision):
+            continue
+        causes = [
+            f"{what} {theirs}, not {ours}"
+            for what, theirs, ours in (
+                ("version", other.version, key.version),
+                ("GPU", other.gpu, key.gpu),
+            )
+            if theirs != ours
+        ]
+        causes += ["other graphs of this data set"] if other.graphs != key.graphs else []
+        causes += ["other builder flags"] if not causes and other.flags != key.flags else []
+        if causes:
+            sentences.append(f"{folder / other.folder_name} is of {' and '.join(causes)}")
+    return sentences
+
+
+def places(folder: Path) -> list[Path]:
+    """The folders of the store that have their final name."""
+    return sorted(folder.glob("[!.]*/"))
+
+
+def records(folder: Path, log: Log) -> Iterator[PlanRecord]:
+    """The records in the store that parse and lie in the folder of their key; others are said."""
+    for place in places(folder):
+        record = read_record(place, log)
+        if record is not None and record.key.folder_name == place.name:
+            yield record
+        elif record is not None:
+            log(f"{place} is left aside: its key is another")
+
+
+def read_record(place: Path, log: Log) -> PlanRecord | None:
+    """The record in a folder of the store; None, said, if it does not parse."""
+    try:
+        return PlanRecord.model_validate_json((place / RECORD).read_bytes())
+    except (OSError, ValidationError) as error:
+        log(f"{place} is left aside, its {RECORD} cannot be used: {reason(error)}")
+        return None
+
+
+def checked(place: Path, key: PlanKey, log: Log) -> PlanSet | None:
+    """The plans in `place` if record, key, sizes and sha256 are right; else None, said."""
+    record = read_record(place, log) if place.is_dir() else None
+    if record is None:
+        return None
+    broken = "its key is another" if record.key != key else damage(place, record)
+    if broken is not None:
+        log(f"{place} is left aside: {broken}")
+        return None
+    return PlanSet(place, record, log)
+
+
+def damage(place: Path, record: PlanRecord) -> str | None:
+    """What is wrong with the plans that `record` lists; None if nothing is."""
+    if set(record.plans) != set(record.key.graphs):
+        return f"it lists {', '.join(record.plans) or 'no plans'}"
+    for which, entry in record.plans.items():
+        path = place / f"{which}{SUFFIX}"
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                return f"{path.name} has {size:,} bytes, not {entry.bytes:,}"
+            if sha256_of_file(path) != entry.sha256:
+                return f"{path.name} is not the plan that was built (sha256 differs)"
+        except OSError as error:
+            return f"{path.name}: {error.strerror}"
+    return None
+
+
+# ---- building ----
+
+
+def ensure(
+    bundle: Bundle,
+    library: Library,
+    gpu: GpuIdentity | None,
+    options: BuildOptions,
+    *,
+    log: Log = to_stderr,
+    rebuild: bool = False,
+    looked: bool = False,
+    workspace: int | None = None,
+) -> PlanSet:
+    """Find the plans of a bundle, or build both graphs and publish them together.
+
+    One process builds a plan, others wait for it.  A build that fails leaves what was there
+    untouched.  `looked`: `choose` has, in vain, and has said what is broken.
+    Raises BadInput, OutOfMemory, LddganError, and KeyboardInterrupt after Ctrl-C.
+    """
+    folder, key = store_folder(bundle), plan_key(bundle, library, gpu, options)
+    found = None if rebuild or looked else find(folder, key, log)
+    if found is not None:
+        return found
+    for sentence in others(folder, key):
+        log(f"{sentence}: building anew")
+    with build_lock(folder, key.folder_name, log):
+        sweep(folder, RECORD, held=key.folder_name)
+        found = None if rebuild else find(folder, key, lambda _: None)
+        return found or build(bundle, library, key, options, folder, log, workspace)
+
+
+def build(
+    bundle: Bundle,
+    library: Library,
+    key: PlanKey,
+    options: BuildOptions,
+    folder: Path,
+    log: Log,
+    workspace: int | None,
+) -> PlanSet:
+    """Build both graphs into a temporary folder and publish it. The lock of `key` is held."""
+    plans, seconds = {}, {}
+    timing = folder / f"timing-{key.machine}.cache"
+    with publishing(folder, key.folder_name) as temporary:
+        for which, spec in graph_specs(bundle.preset).items():
+            path = bundle.graph(which, options.precision)
+            with Meter(f"building the {which}", 0, DONE, log, unit="%") as meter:
+                built = build_graph(
+                    library,
+                    path,
+                    spec,
+                    options,
+                    timing_cache=read_timing_cache(timing, log),
+                    workspace=workspace,
+                    progress=meter.follow,
+                )
+            try:
+                save_timing_cache(timing, built.timing_cache)
+            except LddganError as error:
+                log(f"the timing cache is not kept: {error}")
+            atomic_write(temporary / f"{which}{SUFFIX}", built.plan)
+            plans[which] = {"sha256": sha256_of_bytes(built.plan), "bytes": len(built.plan)}
+            seconds[which] = built.seconds
+        record = PlanRecord.model_validate(
+            {"schema_version": SCHEMA, "key": key, "plans": plans, "seconds": seconds}
+        )
+        atomic_write(temporary / RECORD, record.model_dump_json(indent=1).encode())
+    return PlanSet(folder / key.folder_name, record, log)

@@ -1,0 +1,314 @@
+"""Running TensorRT plans: contexts bound once, the whole sampler as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.trt.library import ICudaEngine, IExecutionContext, Library, Logger
+from engine.backends.trt.plans import PlanSet
+from engine.gpu.device import DeviceArray, Gpu, Graph
+from engine.gpu.noise_kernel import NoiseKernel
+from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
+from engine.sampler import Backend, Inputs, Made, Program
+from engine.verification import Verification
+from export.graphs import BATCH, GraphSpec, TensorSpec
+from lddgan.errors import BadInput
+from lddgan.presets import Preset
+
+ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
+
+T = TypeVar("T")
+
+
+class Memory:
+    """The activations of all contexts: one block, since they run one after the other."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.block: DeviceArray | None = None
+
+    def at_least(self, size: int) -> DeviceArray:
+        """A block of `size` bytes or more; earlier ones stay with the contexts that hold them."""
+        if self.block is None or self.block.nbytes < size:
+            self.block = self.gpu.empty((max(size, 1),), "uint8")
+        return self.block
+
+
+class Context:
+    """One graph of the bundle at one batch size, and the arrays bound to it."""
+
+    def __init__(
+        self,
+        library: Library,
+        logger: Logger,
+        engine: ICudaEngine,
+        spec: GraphSpec,
+        batch: int,
+        memory: Memory,
+    ) -> None:
+        self.library, self.logger = library, logger
+        self.inputs, (self.output,) = spec.inputs, spec.outputs
+        self.context: IExecutionContext = library.create_context(engine, logger)
+        for tensor in spec.inputs:
+            if not self.context.set_input_shape(tensor.name, shape_of(tensor, batch)):
+                raise library.error(logger, f"TensorRT refused batch {batch} for {tensor.name}")
+        self.gpu = memory.gpu
+        self.memory = memory.at_least(library.memory_needed(engine, self.context))
+        library.set_memory(self.context, self.memory.address, self.memory.nbytes)
+        self.bound: dict[str, DeviceArray] = {}  # kept alive
+        self.copies: dict[str, DeviceArray] = {}  # of inputs that are not aligned
+
+    def enqueue(self, stream: int, arrays: Sequence[DeviceArray]) -> None:
+        """Run on `stream`; `arrays` are the inputs and then the outputs of the graph's table."""
+        *inputs, output = arrays
+        for tensor, array in zip(self.inputs, inputs, strict=True):
+            self._bind(tensor.name, self._aligned(tensor.name, array))
+        self._bind(self.output.name, output)
+        if not self.context.execute_async_v3(stream):
+            raise self.library.error(self.logger, "TensorRT could not run the graph")
+
+    def _bind(self, name: str, array: DeviceArray) -> None:
+        held = self.bound.get(name)
+        is_new = held is None or held.address != array.address
+        if is_new and not self.context.set_tensor_address(name, array.address):
+            raise self.library.error(self.logger, f"TensorRT refused the address of {name}")
+        self.bound[name] = array
+
+    def _aligned(self, name: str, array: DeviceArray) -> DeviceArray:
+        """The input, or a copy of one that TensorRT would refuse, as it may z[1]."""
+        if array.address % ALIGNMENT == 0:
+            return array
+        if name not in self.copies:
+            self.copies[name] = self.gpu.empty(array.shape, array.dtype)
+        self.gpu.copy(self.copies[name], array)
+        return self.copies[name]
+
+
+class Tape:
+    """What one run of the program allocates and binds, in order; the next run finds it again."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.position = 0
+
+    def next(self, make: Callable[[], T]) -> T:
+        if self.position == len(self.items):
+            self.items.append(make())
+        self.position += 1
+        found: T = self.items[self.position - 1]
+        return found
+
+    def rewind(self) -> None:
+        self.position = 0
+
+
+class Recorded(NamedTuple):
+    """A captured run of the program, and all that it reads and writes."""
+
+    graph: Graph
+    made: Made
+    tape: Tape
+
+
+class TrtBackend(Backend):
+    """The two plans of a bundle on one GPU stream.
+
+    With `cuda_graph`, `run` draws the noise, takes T steps and decodes in one launch of a graph
+    that is captured once per batch size.  What it returns is valid until the next call; everything
+    else returns new arrays.  All work is ordered on `gpu.stream`.
+    """
+
+    device = "cuda"
+    draws_on_host = False
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        library: Library,
+        plans: PlanSet,
+        specs: dict[str, GraphSpec],
+        *,
+        cuda_graph: bool,
+    ) -> None:
+        self.gpu, self.library, self.plans, self.specs = gpu, library, plans, specs
+        self.name, self.precision = library.name, plans.key.precision
+        self.where = f"{gpu.name} ({library})"
+        self.fused = cuda_graph
+        self.least = plans.key.profile.min
+        self.logger = library.logger()
+        self.engines = {
+            which: library.deserialize(self.logger, plans.read(which)) for which in specs
+        }
+        self.memory = Memory(gpu)
+        self.kernel = NoiseKernel(gpu.arch)
+        self.request = gpu.empty((2,), "uint64")  # seed, first index: what a graph reads anew
+        self.contexts: dict[tuple[str, int], Context] = {}  # of runs that are not captured
+        self.recorded: dict[int, Recorded] = {}  # by batch size, the last used last
+        self.tape: Tape | None = None  # while a run is recorded
+
+    # ---- the two graphs ----
+
+    def step(self, x: DeviceArray, t: DeviceArray, z: DeviceArray, noise: DeviceArray) -> Any:
+        x_next = self._output("generator", len(x))
+        self._context("generator", len(x)).enqueue(self.gpu.handle, (x, t, z, noise, x_next))
+        return x_next
+
+    def decode(self, x_0: DeviceArray) -> DeviceArray:
+        return self._decode(x_0, self.decoder_chunk(len(x_0)))
+
+    def _decode(self, x_0: DeviceArray, chunk: int) -> DeviceArray:
+        image = self._output("decoder", len(x_0))
+        for start in range(0, len(x_0), chunk):
+            part = slice(start, min(start + chunk, len(x_0)))
+            context = self._context("decoder", part.stop - part.start)
+            context.enqueue(self.gpu.handle, (x_0[part], image[part]))
+        return image
+
+    def upload(self, array: NDArray[Any]) -> DeviceArray:
+        return self.gpu.upload(array)
+
+    def view(self, array: Any) -> DeviceArray:
+        return self.gpu.view(array)
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        return self.gpu.download(array)
+
+    def timer(self) -> Any:
+        return self.gpu.timer()
+
+    # ---- noise ----
+
+    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
+        self._ask(seed, first)
+        return self._noise(preset, count)
+
+    def _ask(self, seed: int, first: int) -> None:
+        self.gpu.write(self.request, np.array([seed, first], np.uint64))
+
+    def _noise(self, preset: Preset, count: int) -> Inputs:
+        """The noise of the images that `request` holds."""
+        calls, latent, nz = preset.steps, preset.latent_shape, preset.generator.nz
+        x_T = self._array((count, *latent), "float32")
+        z = self._array((calls, count, nz), "float32")
+        noise = self._array((calls, count, *latent), "float32")
+        self.kernel.launch(self.gpu.stream, self.request, x_T, z, noise)
+        return Inputs(x_T, [z[k] for k in range(calls)], [noise[k] for k in range(calls)])
+
+    # ---- the sampler as one graph ----
+
+    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
+        if not self.fused:
+            return super().run(program, preset, seed, first, count)
+        size = captured_size(self.recorded, count, self.least)
+        recorded = self.recorded.pop(size, None) or self._record(program, preset, size)
+        self.recorded[size] = recorded
+        self._ask(seed, first)
+        recorded.graph.launch()
+        return Made(recorded.made.x_0[:count], recorded.made.image[:count])
+
+    def _record(self, program: Program, preset: Preset, size: int) -> Recorded:
+        """Run the program once to allocate, bind and warm up, then capture it."""
+        if len(self.recorded) == MOST_GRAPHS:
+            self.gpu.synchronize()  # it may be running
+            self.recorded.pop(next(iter(self.recorded)))
+        self.tape = Tape()
+        try:
+            self._ask(0, 0)
+            program(self._noise(preset, size))
+            self.gpu.synchronize()
+            self.tape.rewind()
+            made: list[Made] = []
+            graph = self.gpu.capture(lambda: made.append(program(self._noise(preset, size))))
+            return Recorded(graph, made[0], self.tape)
+        finally:
+            self.tape = None
+
+    def _array(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        return self._kept(lambda: self.gpu.empty(shape, dtype))
+
+    def _output(self, which: str, batch: int) -> DeviceArray:
+        tensor = self.specs[which].outputs[0]
+        return self._array(shape_of(tensor, batch), tensor.dtype)
+
+    def _context(self, which: str, batch: int) -> Context:
+        """In a recorded run every call has a context of its own, so that no address changes."""
+        if self.tape is not None:
+            return self.tape.next(lambda: self._new_context(which, batch))
+        if (which, batch) not in self.contexts:
+            self.contexts[which, batch] = self._new_context(which, batch)
+        return self.contexts[which, batch]
+
+    def _new_context(self, which: str, batch: int) -> Context:
+        profile = self.plans.key.profile
+        if not profile.holds(batch):
+            raise BadInput(
+                f"batch {batch}, the engine {self.plans.folder.name} takes {profile.min}.."
+                f"{profile.max}; `lddgan build --batch` makes another"
+            )
+        made = Context(
+            self.library, self.logger, self.engines[which], self.specs[which], batch, self.memory
+        )
+        if self.tape is not None:
+            self.library.check_capturable(made.context, self.gpu.handle)
+        return made
+
+    def _kept(self, make: Callable[[], T]) -> T:
+        return make() if self.tape is None else self.tape.next(make)
+
+    # ---- the decoder's chunk ----
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What a benchmark row says of the plans."""
+        key = self.plans.key
+        return {
+            "library": str(self.library),
+            "profile": str(key.profile),
+            "level": key.level,
+            "flags": list(key.flags),
+            "build_seconds": dict(self.plans.record.seconds),
+            "decoder_chunk": {str(batch): size for batch, size in self.plans.tuning.items()},
+        }
+
+    @property
+    def verification(self) -> dict[str, Any] | None:
+        """What `lddgan verify` found of the plans."""
+        found = self.plans.verification(Verification)
+        return None if found is None else found.model_dump(mode="json")
+
+    def decoder_chunk(self, batch: int) -> int:
+        """Images that the decoder takes at once: what `tune` found, else the whole batch."""
+        return self.plans.tuning.get(batch, batch)
+
+    def tune(self, batch: int) -> int:
+        """Time the decoder at `batch` images in several chunks and keep the fastest.
+
+        Chunks that do not fit the memory, or that the profile does not hold, are passed over.  The
+        memory that the others took is given back.  Raises OutOfMemory if none fits.
+        """
+        latent = self.specs["decoder"].inputs[0]
+        drawn = np.random.default_rng(0).standard_normal(shape_of(latent, batch), np.float32)
+        x_0 = self.upload(drawn)
+        try:
+            best = fastest_chunk(
+                self.timer(), lambda chunk: self._decode(x_0, chunk), batch, self.least
+            )
+        finally:
+            self._forget_contexts()
+        self.plans.save_tuning({batch: best})
+        return best
+
+    def _forget_contexts(self) -> None:
+        """Drop the contexts of runs that are not captured, and the block that they share."""
+        self.gpu.synchronize()
+        self.contexts.clear()
+        self.memory = Memory(self.gpu)
+
+
+def shape_of(tensor: TensorSpec, batch: int) -> tuple[int, ...]:
+    """The shape of a tensor of the table at one batch size."""
+    return tuple(batch if size == BATCH else size for size in tensor.shape)

@@ -1,0 +1,181 @@
+"""A checkpoint -> a verified bundle."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from export.agreement import limits_of, passed_limit
+from export.bundle import (
+    CHECKPOINT,
+    DIGITS,
+    MANIFEST,
+    SCHEMA,
+    Manifest,
+    StageAgreement,
+    file_entries,
+    graph_file,
+    open_bundle,
+    publishing,
+    write_manifest,
+)
+from export.fp16 import to_half
+from export.graphs import Precision, graph_specs
+from export.modules import DecoderToImage, GeneratorStep
+from export.rewrites import TAKES, Graphs, rewritten
+from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
+from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
+from lddgan.errors import BadInput
+from lddgan.extras import version_of
+from lddgan.presets import get_preset
+
+EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_bundle(
+    model: Model,
+    folder: Path,
+    precisions: Sequence[Precision],
+    *,
+    checkpoint: Path | None = None,
+    rewrites: Mapping[Precision, Sequence[str]] = TAKES,
+    accept_psnr: float | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> dict[Precision, StageAgreement]:
+    """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
+
+    Without `precisions` the bundle is a checkpoint and its manifest, which needs no onnx.
+    `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
+    `accept_psnr` is the least that images of int8 graphs may have, in dB, instead of INT8_PSNR.
+    Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
+    for unknown rewrites.
+    """
+    refuse_loss(model, folder)
+    with publishing(folder) as temporary:
+        place_checkpoint(model, checkpoint, temporary / CHECKPOINT)
+        measured: dict[Precision, StageAgreement] = {}
+        for precision in precisions:
+            log(f"{precision}: exporting the two graphs, comparing ONNX Runtime with PyTorch")
+            if precision == "int8":
+                found = export_int8(model, temporary, rewrites[precision], accept_psnr, log)
+            else:
+                half = export_graphs(model, temporary, precision, rewrites[precision])
+                found = verify(model, temporary, precision, half)
+            refuse_disagreement(found, precision)
+            measured[precision] = found
+        manifest = Manifest(
+            schema_version=SCHEMA,
+            preset=model.preset,
+            provenance=dict(model.provenance),
+            files=file_entries(temporary),
+            graphs=graph_specs(model.preset),
+            exporter={name: number for name in EXPORTERS if (number := version_of(name))},
+            rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
+            verification=measured,
+        )
+        write_manifest(temporary, manifest)
+    return measured
+
+
+def refuse_loss(model: Model, folder: Path) -> None:
+    """Raise BadInput if random weights would take the place of a trained model."""
+    if not model.has_random_weights or not (folder / MANIFEST).is_file():
+        return
+    if not open_bundle(folder).has_random_weights:
+        raise BadInput(
+            f"{folder} holds a trained model, and random weights do not replace it; name its "
+            "--checkpoint, or another --out"
+        )
+
+
+def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:
+    """The model and the file that holds it; random weights (and None) without a checkpoint.
+
+    `digits` without a checkpoint is the shipped model.  Raises BadInput if the checkpoint belongs
+    to another data set, or neither is given.
+    """
+    if checkpoint is None and dataset == "digits":
+        checkpoint = DIGITS / CHECKPOINT
+    if checkpoint is None:
+        if dataset is None:
+            raise BadInput("name a --dataset or a --checkpoint")
+        return random_model(get_preset(dataset)), None
+    model = load_checkpoint(checkpoint)
+    if dataset is not None and dataset != model.preset.name:
+        raise BadInput(f"{checkpoint} is a {model.preset.name} model; you asked for {dataset}")
+    return model, checkpoint
+
+
+def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
+    """The checkpoint inside the bundle: a hard link, a copy across file systems, or written."""
+    if source is None:
+        save_checkpoint(target, model)
+        return
+    try:
+        os.link(source.resolve(), target)  # a link to a symbolic link would dangle
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def export_graphs(
+    model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
+) -> HalfCheck | None:
+    """Write both graphs, fp32 or fp16; for fp16 returns how the modules fare in those dtypes."""
+    modules = graph_modules(model, rewrites)
+    half = None
+    if precision == "fp16":
+        modules = {which: to_half(module) for which, module in modules.items()}
+        half = check_half(model, modules)
+    from export.to_onnx import export_graph
+
+    for which, spec in graph_specs(model.preset).items():
+        export_graph(modules[which], spec, folder / graph_file(which, precision))
+    return half
+
+
+def export_int8(
+    model: Model,
+    folder: Path,
+    rewrites: Sequence[str],
+    accept_psnr: float | None,
+    log: Callable[[str], None],
+) -> StageAgreement:
+    """Write both graphs in int8, made of fp32 graphs that are calibrated and thrown away.
+
+    If their images are less than what is asked of int8, the generator of a KL model stays in fp32.
+    Returns what was measured of the graphs that stay.
+    """
+    from export.int8 import keep_generator, quantise_graphs
+
+    asked = {"int8_accepted_psnr": accept_psnr}
+    with tempfile.TemporaryDirectory() as name:
+        floats = Path(name)
+        export_graphs(model, floats, "fp32", rewrites)
+        quantise_graphs(model.preset, onnx_stages(floats, "fp32"), floats, folder)
+        both = verify(model, folder, "int8").model_copy(update=asked)
+        if model.autoencoder.is_vq or passed_limit(limits_of(both, "int8")) is None:
+            return both
+        keep_generator(floats, folder)
+        found = verify(model, folder, "int8").model_copy(
+            update=asked | {"int8_both_psnr": both.chain_psnr}
+        )
+        log(f"int8: {found.why_fp32}, now {found.chain_psnr:.1f} dB")
+        return found
+
+
+def graph_modules(model: Model, rewrites: Sequence[str]) -> dict[str, nn.Module]:
+    """Copies of the networks as the two graphs compute them. Raises BadInput for unknown names."""
+    generator, autoencoder = copy.deepcopy((model.generator, model.autoencoder))
+    graphs = Graphs(
+        GeneratorStep(generator, model.preset).eval(),
+        DecoderToImage(autoencoder, model.preset).eval(),
+        model.preset,
+    )
+    rewritten(graphs, rewrites)
+    return {"generator": graphs.generator, "decoder": graphs.decoder}

@@ -1,0 +1,1 @@
+"""Reading the files that the authors of LDDGAN and latent diffusion published."""

@@ -1,0 +1,301 @@
+"""Encoding all images of a data set once, into a folder of latents."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lddgan.checkpoint import FirstStage, digest_of
+from lddgan.data.feed import AHEAD, OnBad, first_line
+from lddgan.data.images import Images, to_float
+from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.files import atomic_folder, sha256_of_file
+from lddgan.networks.autoencoder import Autoencoder
+from lddgan.progress import Log, Meter
+from lddgan.torch_settings import exact_fp32
+from lddgan.training.latents import (
+    FILE,
+    RECORD,
+    SCHEMA,
+    Record,
+    Shape,
+    Values,
+    encode_moments,
+    moments_shape,
+)
+
+VERIFIED: Final = 64  # images that are encoded twice
+TOLERANCE: Final = 1e-4  # between the two, of the largest value
+TINY: Final = float(np.finfo(np.float32).tiny)
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def encode_images(
+    folder: Path,
+    first_stage: FirstStage,
+    images: Images,
+    *,
+    flip: bool,
+    device: torch.device | str,
+    batch: int,
+    workers: int,
+    on_bad: OnBad,
+    log: Log | None = None,
+    source: str = "",
+) -> int:
+    """Encode every image, with `flip` mirrored too, into a folder of latents; returns how many.
+
+    A bad image raises BadInput, or (`on_bad` "skip") is left out and told.  The folder is there
+    whole or not at all.  The autoencoder is moved to `device` and computes in float32.  Raises
+    BadInput if the folder holds anything; LddganError if the disk is full, a latent is not finite,
+    or latents that are encoded anew differ; OutOfMemory.
+    """
+    preset, digest = first_stage.preset, digest_of(first_stage)
+    encoder = Encoder(first_stage.autoencoder.to(device), torch.device(device), flip)
+    refuse_used(folder)
+    with atomic_folder(folder, os.replace) as temporary, exact_fp32():
+        path = temporary / FILE
+        whole = (len(images), 1 + flip, *moments_shape(preset))
+        with path.open("wb") as file, Meter("encoding", 0, len(images), log, "images") as meter:
+            reserve(file, whole)
+            kept = write_all(file, encoder, read_parts(images, batch, workers), on_bad, meter)
+            finish(file, (len(kept), *whole[1:]))
+        error = verify(path, encoder, images, kept, preset.latent_channels, log)
+        record = Record(
+            schema_version=SCHEMA,
+            sha256=sha256_of_file(path),
+            bytes=path.stat().st_size,
+            shape=(len(kept), *whole[1:]),
+            dtype="float32",
+            flip=flip,
+            image_size=preset.image_size,
+            dataset=preset.name,
+            autoencoder=digest,
+            source=source,
+            count=len(kept),
+            left_out=len(images) - len(kept),
+            verification_error=error,
+        )
+        (temporary / RECORD).write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    return len(kept)
+
+
+class Encoder(NamedTuple):
+    """An autoencoder, where it is, and whether it is given mirrored images too."""
+
+    autoencoder: Autoencoder
+    device: torch.device
+    flip: bool
+
+    def encode(self, images: Tensor) -> Values:
+        """Images uint8 or float32 [B,3,H,W] -> moments float32 [B,F,M,h,w]. Raises OutOfMemory."""
+        try:
+            image = to_float(images.to(self.device))
+            both = [image, image.flip(3)] if self.flip else [image]
+            moments = [encode_moments(self.autoencoder, each).cpu() for each in both]
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{self.device} has too little memory to encode {len(images)} images at once; "
+                "choose a smaller --batch"
+            ) from error
+        return torch.stack(moments, dim=1).contiguous().numpy()
+
+
+def verify(
+    path: Path,
+    encoder: Encoder,
+    images: Images,
+    kept: Sequence[int],
+    channels: int,
+    log: Log | None,
+) -> float:
+    """Encode VERIFIED of the images `kept` anew, one by one, the mirrored ones read as such.
+
+    Returns the largest difference from what the file holds, relative to the largest value, of
+    means and of log-variances.  Raises LddganError if it is above TOLERANCE.
+    """
+    stored = np.load(path, mmap_mode="r")
+    single = encoder._replace(flip=False)
+    rows = np.linspace(0, len(kept) - 1, min(VERIFIED, len(kept))).round().astype(int).tolist()
+    sides = [False, True] if encoder.flip else [False]
+    anew = []
+    with Meter("verifying", 0, len(rows), log, "images") as meter:
+        for row in rows:
+            reads = [images.read([kept[row]], [mirrored]) for mirrored in sides]
+            anew.append([single.encode(read.values)[0, 0] for read in reads])
+            meter.advance(1)
+    error = difference(np.array(anew), stored[rows], channels)
+    if not error <= TOLERANCE:
+        raise LddganError(
+            f"latents that were encoded twice differ by {error:.1e} of the largest, more than "
+            f"{TOLERANCE:.0e}: the images change, or the device is unreliable; try another --device"
+        )
+    return error
+
+
+def difference(found: Values, expected: Values, channels: int) -> float:
+    """Largest difference of moments [R,F,M,h,w] relative to the largest value expected.
+
+    That of means and log-variances, `channels` each, apart; the larger one counts.
+    """
+    parts = expected.shape[2] // channels
+    pairs = zip(np.split(found, parts, 2), np.split(expected, parts, 2), strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), TINY)) for a, b in pairs)
+
+
+# ---- reading ahead ----
+
+
+class Part(NamedTuple):
+    """Some images in a row, without those that are bad."""
+
+    kept: list[int]  # their indices
+    images: Tensor  # [len(kept),3,H,W]
+    bad: list[str]  # what is wrong with the others
+
+
+class Parts(Dataset[Part | LddganError]):
+    """Item `number`: the images number * batch and following."""
+
+    def __init__(self, images: Images, batch: int) -> None:
+        self.images, self.batch = images, batch
+
+    def __getitem__(self, number: int) -> Part | LddganError:
+        first = number * self.batch
+        try:
+            return self._read(range(first, min(first + self.batch, len(self.images))))
+        except LddganError as error:  # raised in a worker, it would arrive as a traceback
+            return error
+        except OSError as error:
+            return LddganError(f"reading the images failed: {error.strerror}")
+
+    def _read(self, part: range) -> Part:
+        reads = {index: self.images.read([index], [False]) for index in part}
+        good = {index: read.values for index, read in reads.items() if not read.bad}
+        # After a bad image, `bad` goes on with those that could not stand in for it.
+        bad = [read.bad[0] for read in reads.values() if read.bad]
+        return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
+
+
+def read_parts(images: Images, batch: int, workers: int) -> Iterator[Part]:
+    """All images in their order, read ahead by `workers`. Raises BadInput, LddganError."""
+    loader = DataLoader(
+        Parts(images, batch),
+        batch_size=None,
+        sampler=range(-(-len(images) // batch)),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        worker_init_fn=begin_reader,
+    )
+    try:
+        for part in loader:
+            if isinstance(part, LddganError):
+                raise part
+            yield part
+    except RuntimeError as error:
+        if isinstance(error, LddganError) or "worker" not in str(error):
+            raise
+        raise LddganError(f"reading the images failed: {first_line(error)}") from error
+
+
+def begin_reader(number: int) -> None:
+    """A worker leaves Ctrl-C to the process that started it, and uses one core.
+
+    SIGTERM ends it: it is what Python ends workers with when an error ends the program.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def refuse_or_tell(bad: Sequence[str], on_bad: OnBad, log: Log) -> None:
+    """Raises BadInput for the first bad image, unless such are left out."""
+    for what in bad:
+        if on_bad == "stop":
+            raise BadInput(f"{what}; leave it out, or encode with --on-bad skip")
+        log(f"left out: {what}")
+
+
+# ---- writing ----
+
+
+def write_all(
+    file: BinaryIO, encoder: Encoder, parts: Iterator[Part], on_bad: OnBad, meter: Meter
+) -> list[int]:
+    """Write the moments of all images that are not bad; returns the indices of these."""
+    kept: list[int] = []
+    for part in parts:
+        refuse_or_tell(part.bad, on_bad, meter.log)
+        if part.kept:
+            values = encoder.encode(part.images)
+            refuse_infinite(values, part.kept)
+            file.write(values.data)
+            kept += part.kept
+        meter.advance(len(part.kept) + len(part.bad))
+    if not kept:
+        raise BadInput(f"all {meter.total:,} images are bad; there is nothing to encode")
+    return kept
+
+
+def refuse_infinite(values: Values, index: Sequence[int]) -> None:
+    """Raises LddganError unless the moments [B,F,M,h,w] of the images `index` are all finite."""
+    finite = np.isfinite(values).all(axis=(1, 2, 3, 4))
+    if not finite.all():
+        number = index[int(finite.argmin())]
+        raise LddganError(
+            f"the latent of image {number} is not finite: the autoencoder is no use, train it again"
+        )
+
+
+def reserve(file: BinaryIO, shape: Shape) -> None:
+    """Begin a .npy file for float32 of `shape`, having taken the disk space for all of it.
+
+    Raises LddganError if there is too little.
+    """
+    header = npy_header(shape)
+    size = len(header) + np.dtype(np.float32).itemsize * prod(shape)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:  # where the file system cannot reserve, writing will tell
+        if error.errno in NO_ROOM:
+            raise LddganError(
+                f"the latents take {size / 1e9:.3g} GB, for which the disk has no room: "
+                f"{error.strerror}"
+            ) from error
+    file.write(header)
+
+
+def finish(file: BinaryIO, shape: Shape) -> None:
+    """End a file of `reserve` that has as many or fewer rows."""
+    file.truncate()
+    file.seek(0)
+    file.write(npy_header(shape))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def npy_header(shape: Shape) -> bytes:
+    """Of a .npy file of float32. As long for any number of rows: NumPy leaves room for digits."""
+    buffer = io.BytesIO()
+    fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise BadInput unless `folder` is empty or does not exist."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder} exists and is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty; choose another --out")

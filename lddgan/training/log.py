@@ -1,0 +1,298 @@
+"""What a training writes about itself while it runs: its losses and pictures of how far it is."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lddgan.errors import BadInput, LddganError
+from lddgan.extras import require
+from lddgan.files import atomic_write
+from lddgan.pictures import grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+LINES: Final = 1000  # of losses in a run, about
+FEW: Final = 60  # points that are drawn one by one; more get a smooth line
+SMOOTHED: Final = 0.03  # of all points; those that a point of the smooth line averages
+DECADES: Final = 2  # that a loss must span for a logarithmic axis
+PANEL: Final = (4.6, 1.9)  # inches
+DPI: Final = 130
+COLOURS: Final = ("#2b6cb0", "#b7791f", "#2f855a", "#6b46c1", "#c53030", "#0987a0", "#5a5a5a")
+GREY: Final = "#5a5a5a"
+
+
+class Line(NamedTuple):
+    """Mean losses, by name, of the steps since the line before."""
+
+    step: int  # the last of them, counted from 0
+    losses: dict[str, float]
+
+
+class Diary:
+    """Losses and pictures of one stage of a training, as files in its folder.
+
+        <stage>.losses.jsonl         means over intervals of steps, one JSON object per line
+        <stage>.losses.png           the same as curves, drawn at the end
+        samples/<stage>-0001000.png  grids of images
+        tensorboard/<stage>/         both, for `tensorboard --logdir FOLDER/tensorboard`
+
+    `first` is the step to begin with, of `total`; what an earlier run noted of it and of later
+    steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager;
+    `finish` ends a stage that was not broken off.
+
+    Raises LddganError if TensorBoard or matplotlib is missing or the folder cannot be written to,
+    BadInput if the earlier run's losses are damaged.
+    """
+
+    def __init__(
+        self, folder: Path, stage: str, first: int, total: int, *, writes: bool = True
+    ) -> None:
+        self.folder, self.stage, self.total = folder, stage, total
+        self.every = interval(total)
+        self.since: list[dict[str, float]] = []  # losses of the steps since the last line
+        self.writer: SummaryWriter | None = None
+        if not writes:
+            return
+        require("tensorboard", "matplotlib")
+        lines = read_losses(self.path) if first > 0 else []
+        atomic_write(self.path, b"".join(encoded(line) for line in lines if line.step < first))
+        self.writer = open_writer(folder / "tensorboard" / stage, first)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """Of the losses."""
+        return self.folder / f"{self.stage}.losses.jsonl"
+
+    def note(self, step: int, losses: Mapping[str, float]) -> None:
+        """The losses, by name, of step `step` (from 0); to be called after every step.
+
+        A loss may be absent: means are over the steps that have it.
+        """
+        if self.writer is None:
+            return
+        self.since.append(dict(losses))
+        if not ends_interval(step, self.every, self.total):
+            return
+        line = Line(step, means(self.since))
+        self.since.clear()
+        with writing(self.path):
+            with self.path.open("ab") as file:
+                file.write(encoded(line))
+            for name, value in line.losses.items():
+                self.writer.add_scalar(f"{self.stage}/{name}", value, step)
+            self.writer.flush()
+
+    def picture(self, step: int, images: NDArray[np.uint8]) -> None:
+        """A grid of uint8 [N,H,W,3], made after `step` steps."""
+        if self.writer is None:
+            return
+        picture, path = grid(images), self.folder / "samples" / f"{self.stage}-{step:07d}.png"
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        atomic_write(path, buffer.getbuffer())
+        with writing(path):
+            last = max(0, step - 1)  # a run resumed at `step` hides what is there from `step` on
+            self.writer.add_image(f"{self.stage}/samples", picture, last, dataformats="HWC")
+            self.writer.flush()
+
+    def finish(self) -> None:
+        """Draw the losses, if there are any, and close the files."""
+        if self.writer is None:
+            return
+        self.close()
+        lines = read_losses(self.path)
+        if any(line.losses for line in lines):
+            buffer = io.BytesIO()
+            figure = losses_figure(self.stage, lines)
+            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            atomic_write(self.path.with_suffix(".png"), buffer.getbuffer())
+
+    def close(self) -> None:
+        """Close the files; what was noted since the last whole interval is lost."""
+        if self.writer is not None:
+            with writing(self.folder / "tensorboard"):
+                self.writer.close()
+            self.writer = None
+
+
+# ---- losses as lines ----
+
+
+def interval(total: int) -> int:
+    """Over how many of `total` steps losses are averaged."""
+    return max(1, total // LINES)
+
+
+def ends_interval(step: int, every: int, total: int) -> bool:
+    """Whether an interval of `every` steps, or the whole run, ends with step `step`."""
+    return (step + 1) % every == 0 or step + 1 == total
+
+
+def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each loss over the steps that have it."""
+    values: dict[str, list[float]] = {}
+    for losses in steps:
+        for name, value in losses.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def encoded(line: Line) -> bytes:
+    """One JSON object: {"step": 99, "g": 0.7}"""
+    return json.dumps({"step": line.step} | line.losses).encode() + b"\n"
+
+
+def decoded(row: bytes) -> Line:
+    """The inverse of `encoded`. Raises ValueError, KeyError, TypeError or AttributeError."""
+    losses = json.loads(row)
+    return Line(losses.pop("step"), losses)
+
+
+def read_losses(path: Path) -> list[Line]:
+    """The lines in `path`, none if it does not exist; a half-written last one is left out.
+
+    Raises BadInput if another one is damaged.
+    """
+    if not path.exists():
+        return []
+    rows = path.read_bytes().splitlines()
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines.append(decoded(row))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number < len(rows):
+                raise BadInput(
+                    f"{path}: line {number} holds no losses; mend it, or delete the file to go on "
+                    "without what it holds"
+                ) from error
+    return lines
+
+
+def curves(lines: Sequence[Line]) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of each loss, by name in the order in which they appear."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for line in lines:
+        for name, value in line.losses.items():
+            steps, values = found.setdefault(name, ([], []))
+            steps.append(line.step)
+            values.append(value)
+    return found
+
+
+# ---- losses as a picture ----
+
+
+def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
+    """A panel for each loss, in rows of one or two; there must be one at least."""
+    from matplotlib.figure import Figure
+
+    found = curves(lines)
+    columns = 1 if len(found) < 3 else 2
+    rows = math.ceil(len(found) / columns)
+    size = (PANEL[0] * (1.5 if columns == 1 else 2), PANEL[1] * rows + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(f"losses of the {title}", fontsize=10, x=0.01, ha="left")
+    figure.supxlabel("step", fontsize=8)
+    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for spare in panels[len(found) :]:
+        spare.remove()
+    for place, (axes, (name, (steps, values))) in enumerate(
+        zip(panels[: len(found)], found.items(), strict=True)
+    ):
+        draw_loss(axes, steps, values, COLOURS[place % len(COLOURS)])
+        axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
+        axes.tick_params(labelbottom=place >= len(found) - columns)  # the lowest of its column
+    end = max(1, lines[-1].step)
+    panels[0].set_xlim(-0.02 * end, 1.02 * end)  # of all
+    return figure
+
+
+def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
+    """One curve: points if there are few, else a pale line with a smooth one over it."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    if len(steps) <= FEW:
+        axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3)
+        last = values[-1]
+    else:
+        smooth = smoothed(values, round(SMOOTHED * len(values)))
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+        axes.plot(steps, smooth, color=colour, linewidth=1.4)
+        last = float(smooth[-1])
+    said = f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.3g}"
+    axes.set_title(f"last: {said}", loc="right", fontsize=8, color=GREY)
+    if is_wide(values):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e2e2e2", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
+    """At each point the mean of it and up to `width` // 2 values on either side.
+
+    As many after it as before it, for beginnings are steep; at the end fewer after it.
+    """
+    at = np.arange(len(values))
+    half = np.minimum(width // 2, at)
+    low, high = at - half, np.minimum(at + half + 1, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    smooth: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
+    return smooth
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether a loss is only readable on a logarithmic axis."""
+    return min(values) > 0 and max(values) > 10**DECADES * min(values)
+
+
+# ---- files ----
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the disk's errors while writing `path` into LddganError."""
+    try:
+        yield
+    except OSError as error:
+        raise LddganError(f"cannot write {path}: {error.strerror}") from error
+
+
+def open_writer(folder: Path, first: int) -> SummaryWriter:
+    """TensorBoard's writer into `folder`, hiding what it holds of step `first` and later.
+
+    It hides every tag of the folder: hence one per stage.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with writing(folder):
+        return SummaryWriter(str(folder), purge_step=first)

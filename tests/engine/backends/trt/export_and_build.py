@@ -1,0 +1,86 @@
+"""Export graphs of random weights, or build plans of graphs with the real builder.
+
+usage: export_and_build.py export DATASET FOLDER PRECISION           needs torch
+       export_and_build.py build DATASET PRECISION PROFILE FILE...   needs `tensorrt`; prints JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from export.bundle import graph_file
+from export.graphs import GraphSpec, Precision, graph_specs
+from lddgan.presets import get_preset
+
+
+def export(dataset: str, folder: str, precision: Precision) -> None:
+    from export.exporter import graph_modules
+    from export.fp16 import to_half
+    from export.rewrites import TAKES
+    from export.to_onnx import export_graph
+    from lddgan.checkpoint import random_model
+
+    preset = get_preset(dataset)
+    for which, module in graph_modules(random_model(preset), TAKES[precision]).items():
+        whole = to_half(module) if precision == "fp16" else module
+        path = Path(folder) / graph_file(which, precision)
+        export_graph(whole, graph_specs(preset)[which], path)
+
+
+def build(dataset: str, precision: Precision, profile: str, *files: str) -> None:
+    from engine.backends.trt.build import BuildOptions, Profile
+
+    options = BuildOptions(precision=precision, profile=Profile.parse(profile))
+    specs = graph_specs(get_preset(dataset))
+    found = {}
+    for path in map(Path, files):
+        which = path.name.partition(".")[0]
+        found[which] = build_one(path, specs[which], options)
+    print(json.dumps(found))
+
+
+def build_one(path: Path, spec: GraphSpec, options: Any) -> dict[str, Any]:
+    """Build one plan; what it is, what was reported, and the tensors that the parser saw."""
+    from engine.backends.trt.build import build_graph
+    from engine.backends.trt.library import load
+
+    library = load("trt")
+    heard: list[int] = []
+    built = build_graph(
+        library,
+        path,
+        spec,
+        options,
+        timing_cache=None,
+        workspace=None,
+        progress=lambda done, total: heard.append(done),
+    )
+    return {
+        "bytes": len(built.plan),
+        "seconds": built.seconds,
+        "heard": heard,
+        "tensors": tensors(library, path),
+    }
+
+
+def tensors(library: Any, path: Path) -> list[tuple[str, list[int], str]]:
+    """Name, shape and dtype of every input and output, read by the parser alone."""
+    from engine.backends.trt.build import parse
+
+    logger = library.logger()
+    builder = library.module.Builder(logger)
+    network = builder.create_network(0)
+    parser = parse(library, logger, network, path)
+    found = [network.get_input(index) for index in range(network.num_inputs)]
+    found += [network.get_output(index) for index in range(network.num_outputs)]
+    listed = [(each.name, list(each.shape), each.dtype.name) for each in found]
+    del parser
+    return listed
+
+
+if __name__ == "__main__":
+    command, *arguments = sys.argv[1:]
+    {"export": export, "build": build}[command](*arguments)

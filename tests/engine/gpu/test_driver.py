@@ -1,0 +1,93 @@
+"""The driver where nvidia-smi is missing, with a library made of C in its place."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench.machine import gpu
+from engine import doctor
+from engine.gpu import driver
+from lddgan.errors import LddganError
+
+SOURCE = """
+#include <string.h>
+int cuInit(unsigned flags) { return CODE; }
+int cuDeviceGet(int *device, int ordinal) { return *device = 7, ordinal; }
+int cuDeviceGetName(char *name, int size, int device) {
+    return device != 7 || !strncpy(name, "NVIDIA H200", size);
+}
+"""
+
+
+pytestmark = pytest.mark.usefixtures("driver_asked_anew")
+
+
+@pytest.fixture
+def libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Makes a libcuda.so.1 whose cuInit gives a code; there is no nvidia-smi."""
+    compiler = shutil.which("gcc")
+    path = tmp_path / "path"
+    path.mkdir()
+
+    def make(code: int) -> None:
+        if compiler is None:
+            pytest.skip("gcc is not installed")
+        (tmp_path / "cuda.c").write_text(SOURCE)
+        library = tmp_path / "libcuda.so.1"
+        options = ["-shared", "-fPIC", f"-DCODE={code}", "-o", str(library)]
+        subprocess.run([compiler, *options, str(tmp_path / "cuda.c")], check=True)
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        monkeypatch.setenv("PATH", str(path))
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return make
+
+
+def test_a_gpu_without_nvidia_smi_is_used(libcuda) -> None:
+    libcuda(0)
+    assert driver.why_no_gpu() is None
+    assert driver.find_gpu().description == "NVIDIA H200"
+    assert doctor.examine().gpu == "NVIDIA H200"
+
+
+def test_a_row_says_what_nvidia_smi_would_have_known(libcuda) -> None:
+    libcuda(0)
+    found = gpu()
+    assert (found.name, found.sm_clock) == ("NVIDIA H200", "unknown: nvidia-smi is missing")
+
+
+def test_a_row_of_no_gpu_says_what_a_container_needs(libcuda) -> None:
+    libcuda(100)
+    with pytest.raises(LddganError, match=r"nvidia-smi is missing.*CAPABILITIES=compute,utility"):
+        gpu()
+
+
+def test_a_library_that_finds_no_gpu(libcuda) -> None:
+    libcuda(100)
+    assert driver.why_no_gpu() == (
+        "no NVIDIA GPU: nvidia-smi is missing, and libcuda.so.1 reports CUDA error 100"
+    )
+
+
+def test_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(driver, "NAMING", driver.NAMING.replace("libcuda.so.1", "libnone.so.1"))
+    assert driver.why_no_gpu() == (
+        "no NVIDIA GPU: no driver is installed here (nvidia-smi is missing, and so is libnone.so.1)"
+    )
+
+
+def test_a_library_that_is_broken_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(driver, "NAMING", "import os; os.kill(os.getpid(), 11)")
+    cause = "no NVIDIA GPU: nvidia-smi is missing, and libcuda.so.1 is broken"
+    assert driver.why_no_gpu() == cause
+    driver.find_gpu.cache_clear()
+    monkeypatch.setattr(driver, "NAMING", "raise AttributeError('cuInit')")
+    assert driver.why_no_gpu() == "no NVIDIA GPU: AttributeError: cuInit"

@@ -1,0 +1,419 @@
+"""Choosing an engine: the best that runs, or the causes; never another one in silence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any, ClassVar
+
+import onnxruntime
+import pytest
+
+from engine import registry
+from engine.backends import ort
+from engine.gpu import driver
+from engine.registry import choose, open_engine, survey
+from lddgan.errors import BadInput, LddganError
+from lddgan.presets import get_preset
+from tests.needs import needs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Sets why each thing is missing; None is "it is there"."""
+
+    def set_causes(
+        gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT", fused="no Triton"
+    ) -> None:
+        def why_unusable(name: str) -> str | None:
+            return f"{name} is gone" if name in missing else None
+
+        monkeypatch.setattr(registry, "why_no_gpu", lambda: gpu)
+        monkeypatch.setattr(registry, "why_unusable", why_unusable)
+        monkeypatch.setattr(registry, "why_no_tensorrt", lambda name: trt and f"{trt} ({name})")
+        monkeypatch.setattr(registry, "why_no_fused", lambda: fused)
+        monkeypatch.setattr(registry, "why_no_ort_cuda", lambda: ort_cuda)
+        monkeypatch.setattr(registry, "why_no_torch_cuda", lambda: torch_cuda)
+
+    return set_causes
+
+
+def test_auto_takes_the_first_that_runs(machine) -> None:
+    machine(trt=None)
+    assert choose("auto", "auto") == ("trt", "cuda", "fp16")
+    machine(fused=None)
+    assert choose("auto", "auto") == ("fused", "cuda", "fp16")
+    machine()
+    assert choose("auto", "auto") == ("ort", "cuda", "fp32")
+    machine(ort_cuda="CPU package")
+    assert choose("auto", "auto") == ("torch", "cuda", "fp32")
+    assert choose("auto", "auto", "fp16") == ("torch", "cuda", "fp16")
+    machine(gpu="no GPU")
+    assert choose("auto", "auto") == ("openvino", "cpu", "fp32")
+    machine(gpu="no GPU", missing=("openvino",))
+    assert choose("auto", "auto") == ("ort", "cpu", "fp32")
+    machine(gpu="no GPU", missing=("openvino", "onnxruntime"))
+    assert choose("auto", "auto") == ("torch", "cpu", "fp32")
+    machine(ort_cuda="CPU package", missing=("onnxruntime",))
+    assert choose("auto", "auto") == ("torch", "cuda", "fp32")
+
+
+def test_the_default_precision_is_one_that_the_bundle_has(machine) -> None:
+    machine(trt=None)
+    assert choose("trt", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")
+    assert choose("trt", "auto", None, ("fp32", "fp16")) == ("trt", "cuda", "fp16")
+    assert choose("ort", "auto", None, ("fp32", "fp16")) == ("ort", "cuda", "fp32")
+    assert choose("ort", "auto", None, ("fp16",)) == ("ort", "cuda", "fp16")
+    assert choose("torch", "auto", None, ("fp16",)) == ("torch", "cuda", "fp32")
+    assert choose("torch-compile", "auto", None, ("fp32",)) == ("torch-compile", "cuda", "fp16")
+    machine(fused=None)
+    assert choose("fused", "auto", None, ("fp32",)) == ("fused", "cuda", "fp32")
+    assert choose("fused", "auto", "fp16", ("fp32",)) == ("fused", "cuda", "fp16")
+
+
+def test_narrow_models_are_faster_with_onnx_runtime(machine) -> None:
+    machine(gpu="no GPU")
+    digits, lsun = get_preset("digits"), get_preset("lsun")
+    assert choose("auto", "auto", preset=lsun) == ("openvino", "cpu", "fp32")
+    assert choose("auto", "auto", preset=digits) == ("ort", "cpu", "fp32")
+    assert choose("openvino", "auto", preset=digits) == ("openvino", "cpu", "fp32")
+    machine(gpu="no GPU", missing=("onnxruntime",))
+    assert choose("auto", "auto", preset=digits) == ("openvino", "cpu", "fp32")
+    machine(trt=None)
+    assert choose("auto", "auto", preset=digits) == ("trt", "cuda", "fp16")
+
+
+def test_bf16_is_for_the_fused_engine_and_needs_no_graph(machine) -> None:
+    machine(trt=None, fused=None)
+    assert choose("auto", "auto", "bf16", ("fp32",)) == ("fused", "cuda", "bf16")
+    for engine, device in [("trt", "auto"), ("ort", "auto"), ("torch", "cuda"), ("auto", "cpu")]:
+        with pytest.raises(BadInput, match=r"^bf16 runs with --engine fused on --device cuda only"):
+            choose(engine, device, "bf16")
+    machine(trt=None, fused="no Triton")
+    with pytest.raises(LddganError, match=r"^fused on cuda: no Triton"):
+        choose("auto", "auto", "bf16")
+
+
+def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) -> None:
+    machine(trt=None)
+    assert choose("auto", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")
+    assert choose("auto", "auto", "fp16", ("fp32",)) == ("torch", "cuda", "fp16")
+    machine(gpu="no GPU")
+    with pytest.raises(
+        LddganError, match="torch on cuda: no GPU; torch-compile on cuda: no GPU; `"
+    ):
+        choose("auto", "auto", "fp16", ("fp32",))
+    with pytest.raises(LddganError, match="nothing runs fp16 on cpu, the bundle holds fp32"):
+        choose("auto", "cpu", "fp16", ("fp32",))
+
+
+def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
+    machine()
+    assert choose("torch", "auto", "fp32")[:2] == ("torch", "cuda")
+    assert choose("auto", "cpu", "fp32")[:2] == ("openvino", "cpu")
+    assert choose("ort", "cpu", "fp32")[:2] == ("ort", "cpu")
+    machine(gpu="no GPU")
+    assert choose("torch", "auto", "fp32")[:2] == ("torch", "cpu")
+    with pytest.raises(LddganError, match="ort on cuda: no GPU"):
+        choose("ort", "cuda", "fp32")
+    machine(missing=("onnxruntime",), ort_cuda="onnxruntime is gone")
+    with pytest.raises(LddganError, match=r"ort on cuda: .*; ort on cpu: onnxruntime is gone"):
+        choose("ort", "auto", "fp32")
+    with pytest.raises(LddganError, match="the trt engine does not run on cpu"):
+        choose("trt", "cpu", "fp32")
+
+
+def test_nothing_that_runs_lists_every_cause(machine) -> None:
+    machine(gpu="no GPU", missing=("torch", "openvino", "onnxruntime"))
+    with pytest.raises(LddganError) as caught:
+        choose("auto", "auto", "fp32")
+    assert str(caught.value) == (
+        "trt on cuda: no GPU; trt-rtx on cuda: no GPU; fused on cuda: no GPU; ort on cuda: no GPU; "
+        "torch on cuda: no GPU; torch-compile on cuda: no GPU; openvino on cpu: openvino is gone; "
+        "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone; "
+        "`lddgan doctor` says what runs here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("causes", "said"),
+    [({"gpu": "no GPU here"}, "no GPU here"), ({"trt": "not installed"}, "not installed")],
+)
+def test_trt_says_why_it_cannot_run(machine, tiny_bundle: Path, causes: dict, said: str) -> None:
+    machine(**causes)
+    with pytest.raises(LddganError, match=f"trt on cuda: {said}") as caught:
+        open_engine(tiny_bundle, "trt")
+    assert not isinstance(caught.value, BadInput)
+
+
+def test_survey_has_every_engine_once_best_first(machine) -> None:
+    machine(gpu="no GPU")
+    found = list(survey())
+    assert [candidate[:2] for candidate in found] == [
+        ("trt", "cuda"),
+        ("trt-rtx", "cuda"),
+        ("fused", "cuda"),
+        ("ort", "cuda"),
+        ("torch", "cuda"),
+        ("torch-compile", "cuda"),
+        ("openvino", "cpu"),
+        ("ort", "cpu"),
+        ("torch", "cpu"),
+    ]
+    assert [c.why_not for c in found] == [*["no GPU"] * 6, None, None, None]
+
+
+def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
+    for engine, device in (("onnx", "auto"), ("ORT", "auto"), ("ort", "gpu"), ("ort", "cuda:0")):
+        with pytest.raises(BadInput, match=r"engine is one of auto, torch, .*; device of auto"):
+            open_engine(tiny_bundle, engine, device=device)
+
+
+def test_torch_is_the_fp32_baseline_only(tiny_bundle: Path) -> None:
+    with pytest.raises(BadInput, match="PyTorch runs fp16 on a GPU only"):
+        open_engine(tiny_bundle, "torch", "fp16", "cpu")
+
+
+def test_precision_that_the_bundle_lacks_is_refused(tiny_vq_bundle: Path) -> None:
+    with pytest.raises(BadInput, match="holds fp32, not fp16"):
+        open_engine(tiny_vq_bundle, "ort", "fp16", "cpu")
+
+
+def test_streams_and_graphs_are_for_tensorrt(tiny_bundle: Path) -> None:
+    for options in ({"stream": object()}, {"cuda_graph": False}):
+        with pytest.raises(BadInput, match="the ort engine takes no stream and captures no CUDA"):
+            open_engine(tiny_bundle, "ort", device="cpu", **options)
+
+
+def test_description_says_what_runs(tiny_bundle: Path) -> None:
+    ort = open_engine(tiny_bundle, "ort", "fp16", "cpu")
+    assert ort.description == f"ort fp16 on CPU (ONNX Runtime {onnxruntime.__version__})"
+    baseline = open_engine(tiny_bundle, "torch", device="cpu")
+    assert baseline.description.startswith("torch fp32 on CPU (")
+    assert ort.random_weights and baseline.random_weights
+
+
+# ---- libraries that are not asked for, or broken ----
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Puts a package that raises as it is imported in the place of the real one."""
+
+    def put(package: str, source: str) -> None:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(source)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return put
+
+
+@needs("openvino")
+@pytest.mark.parametrize(
+    "source", ["raise OSError('libcudnn.so.9: cannot\\nopen')", "raise ImportError('no symbol')"]
+)
+def test_a_library_that_cannot_be_loaded_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, broken, source: str
+) -> None:
+    monkeypatch.setattr(registry, "why_no_gpu", lambda: "no GPU")
+    broken("torch", source)
+    assert choose("auto", "auto")[:2] == ("openvino", "cpu")
+    with pytest.raises(LddganError, match="torch on cpu: torch is installed but cannot be") as said:
+        choose("torch", "cpu")
+    assert "\n" not in str(said.value) and "install it again" in str(said.value)
+    assert len(list(survey())) == 9
+
+
+def test_onnxruntime_that_lost_parts_is_one_sentence(broken) -> None:
+    broken("onnxruntime", "")
+    with pytest.raises(LddganError, match="ort on cpu: parts of the installed onnxruntime are"):
+        choose("ort", "cpu")
+    assert "--force-reinstall --no-deps onnxruntime-gpu" in str(registry.why_no_ort_cuda())
+
+
+def test_a_choice_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(registry, "why_no_gpu", lambda: asked.append("gpu"))
+    monkeypatch.setattr(
+        registry, "why_no_library", lambda engine, device: asked.append((engine, device))
+    )
+    assert choose("ort", "cpu")[:2] == ("ort", "cpu")
+    assert asked == [("ort", "cpu")]
+    asked.clear()
+    assert choose("auto", "auto")[:2] == ("trt", "cuda")
+    assert asked == ["gpu", ("trt", "cuda")]
+
+
+# ---- ONNX Runtime that leaves the GPU in silence ----
+
+
+@pytest.fixture
+def session_class(monkeypatch: pytest.MonkeyPatch):
+    """Puts a class in the place of InferenceSession; preload_dlls complains as the real one."""
+
+    def put(kind: type) -> None:
+        fake = types.SimpleNamespace(
+            InferenceSession=kind,
+            SessionOptions=onnxruntime.SessionOptions,
+            capi=onnxruntime.capi,
+            preload_dlls=lambda: print("Failed to load libcublas.so.13"),
+        )
+        monkeypatch.setattr(ort, "onnxruntime", fake)
+
+    return put
+
+
+class FallsBack:
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, path, options, providers, enable_fallback) -> None:
+        self.asked.append((*providers, enable_fallback))
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_session_that_fell_back_to_the_cpu_is_refused(session_class, tmp_path, capsys) -> None:
+    session_class(FallsBack)
+    with pytest.raises(LddganError, match="CUDAExecutionProvider: it could not load its CUDA lib"):
+        ort.open_session(tmp_path / "x.onnx", "cuda", "fp32")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "Failed to load libcublas.so.13\n")
+    ort.open_session(tmp_path / "x.onnx", "cpu", "fp32")
+    assert capsys.readouterr().err == ""
+    cuda = {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
+    assert FallsBack.asked == [
+        (("CUDAExecutionProvider", cuda), False),
+        (("CPUExecutionProvider", {}), False),
+    ]
+
+
+def test_tf32_is_for_fp16_to_use() -> None:
+    assert "use_tf32" not in ort.provider_options("cuda", "fp16")
+    assert ort.provider_options("cuda", "fp32")["use_tf32"] == "0"
+
+
+def test_a_provider_that_fails_is_no_bad_file(session_class, tmp_path: Path) -> None:
+    class Fails:
+        def __init__(self, *_, **__) -> None:
+            raise RuntimeError("CUDA failure 35: the driver is insufficient\nat cuda_call.cc")
+
+    session_class(Fails)
+    with pytest.raises(
+        LddganError, match=r"CUDAExecutionProvider: CUDA failure 35.*; install a"
+    ) as said:
+        ort.open_session(tmp_path / "x.onnx", "cuda", "fp32")
+    assert not isinstance(said.value, BadInput) and "\n" not in str(said.value)
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="onnxruntime-gpu is installed",
+)
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cpu_package_asked_for_cuda_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(LddganError, match="could not start its CUDAExecutionProvider"):
+        ort.open_session(tiny_bundle / "decoder.fp32.onnx", "cuda", "fp32")
+
+
+# ---- the GPU ----
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_asked_anew: None):
+    """Puts a program of that name first in an otherwise empty PATH."""
+
+    def write(body: str | None) -> None:
+        driver.find_gpu.cache_clear()
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if body is not None:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+
+    return write
+
+
+def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
+    nvidia_smi(None)
+    assert "nvidia-smi is missing" in str(driver.why_no_gpu())
+    nvidia_smi("echo 'Driver/library version mismatch'; exit 18")
+    assert driver.why_no_gpu() == (
+        "no NVIDIA GPU: the driver says 'Driver/library version mismatch'"
+    )
+    nvidia_smi("exit 0")
+    assert driver.why_no_gpu() is not None
+    nvidia_smi("echo 'NVIDIA A100'")
+    assert driver.why_no_gpu() is None
+
+
+def test_the_driver_is_asked_once(nvidia_smi, tmp_path: Path) -> None:
+    nvidia_smi(f"echo asked >>{tmp_path}/asked; echo 'NVIDIA H100, 580, 81559 MiB'")
+    for _ in range(3):
+        assert driver.why_no_gpu() is None
+    assert driver.find_gpu().description == "NVIDIA H100, 580, 81559 MiB"
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        (None, ""),
+        ("2", "-i 2 "),
+        ("3,1", "-i 3 "),
+        (UUID, f"-i {UUID} "),
+        ("GPU-8932f937", ""),  # CUDA takes the beginning of a UUID, nvidia-smi does not
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", ""),
+    ],
+)
+def test_the_gpu_asked_about_is_the_one_that_cuda_sees_first(
+    nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+) -> None:
+    nvidia_smi('echo "$@"')
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert driver.ask_driver("name") == f"{asked}--query-gpu=name --format=csv,noheader"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_hidden_gpus_are_none(nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    nvidia_smi("echo NVIDIA H200")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    said = f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={visible} hides every GPU"
+    assert driver.why_no_gpu() == said
+
+
+def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert str(registry.why_no_ort_cuda()).endswith(
+        "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+    )
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
+    )
+    assert registry.why_no_ort_cuda() is None
+
+
+@needs("openvino")
+def test_choosing_without_a_gpu_imports_what_is_chosen_only(tmp_path: Path) -> None:
+    program = (
+        "import sys, engine.registry as s; s.choose('auto', 'auto'); "
+        "print(sorted({'torch', 'tensorrt', 'onnxruntime', 'openvino'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "['openvino']\n", done.stderr

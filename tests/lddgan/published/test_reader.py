@@ -1,0 +1,373 @@
+"""Published files become a Model: the recorded cases, what is left out, and what is refused."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lddgan import diffusion
+from lddgan.checkpoint import Model, load_checkpoint, save_checkpoint
+from lddgan.errors import BadInput
+from lddgan.presets import PRESETS, Preset, get_preset
+from lddgan.published import shapes
+from lddgan.published.reader import expected_shapes, fit, import_autoencoder, import_published
+from tests import published_files as files
+from tests.published_files import (
+    Tiny,
+    network_state,
+    official_state,
+    recorded,
+    tiny_preset,
+    zero_state,
+)
+
+TOLERANCE = 1e-4  # of the largest value (NETWORKS.md)
+
+
+def deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+# ---- the recorded cases, through files in the published formats ----
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("cifar10")
+    return import_published(
+        "cifar10",
+        files.netg_file(folder / "netG_1.pth", official_state("cifar10/generator")),
+        files.kl_file(folder / "kl.ckpt", official_state("cifar10/autoencoder")),
+    )
+
+
+@pytest.fixture(scope="module")
+def lsun(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The decoder has the recorded weights, the rest is zero."""
+    folder = tmp_path_factory.mktemp("lsun")
+    codec = zero_state("lsun/autoencoder") | {
+        name: tensor
+        for part in ("decoder.", "post_quant_conv.")
+        for name, tensor in official_state("lsun/autoencoder", only=part).items()
+        if name.startswith(part)
+    }
+    return import_published(
+        "lsun",
+        files.netg_file(folder / "netG_625.pth", zero_state("lsun/generator")),
+        files.latent_diffusion_file(folder / "model.ckpt", codec),
+    )
+
+
+@torch.no_grad()
+def test_cifar10_generator_is_the_recorded_one(cifar10: Model) -> None:
+    case = recorded("cifar10_generator")
+    assert deviation(cifar10.generator(case["x_t"], case["t"], case["z"]), case["x0"]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_cifar10_autoencoder_is_the_recorded_one(cifar10: Model) -> None:
+    case = recorded("cifar10_autoencoder")
+    mean, logvar = cifar10.autoencoder.moments(case["image"])
+    assert deviation(cifar10.autoencoder.decode(case["latent"]), case["decoded"]) < TOLERANCE
+    assert deviation(mean, case["mean"]) < TOLERANCE
+    assert deviation(logvar, case["logvar"]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_cifar10_sampler_is_the_recorded_one(cifar10: Model) -> None:
+    case = recorded("cifar10_sampler")
+    x_0 = diffusion.sample(cifar10.generator, cifar10.preset, case["x_T"], case["z"], case["noise"])
+    assert deviation(x_0, case["x_0"]) < TOLERANCE
+    assert cifar10.preset.scale_factor == case["scale_factor"]
+
+
+@torch.no_grad()
+def test_lsun_decoder_is_the_recorded_one(lsun: Model) -> None:
+    case = recorded("lsun_decoder_small")
+    assert deviation(lsun.autoencoder.decode(case["latent"]), case["decoded"]) < TOLERANCE
+
+
+def test_celeba_256_loads_strictly(tmp_path: Path) -> None:
+    model = import_published(
+        "celeba_256",
+        files.netg_file(tmp_path / "netG.pth", zero_state("celeba_256/generator")),
+        files.latent_diffusion_file(tmp_path / "vq.ckpt", zero_state("celeba_256/autoencoder")),
+    )
+    assert model.preset == get_preset("celeba_256")
+    assert list(model.generator.state_dict()) == list(files.official_keys()["celeba_256/generator"])
+    assert model.autoencoder.quantize is not None
+
+
+def test_provenance_tells_where_everything_went(lsun: Model) -> None:
+    known = lsun.provenance
+    assert known["dataset"] == "lsun"
+    assert known["ema"]
+    assert known["generator"]["file"] == "netG_625.pth"
+    assert len(known["generator"]["sha256"]) == len(known["autoencoder"]["sha256"]) == 64
+    assert known["generator"]["left_out"] == {}
+    assert known["autoencoder"]["left_out"] == {
+        "first_stage_model.loss.": 3,
+        "model.diffusion_model.": 2,
+        "model_ema.": 2,
+        "cond_stage_model.": 1,
+        "betas": 1,
+        "alphas_cumprod": 1,
+        "scale_factor": 1,
+        "callbacks": 1,
+        "optimizer_states": 1,
+    }
+    assert known["differs_from_preset"] == {}
+    assert known["notes"] == []
+
+
+# ---- the ways a file may be written ----
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_names_with_and_without_module(tiny: Tiny, prefix: str) -> None:
+    path = files.netg_file(tiny.folder / "g.pth", tiny.state, prefix)
+    assert files.same_state(tiny.load(generator=path).generator, tiny.state)
+
+
+def test_names_half_prefixed_are_refused(tiny: Tiny) -> None:
+    path = files.netg_file(tiny.folder / "g.pth", tiny.state)
+    state = torch.load(path, weights_only=True)
+    state["all_modules.0.weight"] = state.pop("module.all_modules.0.weight")
+    torch.save(state, path)
+    tiny.refuses("mixes", "all_modules.0.weight", generator=path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_become_float32(tiny: Tiny, dtype: torch.dtype) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in tiny.state.items()}
+    model = tiny.load(generator=files.netg_file(tiny.folder / "g.pth", state))
+    assert files.same_state(model.generator, {k: v.float() for k, v in state.items()})
+
+
+def test_parameters_and_shared_storage_are_read(tiny: Tiny) -> None:
+    joined = torch.cat([tensor.flatten() for tensor in tiny.state.values()])
+    views = joined.split([tensor.numel() for tensor in tiny.state.values()])
+    state = {
+        name: torch.nn.Parameter(view.view(tensor.shape))
+        for (name, tensor), view in zip(tiny.state.items(), views, strict=True)
+    }
+    model = tiny.load(generator=files.netg_file(tiny.folder / "g.pth", state))
+    assert files.same_state(model.generator, tiny.state)
+
+
+def test_reads_the_format_before_zip(tiny: Tiny) -> None:
+    path = tiny.folder / "legacy.pth"
+    torch.save(files.prefixed("module.", tiny.state), path, _use_new_zipfile_serialization=False)
+    assert files.same_state(tiny.load(generator=path).generator, tiny.state)
+
+
+def test_autoencoder_as_a_plain_state_dict(tiny: Tiny) -> None:
+    torch.save(tiny.codec, tiny.folder / "plain.pth")
+    model = tiny.load(autoencoder=tiny.folder / "plain.pth")
+    assert files.same_state(model.autoencoder, tiny.codec)
+
+
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_numpy_scalars_of_either_age(tiny: Tiny, core: bytes) -> None:
+    name = np.float64(1).__reduce__()[0].__module__.encode()  # type: ignore[index,union-attr]
+    files.rewrite_pickle(tiny.ckpt, name, core + b".multiarray")
+    assert files.same_state(tiny.load().autoencoder, tiny.codec)
+
+
+def test_reading_leaves_no_trace_in_torch(tiny: Tiny) -> None:
+    before = torch.serialization.get_safe_globals()
+    tiny.load()
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_an_imported_model_survives_its_checkpoint(tiny: Tiny) -> None:
+    model = tiny.load()
+    again = load_checkpoint(save_checkpoint(tiny.folder / "m.safetensors", model))
+    assert again.provenance == model.provenance
+    assert files.same_state(again.generator, tiny.state)
+
+
+# ---- content.pth ----
+
+
+def test_the_average_is_taken_from_a_training_state(tiny: Tiny) -> None:
+    average = network_state(tiny.preset, "generator", salt="average")
+    path = files.content_file(tiny.folder / "content.pth", tiny.state, average)
+    model = tiny.load(generator=path)
+    assert files.same_state(model.generator, average)
+    assert model.provenance["ema"]
+    left_out = model.provenance["generator"]["left_out"]
+    assert left_out == {
+        "netG_dict": len(tiny.state),
+        "netD_dict": 1,
+        "optimizerG": 3 * len(tiny.state),
+    }
+
+
+def test_raw_weights_only_when_asked(tiny: Tiny) -> None:
+    average = network_state(tiny.preset, "generator", salt="average")
+    path = files.content_file(tiny.folder / "content.pth", tiny.state, average)
+    model = tiny.load(generator=path, use_raw=True)
+    assert files.same_state(model.generator, tiny.state)
+    assert not model.provenance["ema"]
+    assert "not the moving average" in model.provenance["notes"][0]
+
+
+def test_training_state_without_average(tiny: Tiny) -> None:
+    path = files.content_file(tiny.folder / "content.pth", tiny.state, None)
+    tiny.refuses("no averages", "netG_dict is not the average", "--raw-generator", generator=path)
+    assert files.same_state(tiny.load(generator=path, use_raw=True).generator, tiny.state)
+
+
+def test_training_state_with_half_an_average(tiny: Tiny) -> None:
+    ema = dict(list(tiny.state.items())[1:])
+    path = files.content_file(tiny.folder / "content.pth", tiny.state, ema)
+    tiny.refuses(f"{len(tiny.state) - 1} of {len(tiny.state)}", generator=path)
+
+
+def test_steps_of_the_training_arguments_win(tiny: Tiny) -> None:
+    path = files.content_file(tiny.folder / "c.pth", tiny.state, tiny.state, num_timesteps=2)
+    model = tiny.load(generator=path)
+    assert model.preset.steps == 2
+    assert model.provenance["differs_from_preset"] == {"steps": 2}
+    assert model.provenance["notes"] == ["steps is 2, where the tiny preset has 4"]
+    path = files.content_file(tiny.folder / "c.pth", tiny.state, tiny.state, num_timesteps=1000)
+    tiny.refuses("1000", "2..8", generator=path)
+
+
+# ---- which network a file holds ----
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("part", shapes.FACTS)
+def test_facts_of_every_preset_are_read_off_its_shapes(name: str, part: str) -> None:
+    preset = get_preset(name)
+    shapes = {k: tuple(v) for k, v in expected_shapes(preset, part).items()}
+    facts = shapes.FACTS[part](shapes)
+    assert facts == shapes.preset_facts(preset, part)
+    assert shapes.identify(facts, part) == f"the {name} {part}"
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=30)
+@given(
+    levels=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    blocks=st.integers(1, 3),
+    attends=st.sets(st.integers(0, 3)),
+    numbers=st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(1, 9)),
+)
+def test_facts_of_any_generator(
+    levels: list[int], blocks: int, attends: set[int], numbers: tuple[int, int, int]
+) -> None:
+    nz, mapping_layers, z_emb_dim = numbers
+    preset = tiny_preset()
+    generator = preset.generator.model_copy(
+        update={
+            "nf": 8,
+            "ch_mult": tuple(levels),
+            "blocks": blocks,
+            "attention": tuple(8 >> level for level in attends if level < len(levels)),
+            "nz": nz,
+            "mapping_layers": mapping_layers,
+            "z_emb_dim": z_emb_dim,
+        }
+    )
+    preset = preset.model_copy(update={"generator": generator})
+    shapes = {k: tuple(v) for k, v in expected_shapes(preset, "generator").items()}
+    assert shapes.generator_facts(shapes) == shapes.preset_facts(preset, "generator")
+
+
+PUBLISHED = ("cifar10", "celeba_256", "lsun")
+
+
+@pytest.mark.parametrize(("asked", "found"), [*itertools.permutations(PUBLISHED, 2)])
+def test_another_data_set_is_refused_by_name(tmp_path: Path, asked: str, found: str) -> None:
+    netg = files.netg_file(tmp_path / "g.pth", zero_state(f"{found}/generator"))
+    with pytest.raises(BadInput, match=f"g.pth is the {found} generator; you asked for {asked}"):
+        import_published(asked, netg, netg)
+    codec = files.kl_file(tmp_path / "a.ckpt", zero_state(f"{found}/autoencoder"))
+    with pytest.raises(BadInput, match=f"a.ckpt is the {found} autoencoder; you asked for {asked}"):
+        import_autoencoder(get_preset(asked), codec)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "asked", "message"),
+    [
+        ("ddgan-cifar10", "celeba_256", "a DDGAN generator for cifar10, which works on pixels"),
+        ("ddgan-cifar10", "cifar10", "a DDGAN generator for cifar10"),
+        ("ddgan-lsun", "lsun", "a DDGAN generator for celeba_256 or lsun"),
+        ("wddgan-cifar10", "cifar10", "a WDDGAN generator for cifar10, which works on wavelet"),
+        ("wddgan-celeba_256", "celeba_256", "a WDDGAN generator, which works on wavelet"),
+        ("wddgan-small", "lsun", "a WDDGAN generator"),
+    ],
+)
+def test_predecessors_are_refused_by_name(
+    tmp_path: Path, foreign: str, asked: str, message: str
+) -> None:
+    state = zero_state(f"{foreign}/generator")
+    with pytest.raises(BadInput, match=f"is {message}.*; you asked for {asked}"):
+        fit(get_preset(asked), state, "generator", tmp_path / "netG.pth")
+
+
+def changed_preset(preset: Preset, section: str, **changes: Any) -> Preset:
+    whole = preset.model_dump()
+    whole[section] |= changes
+    return Preset.model_validate(whole)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"nz": 50}, {"nz": 25, "mapping_layers": 4}, {"blocks": 2}, {"mapping_layers": 1}]
+)
+def test_a_variant_of_the_generator_is_taken_and_told(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, int]
+) -> None:
+    lsun = changed_preset(get_preset("lsun"), "generator", **changes)
+    zeros = {
+        name: torch.zeros(()).expand(shape)
+        for name, shape in expected_shapes(lsun, "generator").items()
+    }
+    assert fit(get_preset("lsun"), zeros, "generator", tmp_path / "g.pth") == lsun
+
+    own = changed_preset(tiny.preset, "generator", **changes)
+    state = network_state(own, "generator")
+    model = tiny.load(generator=files.netg_file(tmp_path / "g.pth", state))
+    assert model.preset == own
+    assert files.same_state(model.generator, state)
+    told = {f"generator.{key}": value for key, value in changes.items()}
+    assert model.provenance["differs_from_preset"] == told
+    assert len(model.provenance["notes"]) == len(changes)
+
+
+def test_a_variant_of_another_data_set_is_still_that_one(tmp_path: Path) -> None:
+    state = zero_state("cifar10/generator")
+    state["z_transform.1.weight"] = torch.zeros(()).expand(256, 100)
+    with pytest.raises(
+        BadInput, match=r"the cifar10 generator \(with nz 100\); you asked for lsun"
+    ):
+        fit(get_preset("lsun"), state, "generator", tmp_path / "g.pth")
+
+
+def test_a_network_of_no_known_kind_is_described(tiny: Tiny) -> None:
+    other = changed_preset(tiny.preset, "generator", nf=24)
+    state = network_state(other, "generator")
+    tiny.refuses_generator(state, "not the tiny generator", "nf 24 (not 16)")
+    other = changed_preset(tiny.preset, "codec", ch=64)
+    path = files.kl_file(tiny.folder / "c.ckpt", network_state(other, "autoencoder"))
+    tiny.refuses("not the tiny autoencoder", "ch 64 (not 32)", autoencoder=path)
+
+
+def test_vq_codec_and_its_number_of_codes(tiny: Tiny) -> None:
+    vq = tiny_preset(codec=tiny.preset.codec.model_copy(update={"kind": "vq", "codes": 40}))
+    state = network_state(changed_preset(vq, "codec", codes=64), "autoencoder")
+    path = files.latent_diffusion_file(tiny.folder / "vq.ckpt", state)
+    model = tiny.load(dataset=vq, autoencoder=path)
+    assert files.same_state(model.autoencoder, state)
+    assert model.provenance["differs_from_preset"] == {"codec.codes": 64}
+    tiny.refuses("1 tensors unexpected: quantize.embedding.weight", autoencoder=path)
+    del state["quantize.embedding.weight"]
+    path = files.latent_diffusion_file(tiny.folder / "vq.ckpt", state)
+    tiny.refuses("1 tensors missing: quantize", dataset=vq, autoencoder=path)

@@ -1,0 +1,143 @@
+"""Several processes: the parts of a batch, and that together they make the step of one."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from lddgan.data.digits import digits
+from lddgan.data.images import InMemory
+from lddgan.errors import BadInput
+from lddgan.networks.discriminator import minibatch_deviation
+from lddgan.presets import GROUP, PRESETS
+from lddgan.training.autoencoder import train_autoencoder
+from lddgan.training.generator import train_generator
+from lddgan.training.latents import latents_of
+from lddgan.training.ranks import Ranks, joined, rows_of
+from lddgan.training.settings import Settings
+from lddgan.variants import with_values
+from tests.lddgan.training.support import first_stage_of, tiny_preset
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_parts_of_a_batch_are_all_of_it_and_keep_its_groups_together(parts):
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 2, 2)
+    rows = [rows_of(part, parts, 16) for part in range(parts)]
+    assert sorted(torch.cat(rows).tolist()) == list(range(16))
+    whole = minibatch_deviation(x)
+    for part in rows:
+        torch.testing.assert_close(minibatch_deviation(x[part]), whole[part])
+
+
+@pytest.mark.parametrize(("parts", "batch"), [(2, 12), (3, 16), (16, 16), (2, 4)])
+def test_parts_that_would_cut_a_group_are_refused(parts, batch):
+    with pytest.raises(BadInput, match=f"cannot be cut into {parts} parts of whole groups of 4"):
+        rows_of(0, parts, batch)
+
+
+def test_where_no_images_belong_together_any_equal_parts_do():
+    rows = [rows_of(part, 8, 16, group=1) for part in range(8)]
+    assert [len(part) for part in rows] == [2] * 8
+    assert sorted(torch.cat(rows).tolist()) == list(range(16))
+    with pytest.raises(BadInput, match=r"16 cannot be cut into 5 equal parts; .* multiple of 5, "):
+        rows_of(0, 5, 16, group=1)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_every_preset_trains_on_eight_gpus(preset):
+    for batch, group in ((preset.codec_training.batch, 1), (preset.training.batch, GROUP)):
+        Settings(out=Path()).rows(Ranks(7, 8, torch.device("cpu")), batch, group)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_become_their_mean_wherever_they_lie_in_memory(monkeypatch, layout):
+    """The other process has the negative of the first gradient and no other."""
+
+    def all_reduce(values):
+        values[:24] = 0.0
+
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    weights = [torch.nn.Parameter(torch.zeros(2, 3, 2, 2)), torch.nn.Parameter(torch.zeros(4))]
+    gradients = [torch.randn(2, 3, 2, 2), torch.arange(4.0)]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        is_image = gradient.ndim == 4
+        weight.grad = gradient.to(memory_format=layout) if is_image else gradient.clone()
+    Ranks(0, 2, torch.device("cpu")).average_gradients(weights)
+    assert not weights[0].grad.any() and weights[0].grad.is_contiguous(memory_format=layout)
+    assert weights[1].grad.tolist() == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_another_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(BadInput, match="start the processes with torchrun"), joined("cpu"):
+        pass
+
+
+def test_a_process_alone_joins_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined("cpu") as ranks:
+        assert ranks == Ranks(0, 1, torch.device("cpu"))
+        values = torch.tensor([1.0, 2.0])
+        assert ranks.mean(values) is values and ranks.any(True) and not ranks.any(False)
+
+
+def rank(number: int, world: int, port: str, folder: str) -> None:
+    """One process of several."""
+    torch.set_num_threads(1)
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with joined("cpu"):
+        train_both(Path(folder), number)
+
+
+def train_both(out: Path, number: int) -> None:
+    """Both stages, two steps each."""
+    settings = Settings(out=out, device="cpu", steps=2, log=lambda line: None)
+    values = {"codec_training.disc_weight": 0.5, "codec_training.disc_start": 1}
+    preset = with_values(tiny_preset(), values | {"training.flip": True, "codec.kind": "kl"})
+    images = InMemory(digits()[:24])
+    stage = train_autoencoder(preset, images, settings)
+    torch.save(stage.autoencoder.state_dict(), out / f"autoencoder{number}.pt")
+    unlike = with_values(preset, {"training.flip": False})
+    fixed = first_stage_of(unlike)
+    latents = latents_of(fixed.autoencoder, images.images, "cpu")
+    other = Settings(out=out / "g", device="cpu", steps=2, log=lambda line: None)
+    model = train_generator(unlike, fixed, latents, other)
+    torch.save(model.generator.state_dict(), out / f"generator{number}.pt")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Weights by world and name, after two steps."""
+    found = {}
+    for world, port in ((1, "29611"), (2, "29612")):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        context = multiprocessing.start_processes(
+            rank, (world, port, str(folder)), nprocs=world, start_method="spawn"
+        )
+        assert context is None  # all have ended well
+        found[world] = {
+            path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")
+        }
+        assert (folder / "autoencoder.safetensors").exists()
+        assert (folder / "g" / "model.safetensors").exists()
+    return found
+
+
+# Adam makes whole steps of the signs of gradients, those that are rounding too.
+STRAYS = 0.005  # of a tensor's weights, at most
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "generator"])
+def test_two_processes_make_the_step_of_one(trained, name):
+    alone, first, second = trained[1][f"{name}0"], trained[2][f"{name}0"], trained[2][f"{name}1"]
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    for key, weight in alone.items():
+        if weight.ndim > 1:  # a bias before a normalisation has rounding for a gradient
+            equal = torch.isclose(first[key], weight, rtol=1e-3, atol=2e-5)
+            assert equal.float().mean() >= 1 - STRAYS, key

@@ -18,8 +18,8 @@ from engine.verification import Verification
 from export.agreement import Differences
 from export.bundle import Bundle
 from export.compare import changed, grey_levels, psnr
-from export.graphs import Precision
 from lddgan.extras import why_missing
+from lddgan.names import Precision
 from lddgan.presets import Preset
 
 BUSY = 0.5  # load per core above which the machine was doing something else

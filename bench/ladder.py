@@ -41,11 +41,10 @@ from bench.timing import (
     warm_up,
 )
 from engine.gpu.driver import why_no_gpu
-from engine.registry import DeviceName
 from export.bundle import Bundle
-from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.names import DeviceName, Precision
 from lddgan.presets import Frozen, Preset
 from lddgan.progress import Log
 

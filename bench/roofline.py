@@ -16,7 +16,7 @@ from bench.cost import Cost, Traffic
 from bench.timing import HostTimer, Timer, TorchEvents
 from engine.gpu.driver import why_no_gpu
 from engine.registry import why_no_library
-from export.graphs import Precision
+from lddgan.names import Precision
 from lddgan.presets import Frozen, Preset, get_preset
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from bench.machine import Machine
 from bench.roofline import Achieved, Ceilings
 from bench.timing import Summary
 from engine.kept_images import ImagesVerified
-from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.names import Precision
 from lddgan.presets import Frozen
 
 RESULTS = Path("bench") / "results"  # in the repository

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, cast
+from typing import Final
 
 from bench.assemble import LEFT_OUT, Extras, Subject, make_row, measure_extras, with_verification
 from bench.machine import Gpu, Machine, gpu, gpu_memory_mib, load, machine, peak_memory_mib
@@ -29,8 +29,6 @@ from bench.timing import (
 )
 from engine.registry import (
     BASELINE_PRECISION,
-    DeviceName,
-    EngineName,
     choose,
     open_engine,
     survey,
@@ -38,20 +36,20 @@ from engine.registry import (
 from engine.sampler import check_request
 from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
-from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.names import DeviceName, Precision
 from lddgan.progress import Log
 
 MAX_SECONDS = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
-BASELINE: EngineName = "torch"
+BASELINE: str = "torch"
 POWER_SECONDS: Final = 1.0  # over which drivers average the power that they tell
 LEAST_VERIFIED: Final = 4  # images
 
 
 def benchmark(
     bundle: str | os.PathLike[str] | Bundle,
-    engine: EngineName,
+    engine: str,
     precision: Precision | None,
     device: DeviceName,
     *,
@@ -87,7 +85,7 @@ def benchmark(
         def open_side() -> Side:
             sampler = open_engine(
                 opened,
-                cast(EngineName, name),
+                name,
                 dtype,
                 chosen.device,
                 chunk,

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.roofline import Device
 from bench.timing import Side, timer_of
-from engine.registry import BASELINE_PRECISION, EngineName, open_engine
+from engine.registry import BASELINE_PRECISION, open_engine
 from engine.sampler import Backend, Sampler
 from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
-from export.graphs import Precision
 from lddgan.errors import LddganError
+from lddgan.names import Precision
 from lddgan.progress import Log
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
 EXPORTED: Final[dict[Device, Precision]] = {"cpu": "fp32", "cuda": "fp16"}  # graphs made for it
-BUNDLED: Final[dict[Device, tuple[tuple[EngineName, Precision], ...]]] = {  # what users run
+BUNDLED: Final[dict[Device, tuple[tuple[str, Precision], ...]]] = {  # what users run
     "cpu": (("ort", "fp32"), ("openvino", "fp32"), ("ort", "int8"), ("openvino", "int8")),
     "cuda": (("ort", "fp16"), ("fused", "fp16"), ("trt", "fp16")),
 }
-PLAIN: Final[dict[Device, tuple[EngineName, ...]]] = {  # run exports without rewrites
+PLAIN: Final[dict[Device, tuple[str, ...]]] = {  # run exports without rewrites
     "cpu": ("openvino", "ort"),  # ONNX Runtime last: the rungs that follow are its own
     "cuda": ("trt", "ort"),
 }
@@ -77,7 +77,7 @@ class Workshop:
         )
         return Side(sampler, timer_of(sampler, self.device))
 
-    def engine(self, name: EngineName, precision: Precision) -> Side:
+    def engine(self, name: str, precision: Precision) -> Side:
         """An engine as `lddgan bench` opens it."""
         sampler = open_engine(
             self.bundle, name, precision, self.device, batch=self.batch, log=self.log
@@ -92,7 +92,7 @@ class Workshop:
             TorchBackend(self.load(), self.device, precision, compiled=compiled, nhwc=nhwc)
         )
 
-    def rewritten(self, rewrites: Sequence[str], engine: EngineName = "ort") -> Side:
+    def rewritten(self, rewrites: Sequence[str], engine: str = "ort") -> Side:
         """An engine on graphs exported with some rewrites. They are not verified."""
         precision = EXPORTED[self.device]
         names = ("generator", "decoder")

@@ -23,8 +23,8 @@ from export.agreement import (
 )
 from export.bundle import CHECKPOINT, Bundle
 from export.compare import any_of_one_value, changed, grey_levels, psnr
-from export.graphs import Precision
 from lddgan.errors import BadInput, LddganError, why_invalid
+from lddgan.names import Precision
 from lddgan.presets import Frozen, Preset
 
 LEAST_PSNR: Final[dict[Precision, float]] = {  # dB

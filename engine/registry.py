@@ -13,20 +13,27 @@ from engine.gpu.driver import why_no_gpu
 from engine.requirements import why_unusable
 from engine.sampler import Backend, Sampler, equal_parts
 from export.bundle import CHECKPOINT, Bundle, in_words, open_bundle, store_folder
-from export.graphs import PRECISIONS, Precision
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.names import PRECISIONS, DeviceName, Precision
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
-EngineName = Literal["auto", "torch", "torch-compile", "ort", "openvino", "trt", "trt-rtx", "fused"]
-DeviceName = Literal["auto", "cpu", "cuda"]
-ENGINES: Final[tuple[EngineName, ...]] = get_args(EngineName)
+ENGINES: Final[tuple[str, ...]] = (
+    "auto",
+    "torch",
+    "torch-compile",
+    "ort",
+    "openvino",
+    "trt",
+    "trt-rtx",
+    "fused",
+)
 DEVICES: Final[tuple[DeviceName, ...]] = get_args(DeviceName)
 
-OF_MODELS: Final[tuple[EngineName, ...]] = ("torch", "torch-compile", "fused")  # need no graph
+OF_MODELS: Final[tuple[str, ...]] = ("torch", "torch-compile", "fused")  # need no graph
 BASELINE_PRECISION: Final = "fp32"  # of the networks as published
 PREFERRED: Final[dict[str, tuple[Precision, ...]]] = {  # what an engine takes, unless asked
     "trt": ("fp16", "fp32"),
@@ -76,7 +83,7 @@ class Chosen(NamedTuple):
 
 def open_engine(
     bundle: str | os.PathLike[str] | Bundle,
-    engine: EngineName = "auto",
+    engine: str = "auto",
     precision: Precision | None = None,
     device: DeviceName = "auto",
     chunk: int | None = None,
@@ -134,7 +141,7 @@ def open_engine(
 
 def open_model(
     model: Model,
-    engine: EngineName = "torch",
+    engine: str = "torch",
     precision: Precision | None = None,
     device: DeviceName = "auto",
     chunk: int | None = None,
@@ -161,7 +168,7 @@ def _refuse_stream(engine: str, cuda_graph: bool, stream: object | None) -> None
 
 
 def choose(
-    engine: EngineName,
+    engine: str,
     device: DeviceName,
     precision: Precision | None = None,
     held: Sequence[Precision] = PRECISIONS,
@@ -217,7 +224,7 @@ def _offers(candidate: Candidate, precision: Precision, held: Sequence[Precision
 
 
 def survey(
-    engine: EngineName = "auto", device: DeviceName = "auto", preset: Preset | None = None
+    engine: str = "auto", device: DeviceName = "auto", preset: Preset | None = None
 ) -> Iterator[Candidate]:
     """The engines and devices that a request names, best first (for a model).
 

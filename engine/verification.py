@@ -38,9 +38,9 @@ from export.compare import (
     mean_levels,
     relative_error,
 )
-from export.graphs import Precision
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.extras import version_of
+from lddgan.names import Precision
 from lddgan.noise import Noise
 from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
@@ -49,8 +49,8 @@ from lddgan.torch_settings import exact_fp32
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from engine.registry import DeviceName, EngineName
     from lddgan.checkpoint import Model
+    from lddgan.names import DeviceName
 
 AT_ONCE: Final = 32  # at most: a captured CUDA graph is replayed for other images
 REMEDIES: Final[dict[Precision, str]] = {
@@ -136,7 +136,7 @@ def verify_engine(
 
 def verify_bundle(
     bundle: Bundle,
-    engine: EngineName,
+    engine: str,
     precision: Precision | None,
     device: DeviceName,
     *,

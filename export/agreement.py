@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from export.compare import Images, Latents, changed, grey_levels, psnr, relative_error
-from export.graphs import Precision
+from lddgan.names import Precision
 from lddgan.noise import Noise, sampler_noise
 from lddgan.presets import Frozen, Preset
 

@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from export.agreement import Differences
-from export.graphs import PRECISIONS, GraphSpec, Precision, graph_specs
+from export.graphs import GraphSpec, graph_specs
 from lddgan.errors import BadInput, why_invalid
 from lddgan.files import atomic_folder, sha256_of_file
+from lddgan.names import PRECISIONS, Precision
 from lddgan.presets import Frozen, Preset, get_preset
 
 SCHEMA: Final = 1

@@ -26,13 +26,14 @@ from export.bundle import (
     write_manifest,
 )
 from export.fp16 import to_half
-from export.graphs import Precision, graph_specs
+from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import TAKES, Graphs, rewritten
 from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
 from lddgan.errors import BadInput
 from lddgan.extras import version_of
+from lddgan.names import Precision
 from lddgan.presets import get_preset
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")

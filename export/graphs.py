@@ -7,13 +7,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from lddgan.names import FLOATS, PRECISIONS, Precision, Wanted
 from lddgan.presets import Frozen, Preset
-
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")  # of graphs; bf16 has none
-PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # of graphs; int8: on CPUs
-
-Wanted = Literal["fp32", "fp16", "int8", "both", "all", "none"]
 
 BATCH: Final = "B"  # the dynamic dimension
 MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements

@@ -27,10 +27,10 @@ from export.agreement import (
 from export.bundle import StageAgreement, graph_file
 from export.compare import Latents, psnr
 from export.fp16 import largest_magnitude
-from export.graphs import Precision
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
+from lddgan.names import Precision
 from lddgan.networks.autoencoder import nearest_code
 from lddgan.networks.layers import to_tokens
 from lddgan.presets import Preset

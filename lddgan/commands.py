@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from lddgan.names import Loss, Regulariser
+from lddgan.options import Device, Seed, tell, workers_for
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import FirstStage
@@ -17,31 +18,6 @@ if TYPE_CHECKING:
 
 datasets = typer.Typer(help="Look at training images, or encode them.", no_args_is_help=True)
 
-MOST_WORKERS = 4  # that read images, unless told
-
-
-class OnBadChoice(StrEnum):
-    stop = "stop"
-    skip = "skip"
-
-
-class RegulariserChoice(StrEnum):
-    kl = "kl"
-    vq = "vq"
-    none = "none"
-
-
-class LossChoice(StrEnum):
-    adversarial = "adversarial"
-    reconstruction = "reconstruction"
-    weighted = "weighted"
-
-
-class DeviceChoice(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
 
 DatasetName = Annotated[str, typer.Option(help="cifar10, celeba_256, lsun or digits: the model.")]
 Data = Annotated[
@@ -49,15 +25,13 @@ Data = Annotated[
     typer.Option(help="A folder of images, zip file, LMDB or CIFAR-10; digits needs none."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
 Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Instead of epochs.")]
 Resume = Annotated[bool, typer.Option(help="Go on with what is in the folder.")]
-Device = Annotated[DeviceChoice, typer.Option(help="Where it computes.")]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Processes that read images; default 4, or a core each.")
 ]
-OnBad = Annotated[OnBadChoice, typer.Option(help="At an image that cannot be read.")]
+OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="At an image that cannot be read.")]
 Values = Annotated[
     list[str] | None,
     typer.Option("--set", help="One value of the preset, e.g. generator.nf=32; repeatable."),
@@ -105,8 +79,8 @@ def encode_dataset(
         typer.Option("--flip/--no-flip", help="Mirrored images too; default the preset's."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
-    on_bad: OnBad = OnBadChoice.stop,
-    device: Device = DeviceChoice.auto,
+    on_bad: OnBad = "stop",
+    device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
@@ -125,10 +99,10 @@ def encode_dataset(
         stage,
         ImageFiles(open_source(path), stage.preset.image_size),
         flip=stage.preset.training.flip if flip is None else flip,
-        device=kind_of(None if device == DeviceChoice.auto else device.value),
+        device=kind_of(None if device == "auto" else device),
         batch=batch,
         workers=workers_for(path, workers),
-        on_bad=on_bad.value,
+        on_bad=on_bad,
         source=str(path),
     )
     tell(f"{out}: the latents of {count:,} images")
@@ -140,7 +114,7 @@ def train_autoencoder(
     data: Data = None,
     out: Out = None,
     regulariser: Annotated[
-        RegulariserChoice | None, typer.Option(help="Of the latents; default the preset's.")
+        Regulariser | None, typer.Option(help="Of the latents; default the preset's.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side, instead of the preset's.")] = None,
     autoencoder: Annotated[
@@ -156,8 +130,8 @@ def train_autoencoder(
     epochs: Epochs = None,
     steps: Steps = None,
     resume: Resume = False,
-    on_bad: OnBad = OnBadChoice.stop,
-    device: Device = DeviceChoice.auto,
+    on_bad: OnBad = "stop",
+    device: Device = "auto",
     workers: Workers = None,
     bf16: Bf16 = False,
     channels_last: ChannelsLast = False,
@@ -177,7 +151,7 @@ def train_autoencoder(
     if image_size is not None:
         preset = resized(preset, image_size)
     if regulariser is not None:
-        preset = regularised(preset, regulariser.value)
+        preset = regularised(preset, regulariser)
     if perceptual_weight is not None:
         preset = with_values(preset, {"codec_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
@@ -187,9 +161,9 @@ def train_autoencoder(
         epochs=epochs,
         steps=steps,
         resume=resume,
-        device=None if device == DeviceChoice.auto else device.value,
+        device=None if device == "auto" else device,
         workers=workers_for(data, workers),
-        on_bad=on_bad.value,
+        on_bad=on_bad,
         bf16=bf16,
         channels_last=channels_last,
         source=name_of(data),
@@ -219,7 +193,7 @@ def train(
     ] = None,
     out: Out = None,
     loss: Annotated[
-        LossChoice | None,
+        Loss | None,
         typer.Option(help="adversarial; and reconstruction; and that with Weighted Learning."),
     ] = None,
     delta: Annotated[float | None, typer.Option(min=0, help="Of Weighted Learning.")] = None,
@@ -227,8 +201,8 @@ def train(
     epochs: Epochs = None,
     steps: Steps = None,
     resume: Resume = False,
-    on_bad: OnBad = OnBadChoice.stop,
-    device: Device = DeviceChoice.auto,
+    on_bad: OnBad = "stop",
+    device: Device = "auto",
     workers: Workers = None,
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts of a batch that are computed one after another.")
@@ -261,9 +235,9 @@ def train(
         epochs=epochs,
         steps=steps,
         resume=resume,
-        device=None if device == DeviceChoice.auto else device.value,
+        device=None if device == "auto" else device,
         workers=workers_for(data or latents, workers),
-        on_bad=on_bad.value,
+        on_bad=on_bad,
         accumulate=accumulate,
         bf16=bf16,
         channels_last=channels_last,
@@ -282,7 +256,7 @@ def train(
     stage = first_stage_at(autoencoder, asked)
     preset = stage.preset
     if loss is not None or delta is not None:
-        preset = with_loss(preset, loss.value if loss else loss_of(preset), delta)
+        preset = with_loss(preset, loss if loss else loss_of(preset), delta)
     preset = with_values(preset, parsed(values or []))
     images = images_at(preset, data, stage) if latents is None else open_latents(latents, stage)
     train_generator(preset, stage, images, settings)
@@ -345,24 +319,3 @@ def first_stage_at(path: Path, preset: Preset) -> FirstStage:
     if stage.preset.name != preset.name:
         raise BadInput(f"{path} was trained for {stage.preset.name}; you asked for {preset.name}")
     return stage
-
-
-def workers_for(images: Path | None, asked: int | None) -> int:
-    """Processes that read images; none where the images are in memory."""
-    from lddgan.cores import usable_cores
-
-    if asked is not None:
-        return asked
-    return 0 if images is None else min(MOST_WORKERS, usable_cores())
-
-
-def tell(line: str, err: bool = False) -> None:
-    """Print a line, once where several processes train together."""
-    if not which_process():
-        typer.echo(line, err=err)
-
-
-def which_process() -> str:
-    """What precedes the errors of a process that is not the first of a training."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"process {rank}: "

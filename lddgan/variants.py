@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from lddgan.errors import BadInput, why_invalid
+from lddgan.names import Loss, Regulariser
 from lddgan.presets import Preset
 
-Regulariser = Literal["kl", "vq", "none"]
-Loss = Literal["adversarial", "reconstruction", "weighted"]
 CODES: Final = 8192  # of a codec that becomes VQ: as many as latent diffusion's f = 4 has
 
 

@@ -15,16 +15,16 @@ from bench.row import BenchRow
 from bench.run import BASELINE, LEAST_VERIFIED, measure_here
 from bench.timing import Plan, Side, made_to_fit, run_trial, timer_of
 from engine.backends.fused.engine import FusedBackend
-from engine.registry import BASELINE_PRECISION, EngineName, open_model
+from engine.registry import BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
 from engine.verification import verify_engine
-from export.graphs import Precision
 from lddgan.checkpoint import Model, random_model
+from lddgan.names import Precision
 from lddgan.presets import Preset, get_preset
 from lddgan.progress import Log
 from lddgan.variants import resized, with_values
 
-Engine = tuple[EngineName, Precision]
+Engine = tuple[str, Precision]
 
 ENGINES: Final[tuple[Engine, ...]] = (("fused", "fp16"), ("torch", "fp16"))
 ALSO: Final[dict[str, tuple[Engine, ...]]] = {"lsun": (("fused", "bf16"),)}  # at the first batch
@@ -50,7 +50,7 @@ class Cell(NamedTuple):
 
     dataset: str
     batch: int
-    engine: EngineName
+    engine: str
     precision: Precision
 
     @property

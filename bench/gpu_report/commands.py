@@ -14,8 +14,8 @@ from bench.gpu_report.journal import MOST, Job
 from bench.ladder import ladder_file
 from bench.row import REPORT
 from export.bundle import CHECKPOINT, EXPORTS, MANIFEST, open_bundle
-from export.graphs import FLOATS, Precision
 from lddgan.errors import LddganError
+from lddgan.names import FLOATS, Precision
 from lddgan.progress import Log
 
 Command = tuple[str, ...]

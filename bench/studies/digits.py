@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from engine.registry import ENGINES, open_engine
 from engine.sampler import Sampler
 from export.bundle import DIGITS
-from export.graphs import PRECISIONS
 from lddgan.errors import BadInput, LddganError
+from lddgan.names import PRECISIONS
 
 Images = NDArray[np.uint8]  # [N,32,32,3]
 

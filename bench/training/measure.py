@@ -36,9 +36,9 @@ from bench.training.row import (
     read_rows,
     training_file,
 )
-from engine.registry import DeviceName
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.names import DeviceName
 from lddgan.presets import GROUP, Preset, get_preset
 from lddgan.progress import Log, to_stderr
 from lddgan.variants import with_values

@@ -16,8 +16,9 @@ from openvino import frontend
 from engine.requirements import check_tensors, one_line
 from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
-from export.graphs import BATCH, Precision, graph_specs
+from export.graphs import BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.names import Precision
 
 DEVICE: Final = "CPU"
 OPTIONS: Final = {

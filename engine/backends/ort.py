@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from engine.requirements import check_tensors
 from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
-from export.graphs import Precision, graph_specs
+from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.names import Precision
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}

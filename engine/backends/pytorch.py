@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from engine.registry import BASELINE_PRECISION
 from engine.sampler import Backend
 from export.fp16 import to_half
-from export.graphs import Precision
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.names import Precision
 
 
 class TorchBackend(Backend):

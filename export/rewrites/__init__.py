@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from export.graphs import GraphSpec, Precision, graph_specs
+from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
 from export.rewrites.attention import fold_output_projection
 from export.rewrites.codebook import fold_post_quant_conv
@@ -26,6 +26,7 @@ from export.rewrites.generator import (
 from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
+from lddgan.names import Precision
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm

@@ -39,11 +39,12 @@ from bench.timing import Plan, Side
 from cli import app
 from engine.sampler import Sampler
 from export.bundle import DIGITS, Bundle, open_bundle, store_folder
-from export.graphs import Precision, graph_specs
+from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
 from lddgan.checkpoint import Model, random_model
 from lddgan.errors import BadInput, LddganError
+from lddgan.names import Precision
 from lddgan.presets import Preset, get_preset
 from tests.bench.scripted import Clock, Scripted, side
 from tests.conftest import TINY, TINY_VQ

@@ -27,10 +27,10 @@ from engine.verification import (
     why_failed,
 )
 from export.bundle import open_bundle
-from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.diffusion import posterior, posterior_sample
 from lddgan.errors import LddganError, OutOfMemory
+from lddgan.names import Precision
 from lddgan.noise import sampler_noise
 from lddgan.presets import Preset
 from tests.engine.broken_engines import (

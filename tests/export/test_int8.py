@@ -18,7 +18,7 @@ from export import exporter
 from export.agreement import INT8_PSNR, limits_of, passed_limit
 from export.bundle import graph_file, open_bundle
 from export.exporter import export_bundle
-from export.graphs import FLOATS, PRECISIONS, Precision, precisions_of
+from export.graphs import precisions_of
 from export.int8 import (
     IMAGES,
     calibration_inputs,
@@ -31,6 +31,7 @@ from export.rewrites import TAKES
 from export.verify import batches_of, onnx_stages, torch_stages
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput, LddganError
+from lddgan.names import FLOATS, PRECISIONS, Precision
 from lddgan.presets import get_preset
 from tests.export.test_verify import GOOD
 

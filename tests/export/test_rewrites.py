@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from export import rewrites
 from export.exporter import graph_modules
-from export.graphs import PRECISIONS, graph_specs
+from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import (
     REWRITES,
@@ -44,6 +44,7 @@ from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
+from lddgan.names import PRECISIONS
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm

@@ -17,9 +17,9 @@ from engine.backends.pytorch import memory_named, where
 from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.requirements import one_line
 from engine.sampler import Backend, Inputs, Made, Program
-from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
+from lddgan.names import Precision
 from lddgan.presets import Preset
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {

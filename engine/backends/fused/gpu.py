@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from engine.gpu.device import handle_of, open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.gpu.stream import no_garbage_collection
-from export.graphs import Precision
+from lddgan.names import Precision
 from lddgan.torch_settings import exact_fp32
 
 T = TypeVar("T")

@@ -11,10 +11,11 @@ from engine.backends.fused.engine import FusedOnGpu
 from engine.backends.fused.gpu import TorchGpu
 from engine.backends.fused.kernels import TRITON
 from engine.sampler import Sampler, equal_parts
-from export.graphs import MAX_BATCH, Precision
+from export.graphs import MAX_BATCH
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.names import Precision
 from lddgan.presets import Frozen
 from lddgan.progress import Log
 

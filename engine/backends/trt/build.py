@@ -26,8 +26,9 @@ from engine.backends.trt.library import (
 )
 from engine.backends.trt.progress import DONE, Progress, interrupt_sets, make_monitor
 from engine.requirements import one_line
-from export.graphs import BATCH, FLOATS, MAX_BATCH, GraphSpec, Precision, TensorSpec
+from export.graphs import BATCH, MAX_BATCH, GraphSpec, TensorSpec
 from lddgan.errors import BadInput, LddganError, why_invalid
+from lddgan.names import FLOATS, Precision
 from lddgan.presets import Frozen
 
 DYNAMIC: Final = -1  # TensorRT's mark of a size that is not fixed

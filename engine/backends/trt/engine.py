@@ -22,8 +22,9 @@ from engine.gpu.driver import why_no_gpu
 from engine.sampler import Sampler, equal_parts
 from engine.verification import Verification, refuse
 from export.bundle import Bundle, store_folder
-from export.graphs import MAX_BATCH, Precision, graph_specs
+from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError
+from lddgan.names import Precision
 from lddgan.progress import Log
 
 WORKSPACE_SHARE: Final = 0.5  # of the free memory, for one layer's scratch while building

@@ -28,9 +28,10 @@ from engine.backends.trt.publish import (
     sweep,
 )
 from export.bundle import Bundle, FileEntry, graph_file, store_folder
-from export.graphs import MAX_BATCH, Precision, graph_specs
+from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
+from lddgan.names import Precision
 from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
 

@@ -25,9 +25,9 @@ from engine.registry import open_engine
 from engine.sampler import Made, Sampler
 from engine.verification import verify_engine
 from export.bundle import DIGITS
-from export.graphs import Precision
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, OutOfMemory
+from lddgan.names import Precision
 from lddgan.noise import sampler_noise
 from tests.engine.stopwatch import Stopwatch
 

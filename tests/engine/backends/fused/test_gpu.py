@@ -15,8 +15,8 @@ from engine.backends.fused import reference
 from engine.registry import open_engine, survey
 from engine.sampler import Sampler
 from engine.verification import verify_engine
-from export.graphs import Precision
 from lddgan.checkpoint import Model
+from lddgan.names import Precision
 
 pytestmark = pytest.mark.gpu
 

@@ -22,13 +22,13 @@ from engine.backends.fused.networks import (
 from engine.backends.fused.reference import PLAIN
 from engine.backends.pytorch import TorchBackend
 from engine.sampler import Sampler
-from export.graphs import Precision
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import names_taken_by
 from export.rewrites.generator import BareGroupNorm, StepTable, Styles
 from export.rewrites.upsampling import Phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.checkpoint import Model
+from lddgan.names import Precision
 from lddgan.networks.autoencoder import Decoder
 from lddgan.networks.layers import FirDown, FirUp
 from lddgan.noise import sampler_noise

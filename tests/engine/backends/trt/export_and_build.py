@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from export.bundle import graph_file
-from export.graphs import GraphSpec, Precision, graph_specs
+from export.graphs import GraphSpec, graph_specs
+from lddgan.names import Precision
 from lddgan.presets import get_preset
 
 

@@ -13,8 +13,8 @@ from engine.registry import open_engine, survey
 from engine.sampler import Sampler
 from engine.verification import verify_engine
 from export.bundle import DIGITS, open_bundle
-from export.graphs import Precision
 from lddgan.checkpoint import Model, load_checkpoint
+from lddgan.names import Precision
 
 pytestmark = pytest.mark.gpu
 

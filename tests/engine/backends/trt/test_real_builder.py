@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from export.bundle import DIGITS, graph_file, open_bundle
-from export.graphs import GraphSpec, Precision, graph_specs
+from export.graphs import GraphSpec, graph_specs
+from lddgan.names import Precision
 from lddgan.presets import get_preset
 from tests.engine.backends.trt import setup_cpu_builder as fixture
 from tests.engine.backends.trt.conftest import RunWith, python_with

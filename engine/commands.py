@@ -1,0 +1,259 @@
+"""The commands that run bundles: `lddgan doctor`, `build`, `verify` and `sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from engine.registry import ENGINES
+from export.commands import BundleFolder, chosen_bundle
+from lddgan.names import Precision
+from lddgan.options import Dataset, Device, Json, Seed, note, print_json
+
+if TYPE_CHECKING:
+    from engine.sampler import Sampler
+    from engine.verification import Verification
+    from export.bundle import Bundle
+    from lddgan.checkpoint import Model
+
+Engine = Annotated[str, typer.Option(metavar=f"[{'|'.join(ENGINES)}]", help="What runs the model.")]
+EnginePrecision = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Default fp16 for TensorRT and fused, if the bundle has it, else fp32; bf16 is for "
+        "fused, int8 for CPUs."
+    ),
+]
+Batch = Annotated[int | None, typer.Option(help="Images per batch.")]
+CudaGraph = Annotated[
+    bool, typer.Option(help="Run TensorRT or fused as one CUDA graph, or step by step.")
+]
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say which engines run here, and why the others do not."""
+    from engine.doctor import examine, print_report
+
+    report = examine()
+    print_json(report.model_dump()) if as_json else print_report(report)
+
+
+def build(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Annotated[
+        Literal["trt", "trt-rtx"],
+        typer.Option(help="trt: for this machine's GPU; trt-rtx: for GeForce RTX, without one."),
+    ] = "trt",
+    precision: EnginePrecision = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="MIN,OPT,MAX: the batches it takes, and the one it is tuned for."),
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(min=0, max=5, help="More time for the builder, faster engines.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
+) -> None:
+    """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
+    from engine.backends.trt.build import BuildOptions, Profile
+    from engine.backends.trt.engine import build_engine
+    from engine.registry import default_precision, refuse_elsewhere
+    from lddgan.progress import to_stderr
+
+    refuse_elsewhere(precision, engine)
+    opened = chosen_bundle(dataset, bundle)
+    options = BuildOptions.checked(
+        precision=precision or default_precision(engine, opened.precisions),
+        profile=None if batch is None else Profile.parse(batch),
+        level=level,
+    )
+    plans = build_engine(opened, engine, options, rebuild=rebuild, log=to_stderr)
+    seconds = sum(plans.record.seconds.values())
+    typer.echo(f"{plans.folder}: ready; building it took {seconds:.0f} s")
+    again = f"lddgan verify --bundle {opened.folder} --engine {engine}"
+    typer.echo(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
+
+
+def verify(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: EnginePrecision = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Of several TensorRT engines, the one tuned for it.")
+    ] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="How many images, at least.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the images of this .npz, which another process sampled, with those of "
+            "--engine (default torch)."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="With --images: put the result into the engine's row in this .jsonl."),
+    ] = None,
+    cuda_graph: CudaGraph = True,
+    as_json: Json = False,
+) -> None:
+    """Compare an engine with PyTorch fp32, stage by stage, on fixed noise; or images of a file."""
+    from engine.verification import print_verification, refuse, verify_bundle
+    from export.agreement import IMAGES
+    from lddgan.errors import BadInput
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    opened = chosen_bundle(dataset, bundle)
+    if images is not None:
+        refuse_with_images(num, batch)
+        asked = (precision, device)
+        compare_images(images, opened, engine, asked, record, as_json)
+        return
+    if record is not None:
+        raise BadInput("--record belongs to --images; `lddgan bench --verify` does both at once")
+
+    def show(found: Verification) -> None:
+        typer.echo(found.model_dump_json()) if as_json else print_verification(found)
+
+    found = verify_bundle(
+        opened,
+        engine,
+        precision,
+        device,
+        images=num or IMAGES,
+        batch=batch,
+        cuda_graph=cuda_graph,
+        show=show,
+    )
+    refuse(found)
+
+
+def sample(
+    dataset: Dataset = None,
+    bundle: BundleFolder = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="A model, or the .state.pt of an unfinished one, run by PyTorch."),
+    ] = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: EnginePrecision = None,
+    num: Annotated[int, typer.Option(help="How many images.")] = 16,
+    batch: Batch = None,
+    seed: Seed = 0,
+    first: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="x.png: a grid; x.npz: an array; else a folder of PNGs."),
+    ] = None,
+    cuda_graph: CudaGraph = True,
+) -> None:
+    """Make images."""
+    from engine.kept_images import Origin
+    from engine.output import check_output, write_images
+    from engine.sampler import check_request
+    from export.bundle import CHECKPOINT
+    from lddgan.cores import usable_cores
+    from lddgan.files import sha256_of_file
+    from lddgan.progress import Meter
+
+    check_request(num, seed, first, batch)
+    made_of: Bundle | Model
+    if checkpoint is None:
+        made_of = opened = chosen_bundle(dataset, bundle)
+        weights = opened.manifest.files[CHECKPOINT].sha256
+    else:
+        refuse_with_checkpoint(dataset, bundle, engine, precision)
+        made_of, weights = model_at(checkpoint), sha256_of_file(checkpoint)
+    out = out or Path(f"samples-{made_of.preset.name}-{seed}.png")
+    check_output(out)
+    asked = (engine, precision, device)
+    sampler = open_sampler(made_of, *asked, batch=batch or num, cuda_graph=cuda_graph)
+    with Meter("sampling", 0, num, None, unit="images") as meter:
+        batches = sampler.stream(num, seed, first, batch)
+        # A CPU engine keeps all cores busy itself.
+        encoders = usable_cores() if sampler.backend.device == "cuda" else 0
+        origin = Origin.of(sampler, weights, seed, first).model_dump_json()
+        write_images(out, batches, first, meter.advance, origin=origin, processes=encoders)
+    typer.echo(
+        f"{out}: {num} images of {made_of.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
+        f"{sampler.description}"
+    )
+
+
+def model_at(checkpoint: Path) -> Model:
+    """The model in a file of a training, finished or not; says if it is the latter."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    from lddgan.training.run_folder import load_model
+
+    model = load_model(checkpoint)
+    if "unfinished" in model.provenance:
+        note(f"{checkpoint}: unfinished, after {model.provenance['steps']:,} steps")
+    return model
+
+
+def open_sampler(
+    made_of: Bundle | Model, engine: Any, precision: Any, device: Any, **options: Any
+) -> Sampler:
+    """A bundle with an engine, or a model with PyTorch."""
+    from engine.registry import open_engine, open_model
+    from export.bundle import Bundle
+
+    if isinstance(made_of, Bundle):
+        return open_engine(made_of, engine, precision, device, **options)
+    return open_model(made_of, device=device)
+
+
+def compare_images(
+    path: Path,
+    opened: Bundle,
+    engine: str,
+    asked: tuple[Any, Any],
+    rows: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the images of a file with an engine's; say it, and put it into a row."""
+    from bench.row import record_images
+    from engine.kept_images import in_words, read_images, refuse_images, verify_images
+    from engine.registry import open_engine
+
+    images, origin = read_images(path, opened)
+    reference = "torch" if engine == "auto" else engine
+    sampler = open_engine(opened, reference, *asked, batch=len(images))
+    found = verify_images(images, origin, sampler)
+    typer.echo(found.model_dump_json() if as_json else in_words(found))
+    if rows is not None:
+        record_images(found, rows)
+    refuse_images(found)
+
+
+def refuse_with_images(num: int | None, batch: int | None) -> None:
+    """Raise BadInput for options of the other verification."""
+    from lddgan.errors import BadInput
+
+    if num is not None or batch is not None:
+        raise BadInput("--images compares all images of the file; leave out --num and --batch")
+
+
+def refuse_with_checkpoint(
+    dataset: str | None,
+    bundle: Path | None,
+    engine: str,
+    precision: Precision | None,
+) -> None:
+    """Raise BadInput for options that choose another model than --checkpoint, or an engine."""
+    from lddgan.errors import BadInput
+
+    if dataset is not None or bundle is not None:
+        raise BadInput("--checkpoint names a model already; leave out --dataset and --bundle")
+    if engine not in ("auto", "torch") or precision is not None:
+        raise BadInput(
+            "PyTorch runs a checkpoint, in fp32; for other engines `lddgan export` it first"
+        )

@@ -1,0 +1,115 @@
+"""The commands that make bundles: `lddgan import` and `lddgan export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lddgan.names import Wanted
+from lddgan.options import note, warn_of_random_weights
+
+if TYPE_CHECKING:
+    from export.bundle import Bundle
+
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
+
+
+def import_(
+    dataset: Annotated[str, typer.Option(help="cifar10, celeba_256 or lsun.")],
+    generator: Annotated[Path, typer.Option(help="netG_N.pth or content.pth.")],
+    autoencoder: Annotated[Path, typer.Option(help="The Lightning .ckpt file.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    raw_generator: Annotated[
+        bool, typer.Option(help="Take the weights of a content.pth that has no moving average.")
+    ] = False,
+) -> None:
+    """Read published checkpoints into one .safetensors file."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors")
+    from lddgan.checkpoint import save_checkpoint
+    from lddgan.published.reader import import_published
+
+    model = import_published(dataset, generator, autoencoder, use_raw=raw_generator)
+    save_checkpoint(out, model)
+    for part in ("generator", "autoencoder"):
+        left_out = model.provenance[part]["left_out"]
+        for prefix, count in left_out.items():
+            typer.echo(f"{part}: {count} tensors under {prefix} are not needed and were left out")
+    for sentence in model.provenance["notes"]:
+        typer.echo(sentence)
+    typer.echo(f"{out}: a {model.preset.name} model")
+
+
+def export(
+    dataset: Annotated[
+        str | None, typer.Option(help="Which preset; a --checkpoint knows its own.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
+    ] = None,
+    precision: Annotated[
+        Wanted,
+        typer.Option(
+            help="both: fp32 and fp16; all: int8 for CPUs too; none: torch and fused need no graph."
+        ),
+    ] = "both",
+    out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
+    rewrites: Annotated[
+        str | None,
+        typer.Option(help="none, or some of them (a,b,c), instead of what suits the engines."),
+    ] = None,
+    accept_psnr: Annotated[
+        float | None,
+        typer.Option(help="Publish int8 graphs whose images have this many dB or more."),
+    ] = None,
+) -> None:
+    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
+    from lddgan.extras import require
+
+    exporters = () if precision == "none" else ("onnx", "onnxscript", "onnxruntime")
+    require("torch", "safetensors", *exporters)
+    from export.bundle import EXPORTS
+    from export.exporter import export_bundle, model_to_export
+    from export.graphs import precisions_of
+    from export.rewrites import TAKES, names_of
+    from lddgan.names import PRECISIONS
+
+    model, source = model_to_export(dataset, checkpoint)
+    if model.has_random_weights:
+        warn_of_random_weights()
+    folder = out or EXPORTS / model.preset.name
+    asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names_of(rewrites))
+    measured = export_bundle(
+        model,
+        folder,
+        precisions_of(precision),
+        checkpoint=source,
+        rewrites=asked,
+        accept_psnr=accept_psnr,
+        log=note,
+    )
+    for name, found in measured.items():
+        typer.echo(f"{name}: {found.summary()}")
+    without = "" if measured else " without graphs, for --engine torch and fused"
+    typer.echo(f"{folder}: published{without}; use it with --bundle {folder}")
+
+
+def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
+    """The bundle that --dataset or --bundle names, or the default one; says which."""
+    from export.bundle import find_bundle, open_bundle
+    from lddgan.errors import BadInput
+
+    if dataset is not None and folder is not None:
+        raise BadInput("--dataset and --bundle name two bundles; give one")
+    found = folder or find_bundle(dataset)
+    opened = open_bundle(found)
+    if dataset is None and folder is None:
+        note(f"using the bundle {found}")
+    if opened.has_random_weights:
+        warn_of_random_weights()
+    if not opened.precisions:
+        note(f"{found} holds no graphs: torch and fused run it; `lddgan export` adds them")
+    return opened

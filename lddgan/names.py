@@ -1,0 +1,14 @@
+"""The names that options and packages share. Imports nothing, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")  # of graphs; bf16 has none
+PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # of graphs; int8: on CPUs
+Wanted = Literal["fp32", "fp16", "int8", "both", "all", "none"]  # of an export
+
+Regulariser = Literal["kl", "vq", "none"]  # of latents
+Loss = Literal["adversarial", "reconstruction", "weighted"]  # of the generator

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from bench.cost import measure_cost
 from bench.machine import NO_COMMIT, Machine, commit, in_words, torch_settings, versions
 from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved, measure_ceilings
 from bench.row import Agreement, BenchRow, Measured, StageTimes
-from bench.timing import Clock, Measurement, Opened, Plan, Trial, seconds, summarise
+from bench.timing import Measurement, Opened, Plan, Trial, seconds, summarise
+from engine.backend import Images
 from engine.output import png
-from engine.sampler import Images
+from engine.timing import Clock
 from engine.verification import Verification
 from export.agreement import Differences
 from export.bundle import Bundle
@@ -115,7 +116,9 @@ def with_verification(row: BenchRow, found: Verification) -> BenchRow:
 def measured(opened: Opened, trials: Sequence[Trial], batch: int, roof: Roof) -> Measured:
     """One side's part of the row."""
     sampler = opened.side.sampler
-    backend: Any = sampler.backend
+    backend = sampler.backend
+    facts = backend.facts()
+    verification = facts.pop("verification", None)
     precision = cast(Precision, backend.precision)
     times = StageTimes.model_validate(
         {stage: summarise([getattr(trial, stage) for trial in trials]) for stage in Trial._fields}
@@ -131,8 +134,8 @@ def measured(opened: Opened, trials: Sequence[Trial], batch: int, roof: Roof) ->
         peak_memory_mib=opened.peak_memory_mib,
         gpu_memory_mib=opened.gpu_memory_mib,
         cuda_graph=backend.fused if backend.device == "cuda" else None,
-        plan=getattr(backend, "plan", None),
-        verification=getattr(backend, "verification", None),
+        plan=facts or None,
+        verification=verification,
         achieved=achieved(roof, precision, batch, sampler.chunk, medians),
     )
 

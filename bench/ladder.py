@@ -31,7 +31,6 @@ from bench.run import check_arguments
 from bench.rungs import Rung, Workshop, rungs_of
 from bench.timing import (
     Budget,
-    Clock,
     Opened,
     Plan,
     Side,
@@ -41,6 +40,7 @@ from bench.timing import (
     warm_up,
 )
 from engine.gpu.driver import why_no_gpu
+from engine.timing import Clock
 from export.bundle import Bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require

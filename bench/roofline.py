@@ -13,9 +13,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from bench.cost import Cost, Traffic
-from bench.timing import HostTimer, Timer, TorchEvents
 from engine.gpu.driver import why_no_gpu
 from engine.registry import why_no_library
+from engine.timing import Timer, torch_timer
 from lddgan.names import Precision
 from lddgan.presets import Frozen, Preset, get_preset
 
@@ -113,7 +113,7 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
 
 def widest(preset: Preset) -> int:
     """Channels of the decoder's largest convolution, which follows the last upsampling."""
-    return preset.codec.ch * max(preset.codec.ch_mult[:2])
+    return preset.autoencoder.ch * max(preset.autoencoder.ch_mult[:2])
 
 
 def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:
@@ -185,7 +185,7 @@ def _median_seconds(device: Device, compute: Callable[[], Any]) -> float:
     """By the device's clock, after a warm-up."""
     import torch
 
-    timer: Timer = TorchEvents() if device == "cuda" else HostTimer()
+    timer: Timer = torch_timer(device)
     with torch.inference_mode():
         for _ in range(SIZES[device].warm_ups):
             compute()

@@ -13,7 +13,6 @@ from bench.machine import Gpu, Machine, gpu, gpu_memory_mib, load, machine, peak
 from bench.row import BenchRow
 from bench.timing import (
     Budget,
-    Clock,
     Measurement,
     Opened,
     Plan,
@@ -23,7 +22,6 @@ from bench.timing import (
     run_trial,
     seconds,
     take_turns,
-    timer_of,
     trial_seconds,
     warm_up,
 )
@@ -34,6 +32,7 @@ from engine.registry import (
     survey,
 )
 from engine.sampler import check_request
+from engine.timing import Clock
 from engine.verification import verify_opened
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
@@ -94,7 +93,7 @@ def benchmark(
                 accept_failed=verify,
                 log=log,
             )
-            return Side(sampler, timer_of(sampler, chosen.device))
+            return Side(sampler, sampler.backend.timer())
 
         return open_side
 

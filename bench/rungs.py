@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.roofline import Device
-from bench.timing import Side, timer_of
+from bench.timing import Side
+from engine.backend import Backend
 from engine.registry import BASELINE_PRECISION, open_engine
-from engine.sampler import Backend, Sampler
+from engine.sampler import Sampler
 from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from lddgan.errors import LddganError
 from lddgan.names import Precision
@@ -75,14 +76,14 @@ class Workshop:
             random_weights=self.bundle.has_random_weights,
             log=self.log,
         )
-        return Side(sampler, timer_of(sampler, self.device))
+        return Side(sampler, sampler.backend.timer())
 
     def engine(self, name: str, precision: Precision) -> Side:
         """An engine as `lddgan bench` opens it."""
         sampler = open_engine(
             self.bundle, name, precision, self.device, batch=self.batch, log=self.log
         )
-        return Side(sampler, timer_of(sampler, self.device))
+        return Side(sampler, sampler.backend.timer())
 
     def torch(self, precision: Precision, *, compiled: bool = False, nhwc: bool = False) -> Side:
         """PyTorch in one of its ways; on a CPU too, where `lddgan bench` does not compile."""
@@ -111,7 +112,7 @@ class Workshop:
                 batch=self.batch,
                 log=self.log,
             )
-        return Side(sampler, timer_of(sampler, self.device))
+        return Side(sampler, sampler.backend.timer())
 
     def graph(self, which: str, precision: Precision, rewrites: Sequence[str]) -> Path:
         """A graph's file; it is exported unless a rung before had the same rewrites of it."""

@@ -6,16 +6,17 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.sampler import Images, Made, Sampler, equal_parts
+from engine.backend import Images, Made
+from engine.sampler import Sampler, equal_parts
+from engine.timing import Clock, Timer
 from lddgan.errors import OutOfMemory
 from lddgan.presets import Frozen
 from lddgan.progress import Log
 
-Clock = Callable[[], float]  # seconds
 Progress = Callable[[int, int], None]  # trials done, trials asked for
 Part = tuple[int, int]  # first, count
 T = TypeVar("T")
@@ -23,61 +24,6 @@ T = TypeVar("T")
 REST = 0.01  # seconds between two looks at whether this process's threads rest
 REST_AT_MOST = 1.0  # seconds
 WARM_UPS = {"cpu": 1, "cuda": 3}  # runs of each chunk size before any is timed
-
-
-class Timer(Protocol):
-    """Points in time on the device that computes."""
-
-    def mark(self) -> Any:
-        """The moment when everything asked of the device so far is done."""
-
-    def milliseconds(self, start: Any, stop: Any) -> float: ...
-
-
-class HostTimer:
-    """The host's clock, read when the device has finished (`synchronize`)."""
-
-    def __init__(
-        self, synchronize: Callable[[], Any] = lambda: None, clock: Clock = time.perf_counter
-    ) -> None:
-        self.synchronize, self.clock = synchronize, clock
-
-    def mark(self) -> float:
-        self.synchronize()
-        return self.clock()
-
-    def milliseconds(self, start: float, stop: float) -> float:
-        return (stop - start) * 1e3
-
-
-class TorchEvents:
-    """CUDA events on torch's current stream."""
-
-    def mark(self) -> Any:
-        import torch
-
-        cuda: Any = torch.cuda
-        event = cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def milliseconds(self, start: Any, stop: Any) -> float:
-        stop.synchronize()
-        return float(start.elapsed_time(stop))
-
-
-def timer_of(sampler: Sampler, device: str) -> Timer:
-    """The clock for a backend: its own `timer()`, torch's events, or the host's clock.
-
-    A backend whose calls return before they are done offers `timer` or `synchronize`; ONNX
-    Runtime's return when the device has finished.
-    """
-    backend: Any = sampler.backend
-    if hasattr(backend, "timer"):
-        return backend.timer()
-    if backend.name.startswith("torch") and device == "cuda":
-        return TorchEvents()
-    return HostTimer(getattr(backend, "synchronize", lambda: None))
 
 
 class Side(NamedTuple):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
 from typing import Any, Final
 
+from engine.timing import median_ms
 from lddgan.errors import OutOfMemory
 
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
@@ -40,22 +39,12 @@ def fastest_chunk(timer: Any, decode: Callable[[int], object], batch: int, small
     refused = None
     for chunk in chunks:
         try:
-            times[chunk] = median_ms(timer, partial(decode, chunk))
+            times[chunk] = median_ms(timer, partial(decode, chunk), TUNING_RUNS)
         except OutOfMemory as error:
             refused = error
     if refused is not None and not times:
         raise refused
     return min(times, key=times.__getitem__)
-
-
-def median_ms(timer: Any, run: Callable[[], object]) -> float:
-    """Median time of TUNING_RUNS runs, after one that is not timed."""
-    run()
-    marks = [timer.mark()]
-    for _ in range(TUNING_RUNS):
-        run()
-        marks.append(timer.mark())
-    return median(float(timer.milliseconds(*span)) for span in itertools.pairwise(marks))
 
 
 def captured_size(captured: Iterable[int], count: int, least: int) -> int:

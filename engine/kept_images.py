@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 from pydantic import ConfigDict, ValidationError
 
-from engine.sampler import Images, Sampler, check_request
+from engine.backend import Images
+from engine.sampler import Sampler, check_request
 from engine.verification import REMEDIES
 from export.agreement import (
     BF16_PSNR,
@@ -147,7 +148,7 @@ def limits(found: ImagesVerified, preset: Preset) -> Sequence[Limit]:
     One VQ code that flips moves many pixels, and images do not say that one did: a VQ model is
     held to less than `export.agreement.limits_of` asks.
     """
-    of_vq, precision = preset.codec.kind == "vq", found.origin.precision
+    of_vq, precision = preset.autoencoder.kind == "vq", found.origin.precision
     least = BF16_PSNR if of_vq and precision == "fp16" else LEAST_PSNR[precision]
     asked = [("image PSNR in dB", -found.chain_psnr, -least)]
     if precision == "fp32" and not of_vq:

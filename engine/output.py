@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine.sampler import Images
+from engine.backend import Images
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
 from lddgan.pictures import grid

@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
+from engine.backend import Backend
 from engine.gpu.driver import why_no_gpu
 from engine.requirements import why_unusable
-from engine.sampler import Backend, Sampler, equal_parts
+from engine.sampler import Sampler, equal_parts
 from export.bundle import CHECKPOINT, Bundle, in_words, open_bundle, store_folder
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.names import PRECISIONS, DeviceName, Precision
@@ -243,7 +244,7 @@ def survey(
 
 def best_first(preset: Preset | None) -> Sequence[tuple[str, Literal["cpu", "cuda"]]]:
     """CANDIDATES, but ONNX Runtime before OpenVINO for a model whose layers are all narrow."""
-    if preset is None or max(*preset.generator_widths, *preset.codec_widths) >= WIDE:
+    if preset is None or max(*preset.generator_widths, *preset.autoencoder_widths) >= WIDE:
         return CANDIDATES
     order = [candidate for candidate in CANDIDATES if candidate != ("ort", "cpu")]
     order.insert(order.index(("openvino", "cpu")), ("ort", "cpu"))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.backend import Backend, Float32, Images, Inputs, Made, Native
 from engine.noise_ahead import NoiseAhead
-from export.agreement import draw
 from export.compare import any_of_one_value
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -19,74 +17,9 @@ from lddgan.noise import MAX_INDEX
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
 
-Images = NDArray[np.uint8]  # [N,H,W,3]
-Float32 = NDArray[np.float32]
-Native = Any  # an array where the backend computes
-
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
 # (docs/performance.md); kernels on a GPU count in 31 bits.
 LARGEST_TENSOR = {"cpu": 1 << 21, "cuda": (1 << 31) - 1}
-
-
-class Inputs(NamedTuple):
-    """The noise of one chunk, where the backend computes; k is the k-th call."""
-
-    x_T: Native
-    z: Sequence[Native]
-    noise: Sequence[Native]
-
-
-class Made(NamedTuple):
-    """What the sampler makes of one chunk, where the backend computes."""
-
-    x_0: Native  # float32 [B,C,h,w]
-    image: Native  # uint8 [B,H,W,3]
-
-
-Program = Callable[[Inputs], Made]  # T steps and the decoder
-
-
-class Backend(ABC):
-    """How one engine runs the two graphs. Arrays are where it computes (`Native`)."""
-
-    name: str  # torch, ort, trt, ...
-    precision: str
-    device: str  # cpu, cuda
-    where: str  # device and library, for people
-    draws_on_host = True  # in `draw`
-    fused = False  # whether `run` replays a CUDA graph
-    least = 1  # images that the two graphs take at once
-
-    @abstractmethod
-    def upload(self, array: NDArray[Any]) -> Native: ...
-
-    @abstractmethod
-    def step(self, x: Native, t: Native, z: Native, noise: Native) -> Native:
-        """The generator graph: x_t of the next lower t, [B,C,h,w]."""
-
-    @abstractmethod
-    def decode(self, x_0: Native) -> Native:
-        """The decoder graph: uint8 [B,H,W,3]."""
-
-    @abstractmethod
-    def download(self, array: Native) -> NDArray[Any]: ...
-
-    def view(self, array: Any) -> Native:
-        """An array that is already where the engine computes, not copied. Raises BadInput."""
-        raise BadInput(f"the {self.name} engine takes numpy arrays, not {type(array).__name__}")
-
-    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
-        """The noise of images first..first+count-1, drawn on the host."""
-        return self.place(*draw(preset, first, count, seed=seed))
-
-    def place(self, x_T: Float32, z: Float32, noise: Float32) -> Inputs:
-        """Noise in numpy -> where the engine computes."""
-        send = self.upload
-        return Inputs(send(x_T), [send(z_k) for z_k in z], [send(e_k) for e_k in noise])
-
-    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
-        """Noise and program, eagerly. The result is valid until the next call."""
-        return program(self.draw(preset, seed, first, count))
 
 
 class Sampler:
@@ -264,11 +197,11 @@ class Sampler:
 
 def default_chunk(preset: Preset, device: str) -> int:
     """Images at once such that no activation of the decoder passes LARGEST_TENSOR elements."""
-    widths = preset.codec_widths
+    widths = preset.autoencoder_widths
     # Level i has widths[i] channels; upsampling into it carries widths[i+1].
     carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
     elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
-    tokens = max([preset.latent_size, *preset.codec.attention]) ** 2
+    tokens = max([preset.latent_size, *preset.autoencoder.attention]) ** 2
     return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // max(elements, tokens**2)))
 
 

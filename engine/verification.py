@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from engine.sampler import Backend, Inputs, Made, Sampler
+from engine.backend import Backend, Inputs, Made
+from engine.sampler import Sampler
 from export.agreement import (
     IMAGES,
     LEVELS_TOLERANCE,
@@ -177,7 +178,6 @@ def verify_opened(
     log: Log = to_stderr,
 ) -> Verification:
     """`verify_bundle` of an engine of the bundle that is open."""
-    from engine.backends.trt.run import TrtBackend
     from engine.registry import why_no_torch_cuda
     from lddgan.checkpoint import load_checkpoint
 
@@ -192,8 +192,7 @@ def verify_opened(
         log=log,
     )
     show(found)
-    if isinstance(sampler.backend, TrtBackend):
-        sampler.backend.plans.save_verification(found)
+    sampler.backend.keep(found)
     return found
 
 

@@ -49,7 +49,7 @@ def quantise_graphs(preset: Preset, stages: Stages, floats: Path, folder: Path) 
     """
     feeds = calibration_inputs(preset, stages)
     for which in graph_specs(preset):
-        if which == "generator" and preset.codec.kind == "vq":
+        if which == "generator" and preset.autoencoder.kind == "vq":
             keep_generator(floats, folder)
         else:
             source, target = floats / graph_file(which, "fp32"), folder / graph_file(which, "int8")

@@ -27,7 +27,7 @@ from lddgan.networks.generator import Generator
 from lddgan.presets import Preset
 
 FORMAT = "lddgan-checkpoint-1"
-FIRST_STAGE = "lddgan-autoencoder-1"  # format of an autoencoder alone
+AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
 NAMED_AT_MOST = 5  # tensors listed in an error
 
 
@@ -57,7 +57,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class FirstStage:
+class TrainedAutoencoder:
     """A trained autoencoder in evaluation mode; its preset has the scale factor of its latents."""
 
     preset: Preset
@@ -78,18 +78,18 @@ def build_model(
     with torch.device("meta"):
         network = Generator(preset)
     fill(network, generator, "generator")
-    stage = build_first_stage(preset, autoencoder, provenance)
+    stage = build_autoencoder(preset, autoencoder, provenance)
     return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
 
 
-def build_first_stage(
+def build_autoencoder(
     preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
-) -> FirstStage:
+) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
     with torch.device("meta"):
         network = Autoencoder(preset)
     fill(network, autoencoder, "autoencoder")
-    return FirstStage(preset, network.eval(), dict(provenance))
+    return TrainedAutoencoder(preset, network.eval(), dict(provenance))
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
@@ -131,13 +131,13 @@ def check_tensors(
             raise BadInput(f"the {what} has {len(names)} tensors {problem}: {listed}{more}")
 
 
-def save_checkpoint(path: str | os.PathLike[str], model: Model | FirstStage) -> Path:
+def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoencoder) -> Path:
     """Write `model` to `path` atomically. Raises LddganError if the disk does not take it."""
     tensors = {f"autoencoder.{k}": v for k, v in model.autoencoder.state_dict().items()}
     if isinstance(model, Model):
         tensors |= {f"generator.{k}": v for k, v in model.generator.state_dict().items()}
     metadata = {
-        "format": FORMAT if isinstance(model, Model) else FIRST_STAGE,
+        "format": FORMAT if isinstance(model, Model) else AUTOENCODER_FORMAT,
         "preset": model.preset.model_dump_json(),
         "provenance": json.dumps(dict(model.provenance), sort_keys=True),
     }
@@ -146,7 +146,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Model | FirstStage) -> 
     return atomic_write(Path(path), payload)
 
 
-def digest_of(stage: FirstStage) -> str:
+def digest_of(stage: TrainedAutoencoder) -> str:
     """Digest of an autoencoder's tensors, whatever file they came from."""
     return sha256_of_content({}, {k: v.cpu() for k, v in stage.autoencoder.state_dict().items()})
 
@@ -168,7 +168,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     form, preset, provenance, parts = read_checkpoint(path)
-    if form == FIRST_STAGE:
+    if form == AUTOENCODER_FORMAT:
         raise BadInput(
             f"{path} is an autoencoder alone; `lddgan train --autoencoder {path}` trains a "
             "generator for it"
@@ -176,13 +176,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
     return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
 
 
-def load_first_stage(path: str | os.PathLike[str]) -> FirstStage:
+def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
     """The autoencoder in a file of `save_checkpoint`, of a first stage or of a whole model.
 
     Raises BadInput as `load_checkpoint`.
     """
     _, preset, provenance, parts = read_checkpoint(Path(path))
-    return build_first_stage(preset, parts["autoencoder"], provenance)
+    return build_autoencoder(preset, parts["autoencoder"], provenance)
 
 
 def read_checkpoint(
@@ -191,7 +191,7 @@ def read_checkpoint(
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path)
     form = metadata.get("format", "")
-    if form not in (FORMAT, FIRST_STAGE):
+    if form not in (FORMAT, AUTOENCODER_FORMAT):
         raise BadInput(
             f"{path} is not an lddgan checkpoint ({FORMAT}); "
             "published .pth and .ckpt files go through `lddgan import`"

@@ -12,7 +12,7 @@ from lddgan.names import Loss, Regulariser
 from lddgan.options import Device, Seed, tell, workers_for
 
 if TYPE_CHECKING:
-    from lddgan.checkpoint import FirstStage
+    from lddgan.checkpoint import TrainedAutoencoder
     from lddgan.data.images import Images
     from lddgan.presets import Preset
 
@@ -93,7 +93,7 @@ def encode_dataset(
     from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
 
-    stage = first_stage_at(autoencoder, get_preset(dataset))
+    stage = autoencoder_at(autoencoder, get_preset(dataset))
     count = encode_images(
         out,
         stage,
@@ -153,7 +153,7 @@ def train_autoencoder(
     if regulariser is not None:
         preset = regularised(preset, regulariser)
     if perceptual_weight is not None:
-        preset = with_values(preset, {"codec_training.perceptual_weight": perceptual_weight})
+        preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
     settings = Settings(
         out=out or run_folder(dataset),
@@ -170,7 +170,7 @@ def train_autoencoder(
         command=["lddgan", *sys.argv[1:]],
     )
     images = images_at(preset, data)
-    start = None if autoencoder is None else first_stage_at(autoencoder, preset)
+    start = None if autoencoder is None else autoencoder_at(autoencoder, preset)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     tell(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
@@ -253,7 +253,7 @@ def train(
                 f"train-autoencoder --dataset {dataset}` trains one"
             )
         tell(f"using {autoencoder}")
-    stage = first_stage_at(autoencoder, asked)
+    stage = autoencoder_at(autoencoder, asked)
     preset = stage.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss if loss else loss_of(preset), delta)
@@ -277,7 +277,7 @@ def name_of(images: Path | None) -> str:
     return "scikit-learn's digits" if images is None else str(images)
 
 
-def images_at(preset: Preset, data: Path | None, stage: FirstStage | None = None) -> Images:
+def images_at(preset: Preset, data: Path | None, stage: TrainedAutoencoder | None = None) -> Images:
     """The images of --data. Raises BadInput if there are none.
 
     Without --data the digits, which come with scikit-learn; as latents where a `stage` is given,
@@ -306,16 +306,16 @@ def images_at(preset: Preset, data: Path | None, stage: FirstStage | None = None
     return InMemory(digits()) if stage is None else latents_of(stage.autoencoder, digits(), "cpu")
 
 
-def first_stage_at(path: Path, preset: Preset) -> FirstStage:
+def autoencoder_at(path: Path, preset: Preset) -> TrainedAutoencoder:
     """The autoencoder in a file of ours, or in a published one. Raises BadInput if for another."""
-    from lddgan.checkpoint import build_first_stage, load_first_stage
+    from lddgan.checkpoint import build_autoencoder, load_autoencoder
     from lddgan.errors import BadInput
     from lddgan.published.reader import import_autoencoder
 
     if path.suffix != ".safetensors":
         part = import_autoencoder(preset, path)
-        return build_first_stage(part.preset, part.tensors, part.record)
-    stage = load_first_stage(path)
+        return build_autoencoder(part.preset, part.tensors, part.record)
+    stage = load_autoencoder(path)
     if stage.preset.name != preset.name:
         raise BadInput(f"{path} was trained for {stage.preset.name}; you asked for {preset.name}")
     return stage

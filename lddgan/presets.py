@@ -7,7 +7,7 @@ artefact (checkpoint, bundle, benchmark row) carries its preset as JSON.
 from __future__ import annotations
 
 from itertools import combinations_with_replacement
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 GROUP = 4  # images that share one minibatch deviation of the discriminator
-CODEC_GROUPS = 32  # of the codec's group normalisation
+AUTOENCODER_GROUPS = 32  # of the autoencoder's group normalisation
 GENERATOR_GROUPS = 32  # of the generator's, at most
 
 
@@ -47,7 +47,7 @@ class Generator(Frozen):
     z_emb_dim: Count  # width of the mapping network
 
 
-class Codec(Frozen):
+class AutoencoderConfig(Frozen):
     """Convolutional autoencoder of VQGAN / latent diffusion."""
 
     kind: Literal["kl", "vq", "none"]  # of regularisation; none: the KL network, its mean as latent
@@ -92,7 +92,7 @@ class Training(Frozen):
     lr_min: Weight | None = None  # None: constant rates; else cosine decay down to this
 
 
-class CodecTraining(Frozen):
+class AutoencoderTraining(Frozen):
     """Hyper-parameters of the autoencoder (VQGAN, arXiv 2012.09841, with latent diffusion's)."""
 
     lr: Rate
@@ -132,35 +132,43 @@ class Preset(Frozen):
     scale_factor: Rate  # decoder input = x_0 * scale_factor; encoder output / scale_factor = x_0
     steps: int  # T
     generator: Generator
-    codec: Codec
+    autoencoder: AutoencoderConfig
     discriminator: Discriminator
     training: Training
-    codec_training: CodecTraining | None = None
+    autoencoder_training: AutoencoderTraining | None = None
     paper: Paper | None = None
     beta_min: Beta = 0.1
     beta_max: Beta = 20.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        """Checkpoints and bundles written before version 0.2 call the autoencoder a codec."""
+        if not isinstance(values, dict):
+            return values
+        return {name.replace("codec", "autoencoder"): value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         if self.latent_size * self.downsampling != self.image_size:
             raise ValueError(
                 f"image_size {self.image_size} is not latent_size {self.latent_size} x "
-                f"{self.downsampling} (the codec's factor)"
+                f"{self.downsampling} (the autoencoder's factor)"
             )
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
             raise ValueError(f"steps {self.steps} is outside 2..8")
-        if self.codec.kind == "vq" and self.codec.codes < 1:
-            raise ValueError("a VQ codec needs codes >= 1")
+        if self.autoencoder.kind == "vq" and self.autoencoder.codes < 1:
+            raise ValueError("a VQ autoencoder needs codes >= 1")
         least = max(1 << (len(self.generator.ch_mult) - 1), 1 << self.discriminator.halvings)
         if self.latent_size % least:
             raise ValueError(
                 f"latent_size {self.latent_size} is no multiple of {least}: generator or "
                 "discriminator halve it too often"
             )
-        check_widths(self.generator, self.codec)
-        for cfg in (self.training, self.codec_training):
+        check_widths(self.generator, self.autoencoder)
+        for cfg in (self.training, self.autoencoder_training):
             if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
                 raise ValueError(f"a batch of {cfg.batch} is no multiple of {GROUP}")
         return self
@@ -179,20 +187,20 @@ class Preset(Frozen):
         return [self.generator.nf * mult for mult in self.generator.ch_mult]
 
     @property
-    def codec_widths(self) -> list[int]:
+    def autoencoder_widths(self) -> list[int]:
         """Channels of each level."""
-        return [self.codec.ch * mult for mult in self.codec.ch_mult]
+        return [self.autoencoder.ch * mult for mult in self.autoencoder.ch_mult]
 
     @property
     def downsampling(self) -> int:
         """f: image side / latent side."""
-        return 1 << (len(self.codec.ch_mult) - 1)
+        return 1 << (len(self.autoencoder.ch_mult) - 1)
 
 
-def check_widths(generator: Generator, codec: Codec) -> None:
+def check_widths(generator: Generator, autoencoder: AutoencoderConfig) -> None:
     """Raise ValueError for widths that group normalisation cannot cut into equal groups."""
-    if codec.ch % CODEC_GROUPS:
-        raise ValueError(f"codec.ch {codec.ch} is no multiple of {CODEC_GROUPS}")
+    if autoencoder.ch % AUTOENCODER_GROUPS:
+        raise ValueError(f"autoencoder.ch {autoencoder.ch} is no multiple of {AUTOENCODER_GROUPS}")
     widths = [generator.nf * mult for mult in generator.ch_mult]
     joined = [a + b for a, b in combinations_with_replacement(widths, 2)]  # with the skip stack
     for width in (*widths, *joined):
@@ -228,7 +236,7 @@ PRESETS: dict[str, Preset] = {
                 mapping_layers=4,
                 z_emb_dim=256,
             ),
-            codec=Codec(
+            autoencoder=AutoencoderConfig(
                 kind="kl",
                 ch=128,
                 ch_mult=(1, 2),
@@ -248,7 +256,9 @@ PRESETS: dict[str, Preset] = {
                 r1_every=15,
                 reconstruction=True,
             ),
-            codec_training=CodecTraining(lr=1e-4, batch=64, epochs=200, disc_start=20_000),
+            autoencoder_training=AutoencoderTraining(
+                lr=1e-4, batch=64, epochs=200, disc_start=20_000
+            ),
             paper=Paper(
                 source="Table 3",
                 fid=2.98,
@@ -273,7 +283,7 @@ PRESETS: dict[str, Preset] = {
                 mapping_layers=3,
                 z_emb_dim=256,
             ),
-            codec=Codec(
+            autoencoder=AutoencoderConfig(
                 kind="vq",
                 ch=128,
                 ch_mult=(1, 2, 4),
@@ -292,7 +302,9 @@ PRESETS: dict[str, Preset] = {
                 r1_every=10,
                 reconstruction=True,
             ),
-            codec_training=CodecTraining(lr=7.2e-5, batch=16, epochs=200, disc_weight=0.75),
+            autoencoder_training=AutoencoderTraining(
+                lr=7.2e-5, batch=16, epochs=200, disc_weight=0.75
+            ),
             paper=Paper(
                 source="Table 4",
                 fid=5.21,
@@ -318,7 +330,7 @@ PRESETS: dict[str, Preset] = {
                 mapping_layers=3,
                 z_emb_dim=256,
             ),
-            codec=Codec(
+            autoencoder=AutoencoderConfig(
                 kind="kl",
                 ch=128,
                 ch_mult=(1, 2, 4, 4),
@@ -336,7 +348,7 @@ PRESETS: dict[str, Preset] = {
                 r1_every=10,
                 reconstruction=False,
             ),
-            codec_training=CodecTraining(lr=7.2e-5, batch=16, epochs=5),
+            autoencoder_training=AutoencoderTraining(lr=7.2e-5, batch=16, epochs=5),
             paper=Paper(
                 source="Table 5",
                 fid=4.67,
@@ -362,7 +374,7 @@ PRESETS: dict[str, Preset] = {
                 mapping_layers=2,
                 z_emb_dim=64,
             ),
-            codec=Codec(
+            autoencoder=AutoencoderConfig(
                 kind="kl",
                 ch=32,
                 ch_mult=(1, 1, 1),
@@ -383,7 +395,7 @@ PRESETS: dict[str, Preset] = {
                 flip=False,
                 lr_min=2e-5,
             ),
-            codec_training=CodecTraining(
+            autoencoder_training=AutoencoderTraining(
                 lr=1e-3,
                 batch=64,
                 epochs=25,

@@ -68,8 +68,8 @@ def resized(preset: Preset, image_size: int) -> Preset:
 
 def regularised(preset: Preset, kind: Regulariser) -> Preset:
     """`preset` with another regularisation of the latents (Table 7)."""
-    codes = (preset.codec.codes or CODES) if kind == "vq" else 0
-    return with_values(preset, {"codec.kind": kind, "codec.codes": codes})
+    codes = (preset.autoencoder.codes or CODES) if kind == "vq" else 0
+    return with_values(preset, {"autoencoder.kind": kind, "autoencoder.codes": codes})
 
 
 def with_loss(preset: Preset, loss: Loss, delta: float | None) -> Preset:

@@ -24,7 +24,7 @@ from lddgan.checkpoint import Model, random_tensor
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
-from lddgan.presets import Codec, Preset, get_preset
+from lddgan.presets import AutoencoderConfig, Preset, get_preset
 from lddgan.published.reader import import_published
 from tests.reference.weights import value
 
@@ -77,9 +77,9 @@ def tiny_preset(**changes: Any) -> Preset:
             "z_emb_dim": 24,
         }
     )
-    codec = Codec(kind="kl", ch=32, ch_mult=(1, 1), blocks=1, attention=(8,))
+    codec = AutoencoderConfig(kind="kl", ch=32, ch_mult=(1, 1), blocks=1, attention=(8,))
     sizes = {"name": "tiny", "image_size": 16, "latent_channels": 4, "latent_size": 8}
-    preset = digits.model_copy(update={"generator": small, "codec": codec} | sizes | changes)
+    preset = digits.model_copy(update={"generator": small, "autoencoder": codec} | sizes | changes)
     return Preset.model_validate(preset.model_dump())
 
 
@@ -256,9 +256,9 @@ class Tiny:
         self.folder = folder
         self.preset = tiny_preset()
         self.state = network_state(self.preset, "generator")
-        self.codec = network_state(self.preset, "autoencoder")
+        self.autoencoder = network_state(self.preset, "autoencoder")
         self.netg = netg_file(folder / "netG_1.pth", self.state)
-        self.ckpt = kl_file(folder / "kl.ckpt", self.codec)
+        self.ckpt = kl_file(folder / "kl.ckpt", self.autoencoder)
 
     def load(self, **given: Any) -> Model:
         arguments = {"generator": self.netg, "autoencoder": self.ckpt} | given

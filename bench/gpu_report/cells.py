@@ -13,7 +13,7 @@ from bench.gpu_report.journal import Job, Journal
 from bench.roofline import Ceilings, Device
 from bench.row import BenchRow
 from bench.run import BASELINE, LEAST_VERIFIED, measure_here
-from bench.timing import Plan, Side, made_to_fit, run_trial, timer_of
+from bench.timing import Plan, Side, made_to_fit, run_trial
 from engine.backends.fused.engine import FusedBackend
 from engine.registry import BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
@@ -40,8 +40,8 @@ SMALL: Final = {
     "generator.nf": 16,
     "generator.blocks": 1,
     "generator.z_emb_dim": 16,
-    "codec.ch": 32,
-    "codec.blocks": 1,
+    "autoencoder.ch": 32,
+    "autoencoder.blocks": 1,
 }
 
 
@@ -92,7 +92,7 @@ class Bench:
                 cuda_graph=cuda_graph,
                 log=self.log,
             )
-        return Side(sampler, timer_of(sampler, self.device))
+        return Side(sampler, sampler.backend.timer())
 
     def baseline_of(self, dataset: str, batch: int) -> Side:
         if self.baseline is None or self.baseline.sampler.preset.name != dataset:

@@ -9,8 +9,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.roofline import Device
-from bench.timing import HostTimer, Timer, TorchEvents
 from engine.backends.fused.engine import why
+from engine.timing import Timer, torch_timer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,7 +182,7 @@ def image(device: Device, *shape: int) -> Tensor:
 
 def milliseconds(device: Device, run: Callable[[], object]) -> float:
     """Median by the device's clock, after a warm-up."""
-    timer: Timer = TorchEvents() if device == "cuda" else HostTimer()
+    timer: Timer = torch_timer(device)
     for _ in range(WARM_UPS):
         run()
     marks = [timer.mark()]

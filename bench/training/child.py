@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bench.machine import gpu, peak_memory_mib
 from bench.roofline import Device
-from bench.timing import WARM_UPS, Budget, HostTimer, Timer, TorchEvents, summarise
+from bench.timing import WARM_UPS, Budget, summarise
 from bench.training.row import Job, Measured, Timed
+from engine.timing import Timer, torch_timer
 from lddgan.data.images import to_float
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.networks.autoencoder import Autoencoder
@@ -128,7 +129,7 @@ def pixels(preset: Preset, batch: int, device: torch.device) -> Tensor:
 
 def time_all(runs: Mapping[str, Run], job: Job) -> dict[str, Timed]:
     """Warm each up, then run them in turns, `job.trials` times or as often as fits."""
-    timer: Timer = TorchEvents() if job.device == "cuda" else HostTimer()
+    timer: Timer = torch_timer(job.device)
     for run in runs.values():
         for _ in range(WARM_UPS[job.device]):
             run()

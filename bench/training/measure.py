@@ -231,7 +231,7 @@ def training_batch(preset: Preset, stage: StageName) -> int:
 
 def with_batch(preset: Preset, stage: StageName, batch: int) -> Preset:
     """`preset` with another batch of one stage."""
-    section = "training" if stage == "generator" else "codec_training"
+    section = "training" if stage == "generator" else "autoencoder_training"
     return with_values(preset, {f"{section}.batch": batch})
 
 
@@ -309,7 +309,7 @@ def notes(job: Job, whole: int, measured: Sequence[Measured]) -> list[str]:
     """Sentences that belong to the numbers; `whole` is the training's batch."""
     kinds = [kind for one in measured for kind in (one.plain, one.with_r1, one.encode) if kind]
     fewest = min(kind.trials for kind in kinds)
-    cfg = job.preset.codec_training if job.stage == "autoencoder" else None
+    cfg = job.preset.autoencoder_training if job.stage == "autoencoder" else None
     said = {
         "weights as initialised, random images and latents in memory: timing only": True,
         f"batch {batch_of(job)}, and {whole} in training": batch_of(job) != whole,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from bench.machine import NO_COMMIT, commit, machine, versions
 from bench.roofline import Device
-from bench.timing import Clock, seconds
+from bench.timing import seconds
 from bench.training.row import PipelineRow
+from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
 from lddgan.presets import Preset

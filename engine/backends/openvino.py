@@ -13,8 +13,8 @@ import openvino
 from numpy.typing import NDArray
 from openvino import frontend
 
+from engine.backend import Backend
 from engine.requirements import check_tensors, one_line
-from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
 from export.graphs import BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from engine.backend import Backend
 from engine.requirements import check_tensors
-from engine.sampler import Backend
 from export.bundle import Bundle, graph_file
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory

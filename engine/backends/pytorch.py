@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.backend import Backend
 from engine.registry import BASELINE_PRECISION
-from engine.sampler import Backend
+from engine.timing import Timer, torch_timer
 from export.fp16 import to_half
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
@@ -76,6 +77,9 @@ class TorchBackend(Backend):
 
     def download(self, array: Tensor) -> NDArray[Any]:
         return array.cpu().numpy()
+
+    def timer(self) -> Timer:
+        return torch_timer(self.device)
 
 
 def graph_modules(

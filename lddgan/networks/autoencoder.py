@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
-from lddgan.presets import CODEC_GROUPS, Codec, Preset
+from lddgan.presets import AUTOENCODER_GROUPS, AutoencoderConfig, Preset
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -15,7 +15,7 @@ CODES_PER_SLICE = 512  # of the codebook, searched at once
 
 
 def norm(channels: int) -> GroupNorm:
-    return GroupNorm(CODEC_GROUPS, channels, eps=EPS)
+    return GroupNorm(AUTOENCODER_GROUPS, channels, eps=EPS)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -124,24 +124,24 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Image [B,3,H,W] -> [B,outputs,H/f,W/f]."""
 
-    def __init__(self, codec: Codec, image_size: int, outputs: int) -> None:
+    def __init__(self, config: AutoencoderConfig, image_size: int, outputs: int) -> None:
         super().__init__()
-        widths = [codec.ch * mult for mult in codec.ch_mult]
+        widths = [config.ch * mult for mult in config.ch_mult]
         last = len(widths) - 1
-        self.conv_in = conv(3, codec.ch)
+        self.conv_in = conv(3, config.ch)
         self.down = nn.ModuleList()
-        h = codec.ch
+        h = config.ch
         for level, width in enumerate(widths):
             self.down.append(
                 Level(
-                    [h] + [width] * codec.blocks,
-                    codec.dropout,
-                    (image_size >> level) in codec.attention,
+                    [h] + [width] * config.blocks,
+                    config.dropout,
+                    (image_size >> level) in config.attention,
                     downsample=Downsample(width) if level != last else None,
                 )
             )
             h = width
-        self.mid = Middle(h, codec.dropout)
+        self.mid = Middle(h, config.dropout)
         self.norm_out = norm(h)
         self.conv_out = conv(h, outputs)
 
@@ -155,21 +155,21 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent [B,C,h,w] -> image [B,3,f*h,f*w]."""
 
-    def __init__(self, codec: Codec, image_size: int, inputs: int) -> None:
+    def __init__(self, config: AutoencoderConfig, image_size: int, inputs: int) -> None:
         super().__init__()
-        widths = [codec.ch * mult for mult in codec.ch_mult]
+        widths = [config.ch * mult for mult in config.ch_mult]
         h = widths[-1]
-        self.tanh = codec.tanh
+        self.tanh = config.tanh
         self.conv_in = conv(inputs, h)
-        self.mid = Middle(h, codec.dropout)
+        self.mid = Middle(h, config.dropout)
         levels = []
         for level in reversed(range(len(widths))):
             width = widths[level]
             levels.append(
                 Level(
-                    [h] + [width] * (codec.blocks + 1),
-                    codec.dropout,
-                    (image_size >> level) in codec.attention,
+                    [h] + [width] * (config.blocks + 1),
+                    config.dropout,
+                    (image_size >> level) in config.attention,
                     upsample=Upsample(width) if level != 0 else None,
                 )
             )
@@ -227,12 +227,12 @@ class Autoencoder(nn.Module):
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
-        codec, channels = preset.codec, preset.latent_channels
-        self.kind = codec.kind
+        config, channels = preset.autoencoder, preset.latent_channels
+        self.kind = config.kind
         moments = channels if self.is_vq else 2 * channels
-        self.encoder = Encoder(codec, preset.image_size, moments)
-        self.decoder = Decoder(codec, preset.image_size, channels)
-        self.quantize = VectorQuantiser(codec.codes, channels) if self.is_vq else None
+        self.encoder = Encoder(config, preset.image_size, moments)
+        self.decoder = Decoder(config, preset.image_size, channels)
+        self.quantize = VectorQuantiser(config.codes, channels) if self.is_vq else None
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 

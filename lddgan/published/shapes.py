@@ -152,7 +152,7 @@ def preset_facts(preset: Preset, part: str) -> Facts:
             "mapping_layers": generator.mapping_layers,
             "z_emb_dim": generator.z_emb_dim,
         }
-    codec = preset.codec
+    codec = preset.autoencoder
     return {
         "kind": "vq" if codec.kind == "vq" else "kl",
         "channels": preset.latent_channels,
@@ -177,7 +177,7 @@ def differences(facts: Facts, expected: Facts, part: str) -> tuple[Facts, Facts]
 
 def with_facts(preset: Preset, allowed: Facts, part: str) -> Preset:
     """A copy of `preset` that has these free facts."""
-    section = "generator" if part == "generator" else "codec"
+    section = "generator" if part == "generator" else "autoencoder"
     changed = preset.model_dump()
     changed[section] |= allowed
     return Preset.model_validate(changed)

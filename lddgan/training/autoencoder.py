@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lddgan.checkpoint import (
-    FirstStage,
-    build_first_stage,
+    TrainedAutoencoder,
+    build_autoencoder,
     check_tensors,
     digest_of,
     save_checkpoint,
@@ -27,7 +27,7 @@ from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
-from lddgan.presets import CodecTraining, Preset
+from lddgan.presets import AutoencoderTraining, Preset
 from lddgan.training.codec_losses import (
     adaptive_weight,
     hinge_discriminator_loss,
@@ -45,7 +45,10 @@ from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
 STAGE: Final = Stage(
-    0, "autoencoder", group=1, remedy="--set codec_training.batch=N takes fewer images at once"
+    0,
+    "autoencoder",
+    group=1,
+    remedy="--set autoencoder_training.batch=N takes fewer images at once",
 )
 ENCODE_BATCH: Final = 64
 MEASURED: Final = 10_000  # images at most that the scale factor is measured on
@@ -60,7 +63,7 @@ class Codec:
     def __init__(
         self,
         preset: Preset,
-        cfg: CodecTraining,
+        cfg: AutoencoderTraining,
         settings: Settings,
         ranks: Ranks,
         perceptual: nn.Module | None,
@@ -178,9 +181,9 @@ def train_autoencoder(
     images: Images,
     settings: Settings,
     *,
-    start: FirstStage | None = None,
+    start: TrainedAutoencoder | None = None,
     vgg: Path | None = None,
-) -> FirstStage:
+) -> TrainedAutoencoder:
     """Train the autoencoder of `preset` on images and measure the scale factor of its latents.
 
     It begins with the weights of `start`, if given (and with no steps only the scale factor is
@@ -201,7 +204,7 @@ def train_autoencoder(
         if cfg.disc_weight and cfg.disc_start >= total > 0:
             settings.log(
                 f"no patch discriminator: it takes part from step {cfg.disc_start:,} on "
-                f"(codec_training.disc_start), and this run has {total:,}"
+                f"(autoencoder_training.disc_start), and this run has {total:,}"
             )
         origin = digest_of(start) if start else "none"
         run = settings.run(preset, images, total) | {"autoencoder to begin with": origin}
@@ -227,7 +230,7 @@ def train_autoencoder(
         scale = measure_scale_factor(
             codec.autoencoder, images, cfg.covered, ranks.device, settings.on_bad
         )
-        trained = build_first_stage(
+        trained = build_autoencoder(
             preset.model_copy(update={"scale_factor": scale}),
             on_cpu(codec.autoencoder),
             settings.provenance(len(images), total, keeper.seconds) | {"begun with": origin},
@@ -238,7 +241,7 @@ def train_autoencoder(
         return trained
 
 
-def check_size(size: int, cfg: CodecTraining) -> None:
+def check_size(size: int, cfg: AutoencoderTraining) -> None:
     """Raise BadInput for images that one of the judges cannot see."""
     for name, weight, least in (
         ("disc_weight", cfg.disc_weight, PATCH_LEAST),
@@ -246,12 +249,13 @@ def check_size(size: int, cfg: CodecTraining) -> None:
     ):
         if weight and size < least:
             raise BadInput(
-                f"images of {size}x{size} are too small for what codec_training.{name} weighs, "
-                f"which needs {least}x{least}; --set codec_training.{name}=0 does without"
+                f"images of {size}x{size} are too small for what autoencoder_training.{name} "
+                f"weighs, which needs {least}x{least}; --set "
+                f"autoencoder_training.{name}=0 does without"
             )
 
 
-def begin_with(autoencoder: Autoencoder, start: FirstStage) -> None:
+def begin_with(autoencoder: Autoencoder, start: TrainedAutoencoder) -> None:
     """Give an autoencoder the weights of another. Raises BadInput if they do not fit."""
     tensors = start.autoencoder.state_dict()
     shapes = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
@@ -259,14 +263,14 @@ def begin_with(autoencoder: Autoencoder, start: FirstStage) -> None:
     autoencoder.load_state_dict(tensors)
 
 
-def training_of(preset: Preset) -> CodecTraining:
+def training_of(preset: Preset) -> AutoencoderTraining:
     """How the preset's autoencoder is trained. Raises BadInput if it does not say."""
-    if preset.codec_training is None:
+    if preset.autoencoder_training is None:
         raise BadInput(
             f"the preset of '{preset.name}' does not say how to train its autoencoder; import a "
             "published one"
         )
-    return preset.codec_training
+    return preset.autoencoder_training
 
 
 @torch.no_grad()

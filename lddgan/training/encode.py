@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lddgan.checkpoint import FirstStage, digest_of
+from lddgan.checkpoint import TrainedAutoencoder, digest_of
 from lddgan.data.feed import AHEAD, OnBad, first_line
 from lddgan.data.images import Images, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -43,7 +43,7 @@ NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def encode_images(
     folder: Path,
-    first_stage: FirstStage,
+    trained: TrainedAutoencoder,
     images: Images,
     *,
     flip: bool,
@@ -61,8 +61,8 @@ def encode_images(
     BadInput if the folder holds anything; LddganError if the disk is full, a latent is not finite,
     or latents that are encoded anew differ; OutOfMemory.
     """
-    preset, digest = first_stage.preset, digest_of(first_stage)
-    encoder = Encoder(first_stage.autoencoder.to(device), torch.device(device), flip)
+    preset, digest = trained.preset, digest_of(trained)
+    encoder = Encoder(trained.autoencoder.to(device), torch.device(device), flip)
     refuse_used(folder)
     with atomic_folder(folder, os.replace) as temporary, exact_fp32():
         path = temporary / FILE

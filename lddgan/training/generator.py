@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lddgan.checkpoint import FirstStage, Model, build_model, digest_of, save_checkpoint
+from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of, save_checkpoint
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
@@ -33,7 +33,7 @@ from lddgan.training.losses import (
     widened,
 )
 from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, keep_first_stage, unfinished
+from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, keep_autoencoder, unfinished
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
 
@@ -202,7 +202,7 @@ def denoise(gan: Gan, x_next: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def train_generator(
-    preset: Preset, first_stage: FirstStage, images: Images, settings: Settings
+    preset: Preset, coder: TrainedAutoencoder, images: Images, settings: Settings
 ) -> Model:
     """Train the generator of `preset` on the latents of images; returns its average as a model.
 
@@ -213,7 +213,7 @@ def train_generator(
     finite, Stopped.
     """
     unfinished(settings, MODEL_FILE, GENERATOR_STATE)
-    check_codec(preset, first_stage.preset)
+    check_codec(preset, coder.preset)
     check_latents(preset, images)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         cfg = preset.training
@@ -222,20 +222,20 @@ def train_generator(
             raise BadInput("no step at all makes no generator")
         feed = settings.feed(images, ranks, cfg.batch, STAGE.group, cfg.flip)
         settings = settings.quiet_unless_first(ranks)  # but for what it skips
-        run = settings.run(preset, images, total) | {"autoencoder": digest_of(first_stage)}
+        run = settings.run(preset, images, total) | {"autoencoder": digest_of(coder)}
         path = settings.out / GENERATOR_STATE
         keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
         if ranks.is_first:
-            keep_first_stage(settings.out, first_stage)
+            keep_autoencoder(settings.out, coder)
         seed_step(settings.seed, STAGE.number, total)  # the initial weights
         gan = Gan(preset, settings, ranks)
         if keeper.parts is not None:
             gan.load(keeper.parts)
-        first_stage.autoencoder.to(ranks.device, **settings.layout())
-        work = work_on(gan, first_stage, images, total)
+        coder.autoencoder.to(ranks.device, **settings.layout())
+        work = work_on(gan, coder, images, total)
         run_steps(STAGE, work, feed, keeper, settings, ranks, total)
         provenance = settings.provenance(len(images), total, keeper.seconds)
-        networks = (on_cpu(gan.ema.module), on_cpu(first_stage.autoencoder))
+        networks = (on_cpu(gan.ema.module), on_cpu(coder.autoencoder))
         trained = build_model(preset, *networks, provenance)
         if ranks.is_first:
             save_checkpoint(settings.out / MODEL_FILE, trained)
@@ -245,7 +245,7 @@ def train_generator(
 
 def check_codec(preset: Preset, trained: Preset) -> None:
     """Raise BadInput if a preset's latents are not those of the trained autoencoder."""
-    for name in ("codec", "image_size", "latent_channels", "latent_size"):
+    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
         if getattr(preset, name) != getattr(trained, name):
             raise BadInput(
                 f"{name} is what the autoencoder was trained with and cannot be changed here"
@@ -261,9 +261,9 @@ def check_latents(preset: Preset, images: Images) -> None:
         )
 
 
-def work_on(gan: Gan, first_stage: FirstStage, images: Images, total: int) -> Work:
+def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images, total: int) -> Work:
     """What the loop does with rows of `images` in `total` steps."""
-    device, autoencoder = gan.ranks.device, first_stage.autoencoder
+    device, autoencoder = gan.ranks.device, trained.autoencoder
 
     def step(rows: Tensor, number: int) -> Losses:
         if not isinstance(images, StoredLatents):
@@ -272,13 +272,15 @@ def work_on(gan: Gan, first_stage: FirstStage, images: Images, total: int) -> Wo
         return gan.step(rows, number, number / total)
 
     def picture() -> NDArray[np.uint8]:
-        return grid_images(gan.preset, gan.ema.module, first_stage)
+        return grid_images(gan.preset, gan.ema.module, trained)
 
     return Work(step, gan.state, picture)
 
 
 @torch.no_grad()
-def grid_images(preset: Preset, generator: nn.Module, first_stage: FirstStage) -> NDArray[np.uint8]:
+def grid_images(
+    preset: Preset, generator: nn.Module, trained: TrainedAutoencoder
+) -> NDArray[np.uint8]:
     """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
     drawn = sampler_noise(
         0,
@@ -292,4 +294,4 @@ def grid_images(preset: Preset, generator: nn.Module, first_stage: FirstStage) -
     noise = [torch.from_numpy(part).to(device) for part in drawn]
     generator.eval()
     x_0 = sample(generator, preset, *noise)
-    return to_pixels(first_stage.autoencoder.decode(x_0 * preset.scale_factor))
+    return to_pixels(trained.autoencoder.decode(x_0 * preset.scale_factor))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from lddgan.checkpoint import FirstStage, digest_of
+from lddgan.checkpoint import TrainedAutoencoder, digest_of
 from lddgan.data.images import Read
 from lddgan.errors import BadInput, why_invalid
 from lddgan.files import sha256_of_file
@@ -59,7 +59,7 @@ def draw_latent(moments: Tensor, noise: Tensor) -> Tensor:
 def moments_shape(preset: Preset) -> tuple[int, int, int]:
     """[M,h,w] of what `encode_moments` gives for an image."""
     channels, height, width = preset.latent_shape
-    return (2 * channels if preset.codec.kind == "kl" else channels), height, width
+    return (2 * channels if preset.autoencoder.kind == "kl" else channels), height, width
 
 
 # ---- stored ----
@@ -140,19 +140,19 @@ class Record(Frozen):
     verification_error: float  # of some that were encoded again, relative to the largest value
 
 
-def open_latents(folder: Path, first_stage: FirstStage) -> StoredLatents:
+def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
     """The latents in a folder, all of which are read once to check their sha256.
 
     Raises BadInput if there are none, or they are damaged or of another autoencoder.
     """
     record, path = read_record(folder), folder / FILE
-    moments = moments_shape(first_stage.preset)
-    if record.autoencoder != digest_of(first_stage):
+    moments = moments_shape(trained.preset)
+    if record.autoencoder != digest_of(trained):
         raise BadInput(f"{folder} holds the latents of another autoencoder; {AGAIN}")
     if record.shape != (record.count, 1 + record.flip, *moments):
         raise BadInput(
             f"{folder} holds {list(record.shape[2:])} per image, where the autoencoder of kind "
-            f"'{first_stage.preset.codec.kind}' gives {list(moments)}; {AGAIN}"
+            f"'{trained.preset.autoencoder.kind}' gives {list(moments)}; {AGAIN}"
         )
     if not path.is_file():
         raise BadInput(f"{path} is missing; {AGAIN}")

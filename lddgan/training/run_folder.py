@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from lddgan.checkpoint import (
-    FirstStage,
     Model,
+    TrainedAutoencoder,
     build_model,
     digest_of,
+    load_autoencoder,
     load_checkpoint,
-    load_first_stage,
     save_checkpoint,
 )
 from lddgan.errors import BadInput
@@ -37,12 +37,12 @@ def unfinished(settings: Settings, result: str, state: str) -> None:
         )
 
 
-def keep_first_stage(folder: Path, stage: FirstStage) -> None:
+def keep_autoencoder(folder: Path, stage: TrainedAutoencoder) -> None:
     """Keep the autoencoder beside the generator's state. Raises BadInput if another one is."""
     path = folder / AUTOENCODER_FILE
     if not path.exists():
         save_checkpoint(path, stage)
-    elif digest_of(load_first_stage(path)) != digest_of(stage):
+    elif digest_of(load_autoencoder(path)) != digest_of(stage):
         raise BadInput(f"{path} is another autoencoder than the one given; name another --out")
 
 
@@ -64,7 +64,7 @@ def load_unfinished(path: Path) -> Model:
     if average is None:
         raise BadInput(f"{path} is the state of an autoencoder; it makes no images")
     generator = {k.removeprefix(AVERAGED): v for k, v in average.items() if k.startswith(AVERAGED)}
-    stage = load_first_stage(path.parent / AUTOENCODER_FILE)
+    stage = load_autoencoder(path.parent / AUTOENCODER_FILE)
     provenance = {"unfinished": str(path), "steps": state["step"]}
     preset = Preset.model_validate_json(state["run"]["preset"])
     return build_model(preset, generator, stage.autoencoder.state_dict(), provenance)

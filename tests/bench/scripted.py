@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.timing import HostTimer, Side
-from engine.sampler import Backend, Made, Program, Sampler
+from bench.timing import Side
+from engine.backend import Backend, Made, Program
+from engine.sampler import Sampler
+from engine.timing import HostTimer
 from lddgan.presets import Preset
 
 
@@ -33,6 +35,9 @@ class Scripted(Backend):
         self.step_seconds, self.decode_seconds = step, decode
         self.poison = False
         self.blank = False  # images of one value, as NaN in the decoder makes
+
+    def timer(self) -> HostTimer:
+        return HostTimer(self.clock)
 
     def upload(self, array: Any) -> Any:
         return array

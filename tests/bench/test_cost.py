@@ -59,8 +59,8 @@ def test_a_row_adds_up() -> None:
 
 def test_the_codebook_and_its_search_count(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = get_preset("celeba_256")
-    halved = preset.codec.model_copy(update={"codes": preset.codec.codes // 2})
-    small = measure_cost(preset.model_copy(update={"codec": halved}))
+    halved = preset.autoencoder.model_copy(update={"codes": preset.autoencoder.codes // 2})
+    small = measure_cost(preset.model_copy(update={"autoencoder": halved}))
     cost = measure_cost(preset)
     assert cost.decoder_parameters - small.decoder_parameters == 4096 * 3
     assert cost.decoder_macs - small.decoder_macs == 64 * 64 * 4096 * 3

@@ -13,18 +13,17 @@ import pytest
 from bench.run import estimate, measure
 from bench.timing import (
     Budget,
-    HostTimer,
     Plan,
-    TorchEvents,
     chunks_of,
     run_trial,
     settle,
     summarise,
     take_turns,
-    timer_of,
     trial_seconds,
     warm_up,
 )
+from engine.backend import Backend
+from engine.timing import HostTimer
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.presets import get_preset
 from tests.bench.scripted import Clock, Fused, Scripted, side
@@ -319,20 +318,8 @@ def test_settling_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     settle()
 
 
-def test_a_backend_may_bring_its_own_clock(clock: Clock) -> None:
-    backend: Any = fast(clock)
-    sampler = side(backend, PRESET, 3).sampler
-    assert isinstance(timer_of(sampler, "cpu"), HostTimer)
-    waited: list[int] = []
-    backend.synchronize = lambda: waited.append(1)
-    timer_of(sampler, "cuda").mark()
-    assert waited == [1]
-    for name in ("torch", "torch-compile"):
-        backend.name = name
-        assert isinstance(timer_of(sampler, "cuda"), TorchEvents)
-    own = HostTimer(clock=clock)
-    backend.timer = lambda: own
-    assert timer_of(sampler, "cuda") is own
+def test_a_backend_without_a_clock_is_timed_by_the_hosts(clock: Clock) -> None:
+    assert isinstance(Backend.timer(fast(clock)), HostTimer)
 
 
 def test_the_same_noise_goes_to_both(clock: Clock) -> None:

@@ -49,7 +49,7 @@ from bench.training.table import print_training
 from cli import app
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.presets import CodecTraining, get_preset
+from lddgan.presets import AutoencoderTraining, get_preset
 from lddgan.training.loop import NotFinite
 from lddgan.training.settings import Settings
 from lddgan.variants import with_values
@@ -60,7 +60,7 @@ EVERY = 5  # steps, one of which has R1
 PRESET = TINY.model_copy(
     update={
         "training": TINY.training.model_copy(update={"batch": 4, "r1_every": EVERY}),
-        "codec_training": CodecTraining(lr=1e-4, batch=2, epochs=1, disc_start=7),
+        "autoencoder_training": AutoencoderTraining(lr=1e-4, batch=2, epochs=1, disc_start=7),
     }
 )
 JOB = Job(preset=PRESET, stage="generator", variant=EAGER, device="cpu", trials=2, max_seconds=60.0)
@@ -266,7 +266,10 @@ def test_batches_and_variants_of_each_device() -> None:
         ({"batch": 6}, "batch is 6, and must be below 4 or a multiple of it"),
         ({"trials": 0}, "trials is 0"),
         ({"max_seconds": -1.0}, "max-seconds is -1"),
-        ({"presets": [TINY.model_copy(update={"codec_training": None})]}, "does not say how to"),
+        (
+            {"presets": [TINY.model_copy(update={"autoencoder_training": None})]},
+            "does not say how to",
+        ),
         ({"presets": [PRESET, PRESET], "data": Path("x")}, "name it with --dataset"),
     ],
 )
@@ -427,7 +430,7 @@ def test_the_command_prints_a_row_after_the_other(
     asked: list[tuple[str, str, int]] = []
 
     def child(job: Job, limit: float) -> Measured:
-        section = "training" if job.stage == "generator" else "codec_training"
+        section = "training" if job.stage == "generator" else "autoencoder_training"
         asked.append((job.preset.name, job.stage, getattr(job.preset, section).batch))
         return made_up() if job.stage == "generator" else made_up(with_r1=None, encode=None)
 

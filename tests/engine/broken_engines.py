@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backend import Inputs, Made, Program
 from engine.backends.ort import OrtBackend
-from engine.sampler import Inputs, Made, Program
 from lddgan.errors import OutOfMemory
 from lddgan.presets import Preset
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.backend import Backend
 from engine.backends.pytorch import TorchBackend
 from engine.output import write_images
 from engine.registry import open_engine
-from engine.sampler import LARGEST_TENSOR, Backend, Sampler, default_chunk
+from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
 from lddgan.checkpoint import Model
 from lddgan.diffusion import sample
 from lddgan.errors import BadInput, LddganError, OutOfMemory

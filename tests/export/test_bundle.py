@@ -84,7 +84,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "inconsistent preset": lambda m: m["preset"].update(image_size=64),
     "steps": lambda m: m["preset"].update(steps=9),
     "unknown precision": lambda m: m["verification"].update(int4=m["verification"]["fp32"]),
-    "no codec levels": lambda m: m["preset"]["codec"].update(ch_mult=[]),
+    "no codec levels": lambda m: m["preset"]["autoencoder"].update(ch_mult=[]),
 }
 
 

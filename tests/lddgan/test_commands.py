@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lddgan.checkpoint import load_checkpoint, load_first_stage, random_model, save_checkpoint
+from lddgan.checkpoint import load_autoencoder, load_checkpoint, random_model, save_checkpoint
 from lddgan.presets import get_preset
 from lddgan.training.autoencoder import Codec
 from lddgan.training.generator import Gan
@@ -51,7 +51,7 @@ TINY = options(
     discriminator__ngf=4,
     discriminator__t_emb_dim=8,
     training__batch=8,
-    codec_training__batch=8,
+    autoencoder_training__batch=8,
 )
 
 
@@ -176,7 +176,7 @@ def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> Non
     again = (*common, "--out", "cut", "--resume")
     refused(lddgan(*again, "--regulariser", "none"), "another preset")
     assert lddgan(*again).code == 0
-    whole, resumed = (load_first_stage(Path(name) / AUTOENCODER) for name in ("whole", "cut"))
+    whole, resumed = (load_autoencoder(Path(name) / AUTOENCODER) for name in ("whole", "cut"))
     assert whole.preset == resumed.preset
     assert equal(whole.autoencoder.state_dict(), resumed.autoencoder.state_dict())
 
@@ -272,7 +272,7 @@ def test_bad_images_are_skipped_told_and_counted(lddgan, photos: Path, files: Pa
     bad = with_bad(photos, Path("images"))
     told = {f"skipped: {name} {said}" for name, said in bad.items()}
     common = ("--dataset", "digits", "--data", "images", "--on-bad", "skip", "--steps", 10)
-    batch = options(codec_training__batch=4, training__batch=4)  # two epochs of all 20
+    batch = options(autoencoder_training__batch=4, training__batch=4)  # two epochs of all 20
     for command, stage in (("train-autoencoder", "autoencoder"), ("train", "generator")):
         given = TINY if stage == "autoencoder" else ()
         outcome = lddgan(command, *common, *given, *batch)
@@ -293,11 +293,11 @@ def test_bad_images_are_skipped_told_and_counted(lddgan, photos: Path, files: Pa
 OF_DIGITS = ("train", "--dataset", "digits", "--autoencoder", "{files}/" + AUTOENCODER)
 FOR_TRAIN = (*OF_DIGITS, "--steps", 1, "--data", "{photos}")
 FOR_CODEC = ("train-autoencoder", "--dataset", "digits", "--steps", 1, *TINY)
-CIFAR = ("train-autoencoder", "--dataset", "cifar10", "--steps", 1, *options(codec__ch=32))
+CIFAR = ("train-autoencoder", "--dataset", "cifar10", "--steps", 1, *options(autoencoder__ch=32))
 NO_LPIPS = ("--perceptual-weight", 0)
 LSUN = (
     *("train-autoencoder", "--dataset", "lsun", "--steps", 1, *NO_LPIPS),
-    *options(codec__ch=32, codec_training__batch=8),
+    *options(autoencoder__ch=32, autoencoder_training__batch=8),
 )
 
 
@@ -309,7 +309,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_CODEC, "--data", "empty"), ("empty holds no images (.bmp",)),
     ((*FOR_TRAIN, "--data", "empty"), ("empty holds no images (.bmp",)),
     (
-        (*FOR_CODEC, "--data", "{photos}", *options(codec_training__batch=20)),
+        (*FOR_CODEC, "--data", "{photos}", *options(autoencoder_training__batch=20)),
         ("16 images are too few: one batch takes 20",),
     ),
     (
@@ -357,8 +357,8 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_TRAIN, "--loss", "adversarial", "--delta", 6), ("delta belongs to", "weighted")),
     ((*FOR_TRAIN, "--loss", "reconstruction", "--delta", 6), ("delta belongs to",)),
     ((*FOR_TRAIN, "--set", "generator.widht=3"), ("'generator.widht'", "generator.nf, ")),
-    ((*FOR_CODEC, "--set", "widht=3"), ("'widht'", "codec.ch, ")),
-    ((*FOR_CODEC, "--set", "codec"), ("'codec' is no setting; write generator.nf=32",)),
+    ((*FOR_CODEC, "--set", "widht=3"), ("'widht'", "autoencoder.ch, ")),
+    ((*FOR_CODEC, "--set", "autoencoder"), ("'codec' is no setting; write generator.nf=32",)),
     ((*FOR_TRAIN, "--set", "generator.nf=wide"), ("generator.nf", "valid integer")),
     ((*CIFAR, "--image-size", 33), ("images of 33x33 cannot be encoded",)),
     ((*CIFAR, "--image-size", 4), ("latent_size 2 is no multiple of 4",)),
@@ -395,7 +395,7 @@ def test_what_cannot_be_is_one_sentence(
 @pytest.fixture(scope="module")
 def lsun(tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     """A narrow autoencoder of lsun."""
-    preset = with_values(get_preset("lsun"), {"codec.ch": 32, "codec.blocks": 1})
+    preset = with_values(get_preset("lsun"), {"autoencoder.ch": 32, "autoencoder.blocks": 1})
     return save_checkpoint(tmp_path_factory.mktemp("lsun") / AUTOENCODER, first_stage_of(preset))
 
 
@@ -414,19 +414,19 @@ def lsun(tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
         "training.lr_g=-1",
         "training.betas=[1,1]",
         "training.ema_decay=2",
-        "codec.ch=0",
-        "codec.ch=16",  # the networks normalise 32 groups
-        "codec.dropout=2",
-        "codec_training.batch=0",
-        "codec_training.lr=-1",
-        "codec_training.covered=0",
-        "codec_training.covered=1.5",
+        "autoencoder.ch=0",
+        "autoencoder.ch=16",  # the networks normalise 32 groups
+        "autoencoder.dropout=2",
+        "autoencoder_training.batch=0",
+        "autoencoder_training.lr=-1",
+        "autoencoder_training.covered=0",
+        "autoencoder_training.covered=1.5",
     ],
 )
 def test_numbers_that_no_training_can_use_are_one_sentence(
     lddgan, photos: Path, files: Path, value: str
 ) -> None:
-    command = FOR_CODEC if value.startswith("codec") else FOR_TRAIN
+    command = FOR_CODEC if value.startswith("autoencoder") else FOR_TRAIN
     given = [str(arg).format(photos=photos, files=files) for arg in command]
     refused(lddgan(*given, "--data", photos, "--set", value))
 
@@ -436,7 +436,7 @@ def test_the_digits_have_one_size(lddgan) -> None:
 
 
 def test_images_too_small_for_the_patch_discriminator(lddgan, photos: Path) -> None:
-    values = options(codec_training__batch=8, codec_training__disc_start=0)
+    values = options(autoencoder_training__batch=8, autoencoder_training__disc_start=0)
     small = (*CIFAR, *NO_LPIPS, *values, "--data", photos, "--image-size", 16)
     refused(lddgan(*small), "16")
 
@@ -466,7 +466,7 @@ def test_lpips_without_its_weights_says_where_they_are(lddgan, photos, monkeypat
 
     monkeypatch.setenv("TORCH_HOME", "hub")
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    outcome = lddgan(*CIFAR, "--data", photos, *options(codec_training__batch=8))
+    outcome = lddgan(*CIFAR, "--data", photos, *options(autoencoder_training__batch=8))
     refused(outcome, "VGG-16", "no network", "--vgg", "--perceptual-weight 0", code=1)
     assert not list(Path().rglob(AUTOENCODER))
 
@@ -640,18 +640,18 @@ BIG = {"cifar10": 32, "celeba_256": 64, "lsun": 128}
 def test_two_processes_are_stopped_and_go_on(lddgan, tmp_path: Path, dataset: str) -> None:
     images = write_photos(tmp_path / "images", 256)
     narrow = options(
-        codec__ch=32,
+        autoencoder__ch=32,
         generator__nf=32,
         discriminator__ngf=16,
         training__batch=8,
-        codec_training__batch=8,
-        codec_training__disc_start=1,
+        autoencoder_training__batch=8,
+        autoencoder_training__disc_start=1,
     )
     common = ("--dataset", dataset, "--data", images, "--steps", 3, "--workers", 1)
     first = ("train-autoencoder", *common, "--image-size", BIG[dataset], *NO_LPIPS, *narrow)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     twice(tmp_path, first, whole, cut, "autoencoder")
-    one, other = (load_first_stage(folder / AUTOENCODER) for folder in (whole, cut))
+    one, other = (load_autoencoder(folder / AUTOENCODER) for folder in (whole, cut))
     assert one.preset == other.preset
     assert equal(one.autoencoder.state_dict(), other.autoencoder.state_dict())
     second = ("train", *common, "--autoencoder", whole / AUTOENCODER)

@@ -49,8 +49,8 @@ def flat(values: dict[str, Any]) -> dict[str, Any]:
         ("training.lr_g", 1, 1.0),
         ("training.delta", None, None),
         ("training.flip", True, True),
-        ("codec_training.betas", [0.5, 0.9], (0.5, 0.9)),
-        ("codec.kind", "none", "none"),
+        ("autoencoder_training.betas", [0.5, 0.9], (0.5, 0.9)),
+        ("autoencoder.kind", "none", "none"),
         ("steps", 2, 2),
         ("beta_max", 20.0, 20.0),
     ],
@@ -63,10 +63,15 @@ def test_one_value_is_changed_and_nothing_else(name: str, given: Any, held: Any)
 
 
 def test_several_values_are_judged_together() -> None:
-    changes = {"image_size": 64, "latent_size": 16, "codec.kind": "vq", "codec.codes": 16}
+    changes = {
+        "image_size": 64,
+        "latent_size": 16,
+        "autoencoder.kind": "vq",
+        "autoencoder.codes": 16,
+    }
     assert differences(DIGITS, with_values(DIGITS, changes)) == changes
     assert with_values(DIGITS, {}) == DIGITS
-    for name in ("image_size", "codec.kind"):
+    for name in ("image_size", "autoencoder.kind"):
         with pytest.raises(BadInput):
             with_values(DIGITS, {name: changes[name]})
 
@@ -78,7 +83,7 @@ def test_several_values_are_judged_together() -> None:
         "generatr.nf",
         "nf",
         "generator",  # a section
-        "codec_training",
+        "autoencoder_training",
         "generator.nf.x",
         "generator.",
         ".nf",
@@ -96,9 +101,9 @@ def test_a_name_that_there_is_not_lists_those_that_there_are(name: str) -> None:
 
 
 def test_a_section_that_a_preset_lacks_has_no_values() -> None:
-    lacking = DIGITS.model_copy(update={"codec_training": None})
-    with pytest.raises(BadInput, match=r"there is no setting 'codec_training\.lr'"):
-        with_values(lacking, {"codec_training.lr": 1e-3})
+    lacking = DIGITS.model_copy(update={"autoencoder_training": None})
+    with pytest.raises(BadInput, match=r"there is no setting 'autoencoder_training\.lr'"):
+        with_values(lacking, {"autoencoder_training.lr": 1e-3})
 
 
 @ALL
@@ -131,8 +136,8 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("generator.ch_mult", 3, "generator.ch_mult: .*valid tuple"),
         ("training.betas", [0.5], r"training.betas.*: "),
         ("training.flip", "perhaps", "training.flip: .*valid boolean"),
-        ("codec.kind", "gan", "codec.kind: .*'kl', 'vq' or 'none'"),
-        ("codec.kind", "vq", "codes >= 1"),
+        ("autoencoder.kind", "gan", "autoencoder.kind: .*'kl', 'vq' or 'none'"),
+        ("autoencoder.kind", "vq", "codes >= 1"),
         ("steps", 9, "steps 9 is outside 2..8"),
         ("image_size", 48, "image_size 48 is not latent_size 8 x 4"),
         ("generator.ch_mult", [1] * 5, "latent_size 8 is no multiple of 16"),
@@ -141,7 +146,7 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("beta_max", 1e9, "beta_max: .*less than or equal to 100"),
         ("beta_min", 7.0, "beta_min 7.0 is above beta_max 6.0"),
         ("training.delta", float("inf"), "training.delta: .*finite"),
-        ("codec_training.kl_weight", float("nan"), "kl_weight: .*finite|greater"),
+        ("autoencoder_training.kl_weight", float("nan"), "kl_weight: .*finite|greater"),
     ],
 )
 def test_a_value_that_does_not_fit_is_one_sentence(name: str, value: Any, said: str) -> None:
@@ -225,11 +230,11 @@ def test_sizes_that_cannot_be_halved_are_refused(dataset: str, size: int, said: 
     ("dataset", "kind", "changes"),
     [
         ("digits", "kl", {}),
-        ("digits", "none", {"codec.kind": "none"}),
-        ("digits", "vq", {"codec.kind": "vq", "codec.codes": 8192}),
+        ("digits", "none", {"autoencoder.kind": "none"}),
+        ("digits", "vq", {"autoencoder.kind": "vq", "autoencoder.codes": 8192}),
         ("celeba_256", "vq", {}),
-        ("celeba_256", "kl", {"codec.kind": "kl", "codec.codes": 0}),
-        ("celeba_256", "none", {"codec.kind": "none", "codec.codes": 0}),
+        ("celeba_256", "kl", {"autoencoder.kind": "kl", "autoencoder.codes": 0}),
+        ("celeba_256", "none", {"autoencoder.kind": "none", "autoencoder.codes": 0}),
     ],
 )
 def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
@@ -238,7 +243,7 @@ def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> 
 
 
 def test_a_codebook_of_ones_own_size_is_kept() -> None:
-    own = with_values(get_preset("celeba_256"), {"codec.codes": 16})
+    own = with_values(get_preset("celeba_256"), {"autoencoder.codes": 16})
     assert regularised(own, "vq").codec.codes == 16 != CODES
 
 

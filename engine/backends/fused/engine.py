@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.backend import Backend, Inputs, Made, Program
 from engine.backends.fused.networks import FusedImage, FusedStep, in_precision
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.pytorch import memory_named, where
 from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.requirements import one_line
-from engine.sampler import Backend, Inputs, Made, Program
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Precision
@@ -216,8 +216,7 @@ class FusedOnGpu(FusedBackend):
 
     # ---- the decoder's chunk ----
 
-    @property
-    def plan(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a benchmark row says of how it runs."""
         return {"decoder_chunk": {str(batch): size for batch, size in self.chunks.items()}}
 

@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backend import Backend, Inputs, Made, Program
 from engine.backends.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.backends.trt.plans import PlanSet
 from engine.gpu.device import DeviceArray, Gpu, Graph
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
-from engine.sampler import Backend, Inputs, Made, Program
 from engine.verification import Verification
 from export.graphs import BATCH, GraphSpec, TensorSpec
 from lddgan.errors import BadInput
@@ -261,11 +261,11 @@ class TrtBackend(Backend):
 
     # ---- the decoder's chunk ----
 
-    @property
-    def plan(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What a benchmark row says of the plans."""
-        key = self.plans.key
+        key, found = self.plans.key, self.plans.verification(Verification)
         return {
+            "verification": None if found is None else found.model_dump(mode="json"),
             "library": str(self.library),
             "profile": str(key.profile),
             "level": key.level,
@@ -274,11 +274,8 @@ class TrtBackend(Backend):
             "decoder_chunk": {str(batch): size for batch, size in self.plans.tuning.items()},
         }
 
-    @property
-    def verification(self) -> dict[str, Any] | None:
-        """What `lddgan verify` found of the plans."""
-        found = self.plans.verification(Verification)
-        return None if found is None else found.model_dump(mode="json")
+    def keep(self, verification: Verification) -> None:
+        self.plans.save_verification(verification)
 
     def decoder_chunk(self, batch: int) -> int:
         """Images that the decoder takes at once: what `tune` found, else the whole batch."""

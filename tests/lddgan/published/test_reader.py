@@ -167,16 +167,16 @@ def test_reads_the_format_before_zip(tiny: Tiny) -> None:
 
 
 def test_autoencoder_as_a_plain_state_dict(tiny: Tiny) -> None:
-    torch.save(tiny.codec, tiny.folder / "plain.pth")
+    torch.save(tiny.autoencoder, tiny.folder / "plain.pth")
     model = tiny.load(autoencoder=tiny.folder / "plain.pth")
-    assert files.same_state(model.autoencoder, tiny.codec)
+    assert files.same_state(model.autoencoder, tiny.autoencoder)
 
 
 @pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
 def test_numpy_scalars_of_either_age(tiny: Tiny, core: bytes) -> None:
     name = np.float64(1).__reduce__()[0].__module__.encode()  # type: ignore[index,union-attr]
     files.rewrite_pickle(tiny.ckpt, name, core + b".multiarray")
-    assert files.same_state(tiny.load().autoencoder, tiny.codec)
+    assert files.same_state(tiny.load().autoencoder, tiny.autoencoder)
 
 
 def test_reading_leaves_no_trace_in_torch(tiny: Tiny) -> None:
@@ -355,18 +355,18 @@ def test_a_network_of_no_known_kind_is_described(tiny: Tiny) -> None:
     other = changed_preset(tiny.preset, "generator", nf=24)
     state = network_state(other, "generator")
     tiny.refuses_generator(state, "not the tiny generator", "nf 24 (not 16)")
-    other = changed_preset(tiny.preset, "codec", ch=64)
+    other = changed_preset(tiny.preset, "autoencoder", ch=64)
     path = files.kl_file(tiny.folder / "c.ckpt", network_state(other, "autoencoder"))
     tiny.refuses("not the tiny autoencoder", "ch 64 (not 32)", autoencoder=path)
 
 
 def test_vq_codec_and_its_number_of_codes(tiny: Tiny) -> None:
-    vq = tiny_preset(codec=tiny.preset.codec.model_copy(update={"kind": "vq", "codes": 40}))
-    state = network_state(changed_preset(vq, "codec", codes=64), "autoencoder")
+    vq = tiny_preset(codec=tiny.preset.autoencoder.model_copy(update={"kind": "vq", "codes": 40}))
+    state = network_state(changed_preset(vq, "autoencoder", codes=64), "autoencoder")
     path = files.latent_diffusion_file(tiny.folder / "vq.ckpt", state)
     model = tiny.load(dataset=vq, autoencoder=path)
     assert files.same_state(model.autoencoder, state)
-    assert model.provenance["differs_from_preset"] == {"codec.codes": 64}
+    assert model.provenance["differs_from_preset"] == {"autoencoder.codes": 64}
     tiny.refuses("1 tensors unexpected: quantize.embedding.weight", autoencoder=path)
     del state["quantize.embedding.weight"]
     path = files.latent_diffusion_file(tiny.folder / "vq.ckpt", state)

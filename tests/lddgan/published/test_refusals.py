@@ -31,7 +31,7 @@ def test_missing_tensors_are_named(tiny: Tiny) -> None:
 
 
 def test_tensors_of_every_kind_are_needed(tiny: Tiny) -> None:
-    for part, whole in (("generator", tiny.state), ("autoencoder", tiny.codec)):
+    for part, whole in (("generator", tiny.state), ("autoencoder", tiny.autoencoder)):
         for name in list(whole)[::7]:
             path = tiny.folder / "cut.pth"
             torch.save(
@@ -43,9 +43,13 @@ def test_tensors_of_every_kind_are_needed(tiny: Tiny) -> None:
 def test_extra_tensors_are_named(tiny: Tiny) -> None:
     extra = {f"all_modules.5.extra_{i}": torch.zeros(1) for i in range(7)}
     tiny.refuses_generator(tiny.state | extra, "7 tensors unexpected", "extra_4 and 2 more")
-    path = files.kl_file(tiny.folder / "a.ckpt", tiny.codec | {"lossy.weight": torch.zeros(1)})
+    path = files.kl_file(
+        tiny.folder / "a.ckpt", tiny.autoencoder | {"lossy.weight": torch.zeros(1)}
+    )
     tiny.refuses("1 tensors unexpected: lossy.weight", autoencoder=path)
-    state = files.prefixed("first_stage_model.", tiny.codec) | {"adapter.weight": torch.zeros(1)}
+    state = files.prefixed("first_stage_model.", tiny.autoencoder) | {
+        "adapter.weight": torch.zeros(1)
+    }
     path = files.lightning_file(tiny.folder / "a.ckpt", state)
     tiny.refuses("unknown purpose: adapter.weight", autoencoder=path)
 

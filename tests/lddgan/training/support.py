@@ -2,7 +2,7 @@
 
 import torch
 
-from lddgan.checkpoint import FirstStage, random_model
+from lddgan.checkpoint import TrainedAutoencoder, random_model
 from lddgan.presets import Preset, get_preset
 from lddgan.training.ranks import Ranks
 
@@ -16,13 +16,13 @@ def tiny_preset() -> Preset:
         "generator": {"nf": 8, "nz": 6, "z_emb_dim": 8, "mapping_layers": 1},
         "discriminator": {"ngf": 4, "t_emb_dim": 8, "layers": 2},
         "training": {"batch": 8, "epochs": 2, "r1_every": 2},
-        "codec_training": {"batch": 8, "epochs": 2},
+        "autoencoder_training": {"batch": 8, "epochs": 2},
     }
     return preset.model_copy(
         update={name: getattr(preset, name).model_copy(update=u) for name, u in changed.items()}
     )
 
 
-def first_stage_of(preset: Preset) -> FirstStage:
+def first_stage_of(preset: Preset) -> TrainedAutoencoder:
     """A random autoencoder."""
-    return FirstStage(preset, random_model(preset).autoencoder)
+    return TrainedAutoencoder(preset, random_model(preset).autoencoder)

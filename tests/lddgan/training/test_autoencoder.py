@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import lddgan.training.autoencoder as codec_module
-from lddgan.checkpoint import FirstStage, load_first_stage
+from lddgan.checkpoint import TrainedAutoencoder, load_autoencoder
 from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput, LddganError
@@ -38,8 +38,8 @@ def images():
 def preset_of(kind, **changes):
     """A tiny preset with a regulariser and values of its training."""
     preset = regularised(tiny_preset(), kind)
-    values = {f"codec_training.{name}": value for name, value in changes.items()}
-    return with_values(preset, values | ({"codec.codes": 16} if kind == "vq" else {}))
+    values = {f"autoencoder_training.{name}": value for name, value in changes.items()}
+    return with_values(preset, values | ({"autoencoder.codes": 16} if kind == "vq" else {}))
 
 
 def settings(out, **changes):
@@ -48,7 +48,7 @@ def settings(out, **changes):
 
 def new_codec(preset, perceptual=None, **changes):
     torch.manual_seed(0)
-    return Codec(preset, preset.codec_training, settings(".", **changes), ALONE, perceptual)
+    return Codec(preset, preset.autoencoder_training, settings(".", **changes), ALONE, perceptual)
 
 
 @pytest.fixture
@@ -222,8 +222,8 @@ def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
     preset = preset_of("kl", disc_weight=0.5, disc_start=2)
     train_autoencoder(preset, images, settings(tmp_path / "2", steps=2, log=said.append))
     assert said[0] == (
-        "no patch discriminator: it takes part from step 2 on (codec_training.disc_start), and "
-        "this run has 2"
+        "no patch discriminator: it takes part from step 2 on (autoencoder_training.disc_start), "
+        "and this run has 2"
     )
     said.clear()
     train_autoencoder(preset, images, settings(tmp_path / "3", steps=3, log=said.append))
@@ -235,7 +235,7 @@ def test_a_few_steps_reduce_the_loss_and_the_result_knows_its_scale(images, tmp_
     preset = preset_of(kind, lr=3e-3, kl_weight=1e-6)
     pixels = images.images
 
-    def l1(stage: FirstStage):
+    def l1(stage: TrainedAutoencoder):
         decoded = stage.autoencoder.decode(stage.autoencoder.encode(pixels))
         return (decoded - pixels).abs().mean().item()
 
@@ -244,8 +244,8 @@ def test_a_few_steps_reduce_the_loss_and_the_result_knows_its_scale(images, tmp_
         for steps in (1, 40)
     )
     assert l1(long) < 0.8 * l1(short)
-    read = load_first_stage(tmp_path / "40" / AUTOENCODER_FILE)
-    assert read.preset == long.preset and read.preset.codec.kind == kind
+    read = load_autoencoder(tmp_path / "40" / AUTOENCODER_FILE)
+    assert read.preset == long.preset and read.preset.autoencoder.kind == kind
     assert l1(read) == l1(long)
     outside = (read.autoencoder.encode(pixels) / read.preset.scale_factor).abs() > 1
     assert outside.float().mean().item() == pytest.approx(0.05, abs=1e-3)
@@ -258,7 +258,7 @@ class Interrupted(Exception):
 
 def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch):
     preset = preset_of("kl", disc_weight=0.5, disc_start=2)
-    preset = with_values(preset, {"codec.dropout": 0.2, "training.flip": True})
+    preset = with_values(preset, {"autoencoder.dropout": 0.2, "training.flip": True})
     whole = train_autoencoder(preset, images, settings(tmp_path / "whole", seed=1))
     monkeypatch.setattr(Keeper, "is_due", True)  # after every step
     steps, step = iter(range(100)), Codec.step
@@ -311,6 +311,6 @@ def test_nan_stops(tmp_path):
 
 
 def test_a_preset_that_does_not_say_how_is_refused(images, tmp_path):
-    preset = tiny_preset().model_copy(update={"codec_training": None})
+    preset = tiny_preset().model_copy(update={"autoencoder_training": None})
     with pytest.raises(BadInput, match="does not say how to train its autoencoder"):
         train_autoencoder(preset, images, settings(tmp_path))

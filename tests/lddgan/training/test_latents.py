@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lddgan.checkpoint import FirstStage, random_model
+from lddgan.checkpoint import TrainedAutoencoder, random_model
 from lddgan.data.decode import fit
 from lddgan.data.feed import Feed
 from lddgan.data.images import ImageFiles, InMemory, Read
@@ -41,7 +41,9 @@ from lddgan.training.latents import (
 )
 from tests.conftest import TINY, TINY_VQ
 
-TINY_NONE = TINY.model_copy(update={"codec": TINY.codec.model_copy(update={"kind": "none"})})
+TINY_NONE = TINY.model_copy(
+    update={"autoencoder": TINY.autoencoder.model_copy(update={"kind": "none"})}
+)
 PRESETS = {"kl": TINY, "none": TINY_NONE, "vq": TINY_VQ}
 COUNT = 11
 PICTURES = np.random.default_rng(5).integers(0, 256, (COUNT, 40, 36, 3), np.uint8)
@@ -49,17 +51,17 @@ PICTURES = np.random.default_rng(5).integers(0, 256, (COUNT, 40, 36, 3), np.uint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def stage_of(preset: Preset) -> FirstStage:
-    return FirstStage(preset, random_model(preset).autoencoder)
+def stage_of(preset: Preset) -> TrainedAutoencoder:
+    return TrainedAutoencoder(preset, random_model(preset).autoencoder)
 
 
 @pytest.fixture(scope="module")
-def stages() -> dict[str, FirstStage]:
+def stages() -> dict[str, TrainedAutoencoder]:
     return {kind: stage_of(preset) for kind, preset in PRESETS.items()}
 
 
 @pytest.fixture(scope="module")
-def stage(stages: dict[str, FirstStage]) -> FirstStage:
+def stage(stages: dict[str, TrainedAutoencoder]) -> TrainedAutoencoder:
     return stages["kl"]
 
 
@@ -87,12 +89,12 @@ def floats(pixels: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def reference(stage: FirstStage, pixels: np.ndarray) -> np.ndarray:
+def reference(stage: TrainedAutoencoder, pixels: np.ndarray) -> np.ndarray:
     """Moments [N,M,h,w] layer by layer, one image at a time."""
     codec, preset = stage.autoencoder, stage.preset
     out = torch.cat([codec.quant_conv(codec.encoder(image[None])) for image in floats(pixels)])
     mean, logvar = out[:, : preset.latent_channels], out[:, preset.latent_channels :]
-    parts = [mean, logvar.clamp(-30, 20)] if preset.codec.kind == "kl" else [mean]
+    parts = [mean, logvar.clamp(-30, 20)] if preset.autoencoder.kind == "kl" else [mean]
     return torch.cat(parts, dim=1).numpy()
 
 
@@ -100,7 +102,7 @@ def mirrored(pixels: np.ndarray) -> np.ndarray:
     return np.stack([np.fliplr(image) for image in pixels])
 
 
-def encode(folder: Path, stage: FirstStage, images, **changes) -> int:
+def encode(folder: Path, stage: TrainedAutoencoder, images, **changes) -> int:
     settings = {
         "flip": False,
         "device": "cpu",
@@ -513,7 +515,7 @@ def folder(tmp_path: Path, stage, files) -> Path:
     return tmp_path / "latents"
 
 
-def refused(folder: Path, stage: FirstStage, said: str) -> None:
+def refused(folder: Path, stage: TrainedAutoencoder, said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
         open_latents(folder, stage)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)

@@ -48,7 +48,7 @@ def test_where_no_images_belong_together_any_equal_parts_do():
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_every_preset_trains_on_eight_gpus(preset):
-    for batch, group in ((preset.codec_training.batch, 1), (preset.training.batch, GROUP)):
+    for batch, group in ((preset.autoencoder_training.batch, 1), (preset.training.batch, GROUP)):
         Settings(out=Path()).rows(Ranks(7, 8, torch.device("cpu")), batch, group)
 
 
@@ -98,8 +98,8 @@ def rank(number: int, world: int, port: str, folder: str) -> None:
 def train_both(out: Path, number: int) -> None:
     """Both stages, two steps each."""
     settings = Settings(out=out, device="cpu", steps=2, log=lambda line: None)
-    values = {"codec_training.disc_weight": 0.5, "codec_training.disc_start": 1}
-    preset = with_values(tiny_preset(), values | {"training.flip": True, "codec.kind": "kl"})
+    values = {"autoencoder_training.disc_weight": 0.5, "autoencoder_training.disc_start": 1}
+    preset = with_values(tiny_preset(), values | {"training.flip": True, "autoencoder.kind": "kl"})
     images = InMemory(digits()[:24])
     stage = train_autoencoder(preset, images, settings)
     torch.save(stage.autoencoder.state_dict(), out / f"autoencoder{number}.pt")

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.backend import Made
 from engine.backends.fused.engine import FusedBackend, FusedOnGpu, why
 from engine.backends.fused.gpu import TorchGpu, _Array
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.gpu.noise_kernel import checked_sizes
 from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.registry import open_engine
-from engine.sampler import Made, Sampler
+from engine.sampler import Sampler
 from engine.verification import verify_engine
 from export.bundle import DIGITS
 from lddgan.checkpoint import Model
@@ -297,7 +298,7 @@ def test_the_decoder_is_tuned_by_the_clock(
     assert backend.tune(20) == backend.decoder_chunk(20) == 2
     assert batches == {20} and clock.runs == [20] * 4 + [5] * 4 + [2] * 4 + [1] * 4
     assert backend.decoder_chunk(21) == 21
-    assert backend.plan == {"decoder_chunk": {"20": 2}}
+    assert backend.facts() == {"decoder_chunk": {"20": 2}}
     assert backend.tune(1) == 1 and len(clock.runs) == 16  # nothing to choose
 
 

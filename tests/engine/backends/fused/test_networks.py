@@ -159,7 +159,7 @@ def test_no_norm_or_filter_of_pytorch_is_left(model: Model) -> None:
     networks = nn.ModuleList([backend.generator, backend.decoder])
     assert not [layer for layer in networks.modules() if isinstance(layer, nn.GroupNorm)]
     sampler(backend, model).sample(1)
-    is_vq = model.preset.codec.kind == "vq"
+    is_vq = model.preset.autoencoder.kind == "vq"
     assert set(called) == {*FUNCTIONS} - (set() if is_vq else {"nearest_code"})
     calls = model.preset.steps
     assert called.count("fir_up") == 2 * calls  # of the block that enlarges: h and its skip
@@ -217,7 +217,7 @@ def test_it_takes_the_rewrites_that_their_table_says(model: Model) -> None:
     layers = list(networks.modules())
     taken = {name for name, kind in kinds.items() if any(isinstance(one, kind) for one in layers)}
     listed = set(names_taken_by("fused")) - (
-        {"codebook"} if model.preset.codec.kind == "kl" else set()
+        {"codebook"} if model.preset.autoencoder.kind == "kl" else set()
     )
     assert taken == listed - {"skip-first"}, "skip-first has the test before"
 
@@ -225,7 +225,7 @@ def test_it_takes_the_rewrites_that_their_table_says(model: Model) -> None:
 def test_upsampling_is_one_transposed_convolution(model: Model) -> None:
     decoder = FusedImage(model.autoencoder, model.preset, PLAIN).decoder
     found = [layer for layer in decoder.modules() if isinstance(layer, nn.ConvTranspose2d)]
-    assert len(found) == len(model.preset.codec.ch_mult) - 1
+    assert len(found) == len(model.preset.autoencoder.ch_mult) - 1
     assert not [layer for layer in decoder.modules() if isinstance(layer, nn.Upsample)]
 
 
@@ -238,7 +238,7 @@ def test_half_makes_the_same_picture(model: Model, precision: Precision, least: 
     half = sampler(FusedBackend(model, precision), model).run(*noise_of(model)).astype(int)
     off = np.abs(half - true)
     assert off.max() > 0  # different arithmetic
-    if model.preset.codec.kind == "kl":  # a code that flips is another picture
+    if model.preset.autoencoder.kind == "kl":  # a code that flips is another picture
         assert 10 * np.log10(255**2 / np.mean(off**2)) >= least
 
 
@@ -288,5 +288,5 @@ def test_lookup_is_the_quantiser_and_the_convolution_after_it(tiny_vq_model: Mod
 
 def test_these_models_have_what_is_folded(model: Model) -> None:
     """Both resamplings, a shortcut after an upsampling, attention in both networks."""
-    assert len(TINY.generator.ch_mult) == 2 and len(set(TINY.codec.ch_mult)) == 2
+    assert len(TINY.generator.ch_mult) == 2 and len(set(TINY.autoencoder.ch_mult)) == 2
     assert (model.preset.latent_size >> 1) in model.preset.generator.attention

@@ -290,7 +290,7 @@ def test_the_decoder_is_tuned_for_the_batch_that_it_runs(
 
 def test_the_decoder_of_a_fixed_batch_is_tuned_for_that(trt, machine: Machine) -> None:
     built(machine, Profile(min=100, opt=100, max=100))
-    assert trt(batch=150).backend.plan["profile"] == "100,100,100"
+    assert trt(batch=150).backend.facts()["profile"] == "100,100,100"
     assert machine.tuned == [100]
 
 
@@ -324,7 +324,7 @@ def test_what_cannot_be_used_is_said_and_built_again_in_its_sizes(
     if harm == "truncated":
         truncate(old / "decoder.plan")
     said: list[str] = []
-    plan = trt(batch=100, log=said.append).backend.plan
+    plan = trt(batch=100, log=said.append).backend.facts()
     assert (plan["profile"], plan["level"]) == ("1,100,100", 5)
     causes = [line for line in said if line.startswith(f"{old} is ")]
     assert len(causes) == 1
@@ -358,10 +358,10 @@ def test_rtx_is_built_alike_on_first_use_and_by_hand(
 
 
 def test_opening_finds_the_plans_tuned_nearest_to_the_batch(trt, machine: Machine) -> None:
-    assert trt().backend.plan["profile"] == "1,16,100"
+    assert trt().backend.facts()["profile"] == "1,16,100"
     built(machine, Profile(min=1, opt=90, max=100))
-    assert trt(batch=100).backend.plan["profile"] == "1,90,100"
-    assert trt(batch=4).backend.plan["profile"] == "1,16,100"
+    assert trt(batch=100).backend.facts()["profile"] == "1,90,100"
+    assert trt(batch=4).backend.facts()["profile"] == "1,16,100"
     with pytest.raises(BadInput, match=r"chunk is 101, the engine .* takes 1\.\.100"):
         trt(chunk=101)
 
@@ -369,10 +369,10 @@ def test_opening_finds_the_plans_tuned_nearest_to_the_batch(trt, machine: Machin
 def test_opening_finds_plans_above_the_default_profile(trt, machine: Machine) -> None:
     built(machine, Profile(min=127, opt=127, max=127))
     machine.most = 127
-    assert trt(batch=127).backend.plan["profile"] == "127,127,127"
-    assert trt(batch=500).backend.plan["profile"] == "127,127,127"
-    assert trt(batch=100).backend.plan["profile"] == "1,16,100"
-    assert trt(batch=126).backend.plan["profile"] == "1,16,100"
+    assert trt(batch=127).backend.facts()["profile"] == "127,127,127"
+    assert trt(batch=500).backend.facts()["profile"] == "127,127,127"
+    assert trt(batch=100).backend.facts()["profile"] == "1,16,100"
+    assert trt(batch=126).backend.facts()["profile"] == "1,16,100"
 
 
 def test_rtx_that_cannot_be_captured_is_an_error(trt, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from bench.cost import measure_cost
 from bench.machine import NO_COMMIT, Machine, commit, in_words, torch_settings, versions
@@ -119,7 +119,7 @@ def measured(opened: Opened, trials: Sequence[Trial], batch: int, roof: Roof) ->
     backend = sampler.backend
     facts = backend.facts()
     verification = facts.pop("verification", None)
-    precision = cast(Precision, backend.precision)
+    precision = backend.precision
     times = StageTimes.model_validate(
         {stage: summarise([getattr(trial, stage) for trial in trials]) for stage in Trial._fields}
     )
@@ -133,7 +133,7 @@ def measured(opened: Opened, trials: Sequence[Trial], batch: int, roof: Roof) ->
         images_per_second=batch / (times.whole.p50 / 1e3),
         peak_memory_mib=opened.peak_memory_mib,
         gpu_memory_mib=opened.gpu_memory_mib,
-        cuda_graph=backend.fused if backend.device == "cuda" else None,
+        cuda_graph=backend.captures if backend.device == "cuda" else None,
         plan=facts or None,
         verification=verification,
         achieved=achieved(roof, precision, batch, sampler.chunk, medians),
@@ -167,7 +167,7 @@ def notes(
 ) -> tuple[str, ...]:
     """Sentences that belong to the numbers."""
     done, load = len(found.turns.trials[0]), here.load / here.cores
-    fused = found.opened[0].side.sampler.backend.fused
+    fused = found.opened[0].side.sampler.backend.captures
     said = {
         f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)}": (
             done < plan.trials

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from bench.cost import Cost, Traffic
 from engine.gpu.driver import why_no_gpu
-from engine.registry import why_no_library
+from engine.registry import BASELINE, load
 from engine.timing import Timer, torch_timer
 from lddgan.names import Precision
 from lddgan.presets import Frozen, Preset, get_preset
@@ -92,7 +92,7 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
     size, channels = preset.image_size, widest(preset)
     images = max(1, SIZES[device].pixels // size**2)
     shape = f"{images}x{channels}x{size}x{size}"
-    why_not = why_no_library("torch", device)
+    why_not = load(BASELINE).why_not(device)
     if why_not is not None:
         return _unknown(device, shape, why_not)
     import torch

@@ -33,7 +33,7 @@ from engine.registry import (
 )
 from engine.sampler import check_request
 from engine.timing import Clock
-from engine.verification import verify_opened
+from engine.verify import verify_opened
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require

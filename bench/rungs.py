@@ -87,7 +87,7 @@ class Workshop:
 
     def torch(self, precision: Precision, *, compiled: bool = False, nhwc: bool = False) -> Side:
         """PyTorch in one of its ways; on a CPU too, where `lddgan bench` does not compile."""
-        from engine.backends.pytorch import TorchBackend
+        from engine.backends.torch.run import TorchBackend
 
         return self.side(
             TorchBackend(self.load(), self.device, precision, compiled=compiled, nhwc=nhwc)

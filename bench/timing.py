@@ -129,7 +129,7 @@ def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
     one is tried.
     """
     parts = chunks_of(batch, side.sampler.chunk)
-    return (_fused_trial if side.sampler.backend.fused else _eager_trial)(side, seed, parts)
+    return (_fused_trial if side.sampler.backend.captures else _eager_trial)(side, seed, parts)
 
 
 def _eager_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
@@ -207,7 +207,7 @@ def trial_seconds(side: Side, plan: Plan) -> float:
 
 def _seconds(side: Side, trial: Trial) -> float:
     """How long a trial took, the stages that a fused engine runs apart included."""
-    apart = trial.noise + trial.generator + trial.decoder if side.sampler.backend.fused else 0.0
+    apart = trial.noise + trial.generator + trial.decoder if side.sampler.backend.captures else 0.0
     return (trial.end_to_end + apart) / 1e3
 
 

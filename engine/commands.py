@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from export.bundle import Bundle
     from lddgan.checkpoint import Model
 
-Engine = Annotated[str, typer.Option(metavar=f"[{'|'.join(ENGINES)}]", help="What runs the model.")]
+Engine = Annotated[
+    str, typer.Option(metavar=f"[auto|{'|'.join(ENGINES)}]", help="What runs the model.")
+]
 EnginePrecision = Annotated[
     Precision | None,
     typer.Option(
@@ -44,8 +46,7 @@ def build(
     dataset: Dataset = None,
     bundle: BundleFolder = None,
     engine: Annotated[
-        Literal["trt", "trt-rtx"],
-        typer.Option(help="trt: for this machine's GPU; trt-rtx: for GeForce RTX, without one."),
+        str, typer.Option(help="trt: for this machine's GPU; trt-rtx: for GeForce RTX cards.")
     ] = "trt",
     precision: EnginePrecision = None,
     batch: Annotated[
@@ -53,26 +54,24 @@ def build(
         typer.Option(help="MIN,OPT,MAX: the batches it takes, and the one it is tuned for."),
     ] = None,
     level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="More time for the builder, faster engines.")
+        int | None, typer.Option(min=0, max=5, help="Higher builds slower and runs faster.")
     ] = None,
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.backends.trt.build import BuildOptions, Profile
-    from engine.backends.trt.engine import build_engine
-    from engine.registry import default_precision, refuse_elsewhere
+    from engine.registry import ENGINES, check_precision, default_precision, load
+    from lddgan.errors import BadInput
     from lddgan.progress import to_stderr
 
-    refuse_elsewhere(precision, engine)
+    build = load(engine).build
+    if build is None:
+        names = [name for name in ENGINES if load(name).build is not None]
+        raise BadInput(f"{engine} runs without being built; --engine is {' or '.join(names)}")
+    check_precision(precision, engine)
     opened = chosen_bundle(dataset, bundle)
-    options = BuildOptions.checked(
-        precision=precision or default_precision(engine, opened.precisions),
-        profile=None if batch is None else Profile.parse(batch),
-        level=level,
-    )
-    plans = build_engine(opened, engine, options, rebuild=rebuild, log=to_stderr)
-    seconds = sum(plans.record.seconds.values())
-    typer.echo(f"{plans.folder}: ready; building it took {seconds:.0f} s")
+    dtype = precision or default_precision(engine, "cuda", opened.precisions)
+    options = {"batch": batch, "level": level, "rebuild": rebuild, "log": to_stderr}
+    typer.echo(build(opened, dtype, **options))
     again = f"lddgan verify --bundle {opened.folder} --engine {engine}"
     typer.echo(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
 
@@ -102,7 +101,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare an engine with PyTorch fp32, stage by stage, on fixed noise; or images of a file."""
-    from engine.verification import print_verification, refuse, verify_bundle
+    from engine.verification import refuse
+    from engine.verify import print_verification, verify_bundle
     from export.agreement import IMAGES
     from lddgan.errors import BadInput
     from lddgan.extras import require

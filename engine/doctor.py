@@ -8,33 +8,18 @@ import shutil
 import sys
 
 from engine.gpu.driver import find_gpu
-from engine.registry import survey
+from engine.registry import ENGINES, load, pairs, survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL, version_of
-from lddgan.presets import Frozen
+from lddgan.presets import PRESETS, Frozen
 
-PACKAGES = (
-    "lddgan",
-    "numpy",
-    "torch",
-    "triton",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-core",
-    "pycuda",
-    "safetensors",
-    "scikit-learn",
-)
+OWN_PACKAGES = ("lddgan", "numpy", "onnx", "onnxscript", "pycuda", "safetensors", "scikit-learn")
 
 
 class EngineState(Frozen):
     engine: str
     device: str
+    precisions: tuple[str, ...]
     why_not: str | None  # None: it runs
 
 
@@ -49,15 +34,22 @@ class Report(Frozen):
     gpu: str | None  # name, driver version and memory, as the driver says
     packages: dict[str, str | None]
     engines: list[EngineState]
-
-    @property
-    def chosen(self) -> EngineState | None:
-        """What `--engine auto` takes."""
-        return next((state for state in self.engines if state.why_not is None), None)
+    auto: dict[str, str]  # model -> the engine and device that `--engine auto` takes
 
 
 def examine() -> Report:
-    """Look at this machine; starts nothing on a GPU."""
+    """Look at this machine. Starts nothing on a GPU."""
+    engines = {
+        (name, where): EngineState(
+            engine=name, device=where, precisions=load(name).precisions[where], why_not=why_not
+        )
+        for name, where, why_not in survey()
+    }
+    best = {
+        name: next((pair for pair in pairs(preset=preset) if engines[pair].why_not is None), None)
+        for name, preset in PRESETS.items()
+    }
+    needed = (package for name in ENGINES for package in load(name).packages)
     return Report(
         python=sys.version.split()[0],
         system=platform.platform(),
@@ -65,8 +57,9 @@ def examine() -> Report:
         cores=usable_cores(),
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
         gpu=find_gpu().description,
-        packages={name: version_of(name) for name in PACKAGES},
-        engines=[EngineState(**candidate._asdict()) for candidate in survey()],
+        packages={name: version_of(name) for name in dict.fromkeys((*OWN_PACKAGES, *needed))},
+        engines=list(engines.values()),
+        auto={name: " on ".join(pair) for name, pair in best.items() if pair is not None},
     )
 
 
@@ -90,18 +83,17 @@ def print_report(report: Report) -> None:
     console.print(f"{report.processor}, {report.cores} cores, {report.free_disk_gb} GB free here")
     console.print(report.gpu or "no NVIDIA GPU", markup=False)
     console.print("engines, best first:")
-    table = Table("engine", "device", "runs here")
+    table = Table("engine", "device", "precisions", "runs here")
     for state in report.engines:
         verdict = "[green]yes[/]" if state.why_not is None else f"no: {escape(state.why_not)}"
-        table.add_row(state.engine, state.device, verdict)
+        table.add_row(state.engine, state.device, ", ".join(state.precisions), verdict)
     console.print(table)
     installed = [f"{name} {found}" for name, found in report.packages.items() if found]
     missing = [name for name, found in report.packages.items() if not found]
     console.print("installed: " + ", ".join(installed), highlight=False)
     console.print("not installed: " + ", ".join(missing), highlight=False)
-    chosen = report.chosen
-    if chosen is None:
+    if not report.auto:
         console.print(f"no engine runs here: {INSTALL['onnxruntime']}", markup=False)
-    else:
-        narrow = ", or ort for small models" if chosen.engine == "openvino" else ""
-        console.print(f"--engine auto takes {chosen.engine} on {chosen.device}{narrow}")
+    for choice in dict.fromkeys(report.auto.values()):
+        models = ", ".join(name for name, chosen in report.auto.items() if chosen == choice)
+        console.print(f"--engine auto takes {choice} for {models}")

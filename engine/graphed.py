@@ -1,19 +1,117 @@
-"""Choosing sizes on a GPU: the decoder's chunk by the clock, and which captured graph serves."""
+"""The sampler as one CUDA graph, and the decoder's chunk, for the engines of one GPU stream."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from engine.timing import median_ms
+import numpy as np
+
+from engine.backend import Backend, Inputs, Made, Native, Program
+from engine.timing import Timer, median_ms
 from lddgan.errors import OutOfMemory
+from lddgan.names import Device
+from lddgan.presets import Preset
+from lddgan.progress import Log
 
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
 PARTS: Final = (1, 4)  # into which tuning cuts a batch for the decoder
-FEW: Final = (2, 1)  # images whose activations an L2 of 50 MB holds, at 256x256 in fp16
+CACHED_IMAGES: Final = (2, 1)  # whose activations an L2 of 50 MB holds, at 256x256 in fp16
 TUNING_RUNS: Final = 3  # of each chunk, after one that is not timed
+
+
+class Recorded(NamedTuple):
+    """A captured run of the program, and all that it reads and writes."""
+
+    launch: Callable[[], None]
+    made: Made
+    kept: Any  # alive as long as the graph
+
+
+class Graphed(Backend):
+    """A backend whose work is ordered on one stream of a GPU.
+
+    With `captures`, `run` draws the noise, takes T steps and decodes in one launch of a graph that
+    is captured once per batch size.  What it returns is valid until the next call; everything else
+    returns new arrays.
+    """
+
+    device: Device = "cuda"
+    draws_on_host = False
+
+    def __init__(self, preset: Preset, *, captures: bool, chunks: dict[int, int], log: Log) -> None:
+        """`chunks` are the decoder's best ones by batch, as far as they are known."""
+        self.preset, self.captures, self.chunks, self.log = preset, captures, chunks, log
+        self.recorded: dict[int, Recorded] = {}  # by batch size, the last used last
+
+    @abstractmethod
+    def ask(self, seed: int, first: int) -> None:
+        """Write the request that the noise kernel reads when it runs."""
+
+    @abstractmethod
+    def noise(self, count: int) -> Inputs:
+        """Launch the noise kernel for `count` images of the request."""
+
+    @abstractmethod
+    def record(self, program: Program, size: int) -> Recorded:
+        """Run the program once to allocate and warm up, then capture it."""
+
+    @abstractmethod
+    def decode_in(self, x_0: Native, chunk: int) -> Native:
+        """Decode `chunk` images at a time."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the stream has done everything."""
+
+    @abstractmethod
+    def save_chunk(self, batch: int) -> None:
+        """Store what tuning found for `batch` where the next process finds it."""
+
+    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
+        self.ask(seed, first)
+        return self.noise(count)
+
+    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
+        if not self.captures:
+            return super().run(program, preset, seed, first, count)
+        size = captured_size(self.recorded, count, self.least)
+        if size not in self.recorded and len(self.recorded) == MOST_GRAPHS:
+            self.synchronize()  # the graph to drop may be running
+            self.recorded.pop(next(iter(self.recorded)))
+        recorded = self.recorded.pop(size, None) or self.record(program, size)
+        self.recorded[size] = recorded
+        self.ask(seed, first)
+        recorded.launch()
+        return Made(recorded.made.x_0[:count], recorded.made.image[:count])
+
+    def decode(self, x_0: Native) -> Native:
+        return self.decode_in(x_0, self.chunks.get(len(x_0), len(x_0)))
+
+    def prepare(self, batch: int) -> None:
+        """Time the decoder at `batch` images in several chunks and keep the fastest.
+
+        Chunks that do not fit the memory are passed over.  Raises OutOfMemory if none fits.
+        """
+        batch = max(batch, self.least)  # a CUDA graph is padded to that
+        if batch in self.chunks:
+            return
+        shape = (batch, *self.preset.latent_shape)
+        x_0 = self.upload(np.random.default_rng(0).standard_normal(shape, np.float32))
+        decode = partial(self.decode_in, x_0)
+        self.chunks[batch] = best = fastest_chunk(self.timer(), decode, batch, self.least)
+        self.log(f"the decoder is fastest with {best} images at once at batch {batch}")
+        self.save_chunk(batch)
+
+    def facts(self) -> dict[str, Any]:
+        return {"decoder_chunk": {str(batch): size for batch, size in self.chunks.items()}}
+
+    def close(self) -> None:
+        self.synchronize()
+        self.recorded.clear()
 
 
 def chunks_to_try(batch: int, smallest: int) -> list[int]:
@@ -22,15 +120,14 @@ def chunks_to_try(batch: int, smallest: int) -> list[int]:
     Few of them: each is timed, and cuDNN measures its algorithms for each.
     """
     cut = [math.ceil(batch / parts) for parts in PARTS]
-    chunks = dict.fromkeys([*cut, *(images for images in FEW if images < batch)])
+    chunks = dict.fromkeys([*cut, *(images for images in CACHED_IMAGES if images < batch)])
     return [chunk for chunk in chunks if (batch % chunk or chunk) >= smallest]
 
 
-def fastest_chunk(timer: Any, decode: Callable[[int], object], batch: int, smallest: int) -> int:
-    """The chunk of `chunks_to_try` with which `decode(chunk)` takes the least time.
+def fastest_chunk(timer: Timer, decode: Callable[[int], object], batch: int, smallest: int) -> int:
+    """The chunk of `chunks_to_try` with which `decode(chunk)` takes the least median time.
 
-    The median of TUNING_RUNS counts; chunks that do not fit are passed over.  Raises OutOfMemory
-    if none fits.
+    Chunks that do not fit are passed over.  Raises OutOfMemory if none fits.
     """
     chunks = chunks_to_try(batch, smallest)
     if len(chunks) == 1:

@@ -58,9 +58,9 @@ class Origin(Frozen):
             seed=seed,
             first=first,
             engine=backend.name,
-            precision=backend.precision,  # type: ignore[arg-type]
+            precision=backend.precision,
             where=backend.where,
-            cuda_graph=backend.fused if backend.device == "cuda" else None,
+            cuda_graph=backend.captures if backend.device == "cuda" else None,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 

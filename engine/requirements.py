@@ -36,6 +36,20 @@ def why_unusable(package: str) -> str | None:
     return None
 
 
+def why_no_torch_cuda() -> str | None:
+    """Why PyTorch cannot use a GPU. Returns None if it can."""
+    unusable = why_unusable("torch")
+    if unusable is not None:
+        return unusable
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return "the installed torch is built without CUDA"
+    return f"torch {torch.__version__} is built for CUDA {torch.version.cuda} and finds no GPU"
+
+
 def check_tensors(
     found: Iterable[tuple[str, tuple[int | str, ...], str]], spec: GraphSpec, path: Path
 ) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from engine.backend import Backend, Float32, Images, Inputs, Made, Native
-from engine.noise_ahead import NoiseAhead
+from export.agreement import draw
 from export.compare import any_of_one_value
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.noise import MAX_INDEX
+from lddgan.noise import MAX_INDEX, Noise
 from lddgan.presets import Preset
 from lddgan.progress import Log, to_stderr
+
+T = TypeVar("T")
 
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
 # (docs/performance.md); kernels on a GPU count in 31 bits.
@@ -26,6 +31,8 @@ class Sampler:
     """An open engine: makes images of one model.
 
     `chunk` images at most are computed at once, whatever the batch; larger batches run in chunks.
+    It serves one thread at a time: a call while another thread's is at work raises LddganError.
+    `close`, or leaving a `with`, gives back memory, threads and files.
     """
 
     def __init__(
@@ -41,10 +48,41 @@ class Sampler:
         self.backend = backend
         self.preset = preset
         self.random_weights = random_weights
-        self.chunk = (
-            default_chunk(preset, backend.device) if chunk is None else checked_chunk(chunk)
-        )
+        own = backend.most or default_chunk(preset, backend.device)
+        self.chunk = own if chunk is None else checked_chunk(chunk)
+        self._fitting = self.chunk  # images that the memory held so far
         self._t = [backend.upload(np.array([t], np.int32)) for t in range(preset.steps)]
+        self._thread = threading.RLock()  # of the thread at work
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back memory, threads and files. Every later call but this raises LddganError."""
+        if not self._closed:
+            with self._alone():
+                self._closed = True
+                self._t.clear()
+                self.backend.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises LddganError if the sampler is closed, or at work in another thread."""
+        if not self._thread.acquire(blocking=False):
+            raise LddganError(
+                "this Sampler is at work in another thread; let the threads take turns, or open an "
+                "engine for each"
+            )
+        try:
+            if self._closed:
+                raise LddganError("this Sampler is closed; open the engine again")
+            yield
+        finally:
+            self._thread.release()
 
     @property
     def description(self) -> str:
@@ -99,7 +137,8 @@ class Sampler:
         `chunk`.
         """
         self._check_fits(count)
-        return self.backend.run(self.program, self.preset, seed, first, count)
+        with self._alone():
+            return self.backend.run(self.program, self.preset, seed, first, count)
 
     def make_from(self, x_T: Any, z: Any, noise: Any) -> Made:
         """Like `make`, of given noise, shaped as in `run`: numpy, or arrays on the engine's GPU.
@@ -108,14 +147,15 @@ class Sampler:
         they are, on the engine's stream.  Raises BadInput for other shapes, dtypes or devices.
         """
         on_host = all(isinstance(array, np.ndarray) for array in (x_T, z, noise))
-        given = (x_T, z, noise) if on_host else map(self.backend.view, (x_T, z, noise))
-        x_T, z, noise = given
-        self._check_noise(x_T, z, noise)
-        self._check_fits(len(x_T))
-        if on_host:
-            return self.program(self.upload(x_T, z, noise))
-        calls = range(self.preset.steps)
-        return self.program(Inputs(x_T, [z[k] for k in calls], [noise[k] for k in calls]))
+        with self._alone():
+            if not on_host:
+                x_T, z, noise = map(self.backend.view, (x_T, z, noise))
+            self._check_noise(x_T, z, noise)
+            self._check_fits(len(x_T))
+            if on_host:
+                return self.program(self.upload(x_T, z, noise))
+            calls = range(self.preset.steps)
+            return self.program(Inputs(x_T, [z[k] for k in calls], [noise[k] for k in calls]))
 
     def program(self, inputs: Inputs) -> Made:
         """T steps and the decoder."""
@@ -159,24 +199,40 @@ class Sampler:
         )
 
     def _in_chunks(self, make: Callable[[int, int], Made], first: int, count: int) -> Images:
-        """Images of `make(first, count)`; a chunk that does not fit the memory is halved."""
-        parts, done = [], 0
+        """Images of `make(first, count)`, as many at once as the memory holds."""
+
+        def images(start: int, size: int) -> Images:
+            with self._alone():
+                return self._downloaded(make(first + start, size))
+
+        parts = list(self.in_parts(count, images))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def in_parts(
+        self, count: int, make: Callable[[int, int], T], at_once: int | None = None
+    ) -> Iterator[T]:
+        """`make(start, size)` of `count` images in equal parts of at most `at_once` (the chunk).
+
+        A part that does not fit the memory is halved; later calls begin with what fitted.  Raises
+        OutOfMemory if the least that the engine takes does not fit.
+        """
+        most, done = at_once or self.chunk, 0
         while done < count:
-            size = equal_parts(count - done, self.chunk)[0]
+            size = equal_parts(count - done, min(most, self._fitting))[0]
             try:
-                parts.append(self._downloaded(make(first + done, size)))
+                part = make(done, size)
             except OutOfMemory as error:
                 if size // 2 < self.backend.least:
                     raise
-                self.chunk = size // 2
-                self.log(f"{error}; going on with {self.chunk} images at once instead of {size}")
+                self._fitting = size // 2
+                self.log(f"{error}; going on with {size // 2} images at once instead of {size}")
                 continue
+            yield part
             done += size
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _check_fits(self, count: int) -> None:
         if not 1 <= count <= self.chunk:
-            raise BadInput(f"{count} images at once, and must be in 1..{self.chunk} (the chunk)")
+            raise BadInput(f"{count} images at once; the engine takes 1..{self.chunk} (its chunk)")
 
     def _check_noise(self, x_T: Any, z: Any, noise: Any) -> None:
         if len(x_T.shape) != 4 or len(x_T) < 1:
@@ -193,6 +249,42 @@ class Sampler:
                 raise BadInput(
                     f"{name} is {dtype} {list(array.shape)}, expected float32 {list(shape)}"
                 )
+
+
+class NoiseAhead:
+    """Draws a seed's noise on the host, the next images' in a thread while the engine computes.
+
+    `end` is the index after the last image.
+    """
+
+    def __init__(self, preset: Preset, seed: int, end: int) -> None:
+        self.preset, self.seed, self.end = preset, seed, end
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        self.ahead: tuple[int, int, Future[Noise]] | None = None  # first, count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def take(self, first: int, count: int) -> Noise:
+        """The noise of images first..first+count-1. Begins with as many after them."""
+        noise = self._drawn(first, count)
+        following = min(count, self.end - first - count)
+        if following > 0:
+            future = self.thread.submit(self._draw, first + count, following)
+            self.ahead = first + count, following, future
+        return noise
+
+    def _drawn(self, first: int, count: int) -> Noise:
+        if self.ahead is None or self.ahead[0] != first or self.ahead[1] < count:
+            return self._draw(first, count)
+        x_T, z, noise = self.ahead[2].result()
+        return Noise(x_T[:count], z[:, :count], noise[:, :count])
+
+    def _draw(self, first: int, count: int) -> Noise:
+        return draw(self.preset, first, count, seed=self.seed)
 
 
 def default_chunk(preset: Preset, device: str) -> int:

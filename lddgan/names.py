@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+Device = Literal["cpu", "cuda"]
+DeviceName = Literal["auto", Device]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 FLOATS: Final[tuple[Precision, ...]] = ("fp32", "fp16")  # of graphs; bf16 has none
 PRECISIONS: Final[tuple[Precision, ...]] = (*FLOATS, "int8")  # of graphs; int8: on CPUs

@@ -14,10 +14,10 @@ from bench.roofline import Ceilings, Device
 from bench.row import BenchRow
 from bench.run import BASELINE, LEAST_VERIFIED, measure_here
 from bench.timing import Plan, Side, made_to_fit, run_trial
-from engine.backends.fused.engine import FusedBackend
+from engine.backends.fused.run import FusedBackend
 from engine.registry import BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
-from engine.verification import verify_engine
+from engine.verify import verify_engine
 from lddgan.checkpoint import Model, random_model
 from lddgan.names import Precision
 from lddgan.presets import Preset, get_preset

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.roofline import Device
-from engine.backends.fused.engine import why
+from engine.backends.fused.run import why
 from engine.timing import Timer, torch_timer
 
 if TYPE_CHECKING:

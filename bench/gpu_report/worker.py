@@ -17,8 +17,8 @@ from bench.gpu_report.cells import Bench, cell_jobs, compile_job, small
 from bench.gpu_report.journal import DRY, Job, Journal, attempt, ended_after
 from bench.gpu_report.rates import measure_rates
 from bench.timing import Budget
-from engine.backends.fused.engine import why
 from engine.backends.fused.reference import PLAIN, Ops
+from engine.backends.fused.run import why
 from lddgan.presets import get_preset
 from lddgan.progress import Log
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import frontend
 
-from engine.backend import Backend
-from engine.requirements import check_tensors, one_line
+from engine.backend import Backend, Engine
+from engine.requirements import check_tensors, one_line, why_unusable
 from export.bundle import Bundle, graph_file
 from export.graphs import BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -28,12 +26,12 @@ OPTIONS: Final = {
 MOST_SIZES: Final = 2  # batch sizes that stay compiled; the one unused for longest is dropped
 NO_MEMORY: Final = "bad_alloc"  # the text is all that says so
 PLACES: Final = ("Exception from ", "Check '", "FrontEnd API failed")  # lines of its errors
-REFUSALS: Final = (
-    frontend.GeneralFailure,
-    frontend.InitializationFailure,
-    frontend.NotImplementedFailure,
-    frontend.OpConversionFailure,
-    frontend.OpValidationFailure,
+REFUSALS: Final = (  # of openvino.frontend
+    "GeneralFailure",
+    "InitializationFailure",
+    "NotImplementedFailure",
+    "OpConversionFailure",
+    "OpValidationFailure",
 )
 
 Array = NDArray[Any]
@@ -49,7 +47,9 @@ class OpenVinoBackend(Backend):
     device = "cpu"
 
     def __init__(self, bundle: Bundle, precision: Precision) -> None:
-        self.precision: str = precision
+        import openvino
+
+        self.precision = precision
         specs = graph_specs(bundle.preset)
         self.core = openvino.Core()
         self.models = {which: read_model(bundle.graph(which, precision)) for which in specs}
@@ -72,13 +72,22 @@ class OpenVinoBackend(Backend):
     def download(self, array: Array) -> Array:
         return array
 
+    def prepare(self, batch: int) -> None:
+        with suppress(OutOfMemory):  # raised again, and the chunk halved, when images are made
+            self.requests(batch)
+
+    def close(self) -> None:
+        self.compiled.clear()
+        self.models.clear()
+        del self.core
+
     def _run(self, which: str, *inputs: Array) -> Array:
-        request = self.prepared(len(inputs[0]))[which]
+        request = self.requests(len(inputs[0]))[which]
         with failures_named(f"in the {which}"):
             (output,) = request.infer(list(inputs)).values()
         return output
 
-    def prepared(self, batch: int) -> dict[str, Any]:
+    def requests(self, batch: int) -> dict[str, Any]:
         """The two graphs, compiled for `batch` images: seconds, the first time.
 
         Raises OutOfMemory or LddganError.
@@ -118,10 +127,13 @@ def failures_named(where: str) -> Iterator[None]:
 
 def read_model(path: Path) -> Any:
     """A graph. Raises BadInput for a file that is none."""
+    from openvino import frontend
+
     reader = frontend.FrontEndManager().load_by_framework("onnx")
+    refusals = [getattr(frontend, name) for name in REFUSALS]
     try:
         return reader.convert(reader.load(path))
-    except (*REFUSALS, RuntimeError) as error:
+    except (*refusals, RuntimeError) as error:
         raise BadInput(f"OpenVINO does not take {path}: {why(error)}") from error
 
 
@@ -136,3 +148,13 @@ def why(error: Exception) -> str:
     """The cause, without the places in OpenVINO's source that the error came by."""
     lines = [line for line in str(error).splitlines() if not line.startswith(PLACES)]
     return one_line(" ".join(lines)) or type(error).__name__
+
+
+ENGINE = Engine(
+    label="OpenVINO",
+    color="#7570b3",
+    precisions={"cpu": ("fp32", "fp16", "int8")},
+    why_not=lambda device: why_unusable("openvino"),
+    open=lambda request: OpenVinoBackend(request.bundle, request.precision),
+    packages=("openvino",),
+)

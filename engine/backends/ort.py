@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from engine.backend import Backend
-from engine.requirements import check_tensors
+from engine.backend import Backend, Engine
+from engine.requirements import check_tensors, why_unusable
 from export.bundle import Bundle, graph_file
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
+from lddgan.presets import Preset
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
@@ -25,6 +25,9 @@ EXACT_FP32 = {"use_tf32": "0"}  # fp16 would lose the tensor cores by it
 DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
+
+REINSTALL_GPU = "pip install --force-reinstall --no-deps onnxruntime-gpu"
+WIDE = 256  # channels of a layer from which on OpenVINO is faster (docs/performance.md)
 
 OrtValue = Any
 
@@ -34,9 +37,11 @@ class OrtBackend(Backend):
 
     name = "ort"
 
-    def __init__(self, bundle: Bundle, precision: Precision, device: str) -> None:
-        self.precision: str = precision
-        self.device = device
+    def __init__(self, bundle: Bundle, precision: Precision, device: Device) -> None:
+        import onnxruntime
+
+        self.library = onnxruntime
+        self.precision, self.device = precision, device
         specs = graph_specs(bundle.preset)
         self.sessions = {
             which: open_session(bundle.graph(which, precision), device, precision)
@@ -54,7 +59,7 @@ class OrtBackend(Backend):
         )
 
     def upload(self, array: NDArray[Any]) -> OrtValue:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
+        return self.library.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device)
 
     def step(self, x: OrtValue, t: OrtValue, z: OrtValue, noise: OrtValue) -> OrtValue:
         return self._run("generator", x, t, z, noise)
@@ -64,6 +69,9 @@ class OrtBackend(Backend):
 
     def download(self, array: OrtValue) -> NDArray[Any]:
         return np.array(array.numpy())  # its memory is the OrtValue's
+
+    def close(self) -> None:
+        self.sessions.clear()
 
     def _run(self, which: str, *inputs: OrtValue) -> OrtValue:
         names, output = self.names[which]
@@ -82,6 +90,8 @@ class OrtBackend(Backend):
 
 def open_session(path: Path, device: str, precision: Precision) -> Any:
     """A session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
+    import onnxruntime
+
     provider = PROVIDERS[device]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL
@@ -106,7 +116,9 @@ def open_session(path: Path, device: str, precision: Precision) -> Any:
 
 
 def load_cuda() -> None:
-    """Load the CUDA libraries that pip installed; what is missing is told on stderr."""
+    """Load the CUDA libraries that pip installed. Those that are missing are named on stderr."""
+    import onnxruntime
+
     with redirect_stdout(sys.stderr):
         onnxruntime.preload_dlls()
 
@@ -136,7 +148,9 @@ def tensors(session: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """What a session raises for a file it cannot run."""
+    """The errors of a session that cannot run a file."""
+    import onnxruntime
+
     raised = onnxruntime.capi.onnxruntime_pybind11_state
     return (
         raised.EPFail,
@@ -148,3 +162,40 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
         raised.RuntimeException,
         RuntimeError,  # of a run with bound arrays
     )
+
+
+def why_not(device: Device) -> str | None:
+    """Why the installed package does not run on `device`. Returns None if it does."""
+    unusable = why_unusable("onnxruntime")
+    if unusable is not None:
+        return unusable
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "get_available_providers"):
+        return (  # onnxruntime and onnxruntime-gpu share a folder: removing one breaks the other
+            f"parts of the installed onnxruntime are missing; {REINSTALL_GPU} "
+            "(onnxruntime where there is no GPU)"
+        )
+    if PROVIDERS[device] in onnxruntime.get_available_providers():
+        return None
+    return (
+        "the installed onnxruntime is the CPU package; "
+        f"pip uninstall -y onnxruntime && {REINSTALL_GPU}"
+    )
+
+
+def has_narrow_layers(preset: Preset, device: Device) -> bool:
+    """Whether ONNX Runtime is the fastest engine for a model on `device`."""
+    widest = max(*preset.generator_widths, *preset.autoencoder_widths)
+    return device == "cpu" and widest < WIDE
+
+
+ENGINE = Engine(
+    label="ONNX Runtime",
+    color="#1b9e77",
+    precisions={"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")},
+    why_not=why_not,
+    open=lambda request: OrtBackend(request.bundle, request.precision, request.device),
+    packages=("onnxruntime", "onnxruntime-gpu"),
+    suits=has_narrow_layers,
+)

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engine.gpu.array import LEGACY_STREAM, DeviceArray, check_fits, view_of
+from engine.gpu.noise_kernel import why_no_nvrtc
 from engine.gpu.stream import EventTimer, Graph, Staging, capture, reported
+from engine.requirements import why_unusable
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require, version_of
 
@@ -160,6 +162,14 @@ class Gpu:
                 "memory is neither allocated nor copied to or from the host inside a capture; "
                 "do it before"
             )
+
+
+def why_no_cuda_core() -> str | None:
+    """Why memory, streams and the noise kernel cannot be used. Returns None if they can.
+
+    Asked before minutes of building.
+    """
+    return why_unusable("cuda.core") or why_old_cuda_core() or why_old_driver() or why_no_nvrtc()
 
 
 def why_old_cuda_core() -> str | None:

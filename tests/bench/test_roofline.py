@@ -26,7 +26,7 @@ from bench.roofline import (
     widest,
 )
 from engine.gpu.driver import why_no_gpu
-from engine.registry import why_no_torch_cuda
+from engine.requirements import why_no_torch_cuda
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import get_preset
 

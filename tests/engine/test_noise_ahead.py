@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import noise_ahead
-from engine.noise_ahead import NoiseAhead
+from engine import sampler
 from engine.registry import open_engine
+from engine.sampler import NoiseAhead
 from lddgan.noise import Noise, sampler_noise
 from tests.conftest import TINY
 
@@ -28,13 +28,13 @@ Drawn = list[tuple[str, int, int]]  # thread, first, count
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """What was drawn, and where."""
     seen: Drawn = []
-    draw = noise_ahead.draw
+    draw = sampler.draw
 
     def noted(preset, first: int, count: int, *, seed: int) -> Noise:
         seen.append((threading.current_thread().name.partition("_")[0], first, count))
         return draw(preset, first, count, seed=seed)
 
-    monkeypatch.setattr(noise_ahead, "draw", noted)
+    monkeypatch.setattr(sampler, "draw", noted)
     return seen
 
 
@@ -69,7 +69,7 @@ def test_an_error_in_the_thread_is_raised_where_the_noise_is_taken(
     with NoiseAhead(TINY, SEED, end=4) as ahead:
         ahead.take(0, 2)
         ahead.take(2, 2)  # what is ahead is drawn
-        monkeypatch.setattr(noise_ahead, "draw", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(sampler, "draw", lambda *_, **__: 1 / 0)
         ahead.end = 8
         with pytest.raises(ZeroDivisionError):
             ahead.take(4, 2)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,7 @@ import pytest
 
 from engine import registry
 from engine.backends import ort
-from engine.gpu import driver
-from engine.registry import choose, open_engine, survey
+from engine.registry import choose, load, open_engine, survey
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
 from tests.needs import needs
@@ -30,15 +30,22 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     def set_causes(
         gpu=None, missing=(), ort_cuda=None, torch_cuda=None, trt="no TRT", fused="no Triton"
     ) -> None:
-        def why_unusable(name: str) -> str | None:
-            return f"{name} is gone" if name in missing else None
-
+        causes = {
+            ("trt", "cuda"): trt and f"{trt} (trt)",
+            ("trt-rtx", "cuda"): trt and f"{trt} (trt-rtx)",
+            ("fused", "cuda"): fused,
+            ("ort", "cuda"): ort_cuda,
+            ("torch", "cuda"): torch_cuda,
+            ("torch-compile", "cuda"): torch_cuda,
+        }
+        for engine, package in (("openvino",) * 2, ("ort", "onnxruntime"), ("torch",) * 2):
+            causes[engine, "cpu"] = f"{package} is gone" if package in missing else None
         monkeypatch.setattr(registry, "why_no_gpu", lambda: gpu)
-        monkeypatch.setattr(registry, "why_unusable", why_unusable)
-        monkeypatch.setattr(registry, "why_no_tensorrt", lambda name: trt and f"{trt} ({name})")
-        monkeypatch.setattr(registry, "why_no_fused", lambda: fused)
-        monkeypatch.setattr(registry, "why_no_ort_cuda", lambda: ort_cuda)
-        monkeypatch.setattr(registry, "why_no_torch_cuda", lambda: torch_cuda)
+        monkeypatch.setattr(
+            registry,
+            "load",
+            lambda name: replace(load(name), why_not=lambda device: causes[name, device]),
+        )
 
     return set_causes
 
@@ -105,7 +112,8 @@ def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) ->
     assert choose("auto", "auto", "fp16", ("fp32",)) == ("torch", "cuda", "fp16")
     machine(gpu="no GPU")
     with pytest.raises(
-        LddganError, match="torch on cuda: no GPU; torch-compile on cuda: no GPU; `"
+        LddganError,
+        match=r"^fused on cuda: no GPU; torch on cuda: no GPU; torch-compile on cuda: no GPU; `",
     ):
         choose("auto", "auto", "fp16", ("fp32",))
     with pytest.raises(LddganError, match="nothing runs fp16 on cpu, the bundle holds fp32"):
@@ -169,13 +177,16 @@ def test_survey_has_every_engine_once_best_first(machine) -> None:
 
 
 def test_unknown_names_are_refused(tiny_bundle: Path) -> None:
-    for engine, device in (("onnx", "auto"), ("ORT", "auto"), ("ort", "gpu"), ("ort", "cuda:0")):
-        with pytest.raises(BadInput, match=r"engine is one of auto, torch, .*; device of auto"):
-            open_engine(tiny_bundle, engine, device=device)
+    for engine in ("onnx", "ORT"):
+        with pytest.raises(BadInput, match=r"no engine '.*'; --engine is auto or trt, .*, torch"):
+            open_engine(tiny_bundle, engine)
+    for device in ("gpu", "cuda:0"):
+        with pytest.raises(BadInput, match=r"device is .*, and is one of auto, cpu, cuda"):
+            open_engine(tiny_bundle, "ort", device=device)
 
 
-def test_torch_is_the_fp32_baseline_only(tiny_bundle: Path) -> None:
-    with pytest.raises(BadInput, match="PyTorch runs fp16 on a GPU only"):
+def test_torch_on_a_cpu_is_the_fp32_baseline_only(tiny_bundle: Path) -> None:
+    with pytest.raises(BadInput, match=r"^fp16 runs with .* or torch or .*, and .*cpu only$"):
         open_engine(tiny_bundle, "torch", "fp16", "cpu")
 
 
@@ -234,14 +245,16 @@ def test_onnxruntime_that_lost_parts_is_one_sentence(broken) -> None:
     broken("onnxruntime", "")
     with pytest.raises(LddganError, match="ort on cpu: parts of the installed onnxruntime are"):
         choose("ort", "cpu")
-    assert "--force-reinstall --no-deps onnxruntime-gpu" in str(registry.why_no_ort_cuda())
+    assert "--force-reinstall --no-deps onnxruntime-gpu" in str(ort.why_not("cuda"))
 
 
 def test_a_choice_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(registry, "why_no_gpu", lambda: asked.append("gpu"))
     monkeypatch.setattr(
-        registry, "why_no_library", lambda engine, device: asked.append((engine, device))
+        registry,
+        "load",
+        lambda name: replace(load(name), why_not=lambda device: asked.append((name, device))),
     )
     assert choose("ort", "cpu")[:2] == ("ort", "cpu")
     assert asked == [("ort", "cpu")]
@@ -264,7 +277,7 @@ def session_class(monkeypatch: pytest.MonkeyPatch):
             capi=onnxruntime.capi,
             preload_dlls=lambda: print("Failed to load libcublas.so.13"),
         )
-        monkeypatch.setattr(ort, "onnxruntime", fake)
+        monkeypatch.setitem(sys.modules, "onnxruntime", fake)
 
     return put
 
@@ -322,85 +335,15 @@ def test_cpu_package_asked_for_cuda_is_refused(tiny_bundle: Path) -> None:
         ort.open_session(tiny_bundle / "decoder.fp32.onnx", "cuda", "fp32")
 
 
-# ---- the GPU ----
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_asked_anew: None):
-    """Puts a program of that name first in an otherwise empty PATH."""
-
-    def write(body: str | None) -> None:
-        driver.find_gpu.cache_clear()
-        monkeypatch.setenv("PATH", str(tmp_path))
-        if body is not None:
-            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
-            (tmp_path / "nvidia-smi").chmod(0o755)
-
-    return write
-
-
-def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
-    nvidia_smi(None)
-    assert "nvidia-smi is missing" in str(driver.why_no_gpu())
-    nvidia_smi("echo 'Driver/library version mismatch'; exit 18")
-    assert driver.why_no_gpu() == (
-        "no NVIDIA GPU: the driver says 'Driver/library version mismatch'"
-    )
-    nvidia_smi("exit 0")
-    assert driver.why_no_gpu() is not None
-    nvidia_smi("echo 'NVIDIA A100'")
-    assert driver.why_no_gpu() is None
-
-
-def test_the_driver_is_asked_once(nvidia_smi, tmp_path: Path) -> None:
-    nvidia_smi(f"echo asked >>{tmp_path}/asked; echo 'NVIDIA H100, 580, 81559 MiB'")
-    for _ in range(3):
-        assert driver.why_no_gpu() is None
-    assert driver.find_gpu().description == "NVIDIA H100, 580, 81559 MiB"
-    assert (tmp_path / "asked").read_text() == "asked\n"
-
-
-UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
-
-
-@pytest.mark.parametrize(
-    ("visible", "asked"),
-    [
-        (None, ""),
-        ("2", "-i 2 "),
-        ("3,1", "-i 3 "),
-        (UUID, f"-i {UUID} "),
-        ("GPU-8932f937", ""),  # CUDA takes the beginning of a UUID, nvidia-smi does not
-        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", ""),
-    ],
-)
-def test_the_gpu_asked_about_is_the_one_that_cuda_sees_first(
-    nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
-) -> None:
-    nvidia_smi('echo "$@"')
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert driver.ask_driver("name") == f"{asked}--query-gpu=name --format=csv,noheader"
-
-
-@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
-def test_hidden_gpus_are_none(nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
-    nvidia_smi("echo NVIDIA H200")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    said = f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={visible} hides every GPU"
-    assert driver.why_no_gpu() == said
-
-
 def test_cpu_packages_on_a_gpu_machine_say_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert str(registry.why_no_ort_cuda()).endswith(
+    assert str(ort.why_not("cuda")).endswith(
         "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
     )
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
     )
-    assert registry.why_no_ort_cuda() is None
+    assert ort.why_not("cuda") is None
 
 
 @needs("openvino")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.backend import Backend
-from engine.backends.pytorch import TorchBackend
+from engine.backends.torch.run import TorchBackend
 from engine.output import write_images
 from engine.registry import open_engine
 from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk

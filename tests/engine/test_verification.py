@@ -14,18 +14,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine import verification
+from engine import verify
 from engine.backends.ort import OrtBackend
-from engine.registry import why_no_gpu
+from engine.gpu.driver import why_no_gpu
 from engine.sampler import Sampler
-from engine.verification import (
-    IMAGES,
-    Verification,
-    print_verification,
-    refuse,
-    verify_engine,
-    why_failed,
-)
+from engine.verification import Verification, refuse, why_failed
+from engine.verify import print_verification, verify_engine
+from export.agreement import IMAGES
 from export.bundle import open_bundle
 from lddgan.checkpoint import Model
 from lddgan.diffusion import posterior, posterior_sample
@@ -321,7 +316,7 @@ def test_exact_fp32_leaves_every_setting_as_it_was(change, precision: str) -> No
     change(precision)
     try:
         before = settings()
-        with verification.exact_fp32():
+        with verify.exact_fp32():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not PRODUCTS[0].allow_tf32 and not torch.backends.cudnn.allow_tf32
         assert settings() == before

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.registry import choose, open_engine
-from engine.verification import verify_bundle, why_failed
+from engine.verification import why_failed
+from engine.verify import verify_bundle
 from export import exporter
 from export.agreement import INT8_PSNR, limits_of, passed_limit
 from export.bundle import graph_file, open_bundle

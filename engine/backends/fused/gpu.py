@@ -15,6 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from engine.gpu.device import handle_of, open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.gpu.stream import no_garbage_collection
+from engine.timing import Timer
 from lddgan.names import Precision
 from lddgan.torch_settings import exact_fp32
 
@@ -79,8 +80,13 @@ class TorchGpu:
     def synchronize(self) -> None:
         self.stream.synchronize()
 
-    def timer(self) -> Any:
+    def timer(self) -> Timer:
         return self.gpu.timer()
+
+    def close(self) -> None:
+        """Wait for the stream; give back what waits on it and the memory that PyTorch caches."""
+        self.gpu.close()
+        torch.cuda.empty_cache()
 
 
 class _Array(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.backends.fused.reference import Ops
-from engine.backends.pytorch import channels_last
+from engine.backends.torch.run import channels_last
 from export.modules import GeneratorStep, to_uint8
 from export.rewrites.generator import StepTable, StyledNorm, styles_together
 from export.rewrites.upsampling import as_transposed

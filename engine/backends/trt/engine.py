@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from typing import Final, NamedTuple
 
-from engine.backends.trt.build import BuildOptions
-from engine.backends.trt.library import Library, LibraryName, load
+from engine.backend import Backend, Engine, Request
+from engine.backends.trt.build import BuildOptions, Profile
+from engine.backends.trt.library import Library, LibraryName, load, why_missing
 from engine.backends.trt.plans import (
     RECORD,
     GpuIdentity,
@@ -16,17 +19,17 @@ from engine.backends.trt.plans import (
     plan_key,
 )
 from engine.backends.trt.publish import sweep
-from engine.backends.trt.run import TrtBackend
-from engine.gpu.device import Gpu, open_gpu
+from engine.gpu.device import Gpu, open_gpu, why_no_cuda_core
 from engine.gpu.driver import why_no_gpu
-from engine.sampler import Sampler, equal_parts
 from engine.verification import Verification, refuse
 from export.bundle import Bundle, store_folder
-from export.graphs import MAX_BATCH, graph_specs
+from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
+from lddgan.presets import Preset
 from lddgan.progress import Log
 
+FLOATS_FAST_FIRST: Final[tuple[Precision, ...]] = ("fp16", "fp32")
 WORKSPACE_SHARE: Final = 0.5  # of the free memory, for one layer's scratch while building
 
 
@@ -52,32 +55,43 @@ class Tools(NamedTuple):
         return int(free * WORKSPACE_SHARE)
 
 
-def open_tensorrt(
-    bundle: Bundle,
-    name: LibraryName,
-    precision: Precision,
-    chunk: int | None,
-    *,
-    batch: int | None,
-    cuda_graph: bool,
-    stream: object | None,
-    accept_failed: bool,
-    log: Log,
-) -> Sampler:
-    """A sampler on the built engine that suits `batch`; builds one if there is none.
+def why_not(device: Device, *, name: LibraryName) -> str | None:
+    """Why TensorRT cannot run. Makes none of its objects. Returns None if it can."""
+    return why_no_cuda_core() or why_missing(name)
 
-    Only where a GPU is known to be.  Raises LddganError for an engine that failed verification,
-    unless `accept_failed`.
+
+def open_tensorrt(request: Request, *, name: LibraryName) -> Backend:
+    """The engine built nearest to the batch of a request; builds one if there is none.
+
+    Raises LddganError for an engine that failed verification, unless that is accepted, and BadInput
+    for a chunk that the engine does not take.
     """
-    tools = Tools(load(name), open_gpu(stream))
-    plans = suitable_plans(bundle, tools, precision, batch or chunk, log)
-    verification = plans.verification(Verification)
-    if verification is not None and not accept_failed:
+    tools = Tools(load(name), open_gpu(request.stream))
+    wanted = request.batch or request.chunk
+    plans = suitable_plans(request.bundle, tools, request.precision, wanted, request.log)
+    profile, verification = plans.key.profile, plans.verification(Verification)
+    if verification is not None and not request.accept_failed:
         refuse(verification)
-    sampler = open_plans(bundle, tools, plans, chunk, cuda_graph=cuda_graph, log=log)
-    at_once = equal_parts(batch or sampler.chunk, sampler.chunk)[0]
-    tune(sampler, max(at_once, plans.key.profile.min))  # a CUDA graph is padded to that
-    return sampler
+    if request.chunk is not None and not profile.holds(request.chunk):
+        raise BadInput(
+            f"chunk is {request.chunk}, the engine {plans.folder.name} takes {profile.min}.."
+            f"{profile.max}; `lddgan build --batch` makes another"
+        )
+    backend = run_plans(
+        tools, plans, request.bundle.preset, cuda_graph=request.cuda_graph, log=request.log
+    )
+    if request.batch is None:
+        backend.prepare(request.chunk or profile.max)
+    return backend
+
+
+def run_plans(
+    tools: Tools, plans: PlanSet, preset: Preset, *, cuda_graph: bool, log: Log
+) -> Backend:
+    """A backend on built plans."""
+    from engine.backends.trt.run import TrtBackend
+
+    return TrtBackend(tools.gpu, tools.library, plans, preset, cuda_graph=cuda_graph, log=log)
 
 
 def suitable_plans(
@@ -111,49 +125,33 @@ def suitable_plans(
     )
 
 
-def open_plans(
-    bundle: Bundle,
-    tools: Tools,
-    plans: PlanSet,
-    chunk: int | None,
-    *,
-    cuda_graph: bool,
-    log: Log,
-) -> Sampler:
-    """A sampler on plans. Raises BadInput for a chunk that their profile does not hold."""
-    profile = plans.key.profile
-    if chunk is not None and not profile.holds(chunk):
-        raise BadInput(
-            f"chunk is {chunk}, the engine {plans.folder.name} takes {profile.min}..{profile.max}; "
-            "`lddgan build --batch` makes another"
-        )
-    backend = TrtBackend(
-        tools.gpu, tools.library, plans, graph_specs(bundle.preset), cuda_graph=cuda_graph
-    )
-    return Sampler(
-        backend,
-        bundle.preset,
-        random_weights=bundle.has_random_weights,
-        chunk=chunk or profile.max,
-        log=log,
-    )
-
-
-def tune(sampler: Sampler, batch: int) -> None:
-    """Find the decoder's chunk at `batch`, unless it is known. It is kept beside the plans."""
-    backend = sampler.backend
-    if isinstance(backend, TrtBackend) and batch not in backend.plans.tuning:
-        chunk = backend.tune(batch)
-        sampler.log(f"the decoder is fastest with {chunk} images at once at batch {batch}")
-
-
 def build_engine(
+    bundle: Bundle,
+    precision: Precision,
+    *,
+    batch: str | None,
+    level: int | None,
+    rebuild: bool,
+    log: Log,
+    name: LibraryName,
+) -> str:
+    """Build the engine of a bundle, and tune it where it can run. Returns what was built.
+
+    `batch` is MIN,OPT,MAX.  Raises LddganError where it cannot be built: TensorRT needs the GPU
+    that it builds for.
+    """
+    options = BuildOptions.checked(
+        precision=precision, profile=None if batch is None else Profile.parse(batch), level=level
+    )
+    plans = build_plans(bundle, name, options, rebuild=rebuild, log=log)
+    seconds = sum(plans.record.seconds.values())
+    return f"{plans.folder}: ready; building it took {seconds:.0f} s"
+
+
+def build_plans(
     bundle: Bundle, name: LibraryName, options: BuildOptions, *, rebuild: bool, log: Log
 ) -> PlanSet:
-    """Build the engine of a bundle, and tune it where it can run.
-
-    Raises LddganError where it cannot be built: TensorRT needs the GPU that it builds for.
-    """
+    """Find or build the plans of a bundle, and tune them where they can run."""
     if name == "trt-rtx":
         return ensure(bundle, load(name), None, options, log=log, rebuild=rebuild)
     cause = why_no_gpu()
@@ -172,5 +170,24 @@ def build_engine(
         rebuild=rebuild,
         workspace=tools.workspace,
     )
-    tune(open_plans(bundle, tools, plans, None, cuda_graph=False, log=log), options.profile.opt)
+    with closing(run_plans(tools, plans, bundle.preset, cuda_graph=False, log=log)) as backend:
+        backend.prepare(options.profile.opt)
     return plans
+
+
+def tensorrt(name: LibraryName, label: str, color: str, packages: tuple[str, ...]) -> Engine:
+    """The record of one of the two TensorRTs."""
+    return Engine(
+        label=label,
+        color=color,
+        precisions={"cuda": FLOATS_FAST_FIRST},
+        why_not=partial(why_not, name=name),
+        open=partial(open_tensorrt, name=name),
+        packages=packages,
+        captures=True,
+        build=partial(build_engine, name=name),
+    )
+
+
+TRT = tensorrt("trt", "TensorRT", "#76b900", ("tensorrt", "cuda-core"))
+TRT_RTX = tensorrt("trt-rtx", "TensorRT-RTX", "#4d7a00", ("tensorrt-rtx", "cuda-core"))

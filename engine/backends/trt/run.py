@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Backend, Inputs, Made, Program
+from engine.backend import Inputs, Made, Program
 from engine.backends.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.backends.trt.plans import PlanSet
-from engine.gpu.device import DeviceArray, Gpu, Graph
+from engine.gpu.device import DeviceArray, Gpu
 from engine.gpu.noise_kernel import NoiseKernel
-from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
+from engine.graphed import Graphed, Recorded
+from engine.timing import Timer
 from engine.verification import Verification
-from export.graphs import BATCH, GraphSpec, TensorSpec
+from export.graphs import BATCH, GraphSpec, TensorSpec, graph_specs
 from lddgan.errors import BadInput
 from lddgan.presets import Preset
+from lddgan.progress import Log
 
 ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
 
@@ -106,48 +108,33 @@ class Tape:
         self.position = 0
 
 
-class Recorded(NamedTuple):
-    """A captured run of the program, and all that it reads and writes."""
-
-    graph: Graph
-    made: Made
-    tape: Tape
-
-
-class TrtBackend(Backend):
-    """The two plans of a bundle on one GPU stream.
-
-    With `cuda_graph`, `run` draws the noise, takes T steps and decodes in one launch of a graph
-    that is captured once per batch size.  What it returns is valid until the next call; everything
-    else returns new arrays.  All work is ordered on `gpu.stream`.
-    """
-
-    device = "cuda"
-    draws_on_host = False
+class TrtBackend(Graphed):
+    """The two plans of a bundle on one GPU stream."""
 
     def __init__(
         self,
         gpu: Gpu,
         library: Library,
         plans: PlanSet,
-        specs: dict[str, GraphSpec],
+        preset: Preset,
         *,
         cuda_graph: bool,
+        log: Log,
     ) -> None:
-        self.gpu, self.library, self.plans, self.specs = gpu, library, plans, specs
+        super().__init__(preset, captures=cuda_graph, chunks=dict(plans.tuning), log=log)
+        self.gpu, self.library, self.plans = gpu, library, plans
+        self.specs = graph_specs(preset)
         self.name, self.precision = library.name, plans.key.precision
         self.where = f"{gpu.name} ({library})"
-        self.fused = cuda_graph
-        self.least = plans.key.profile.min
+        self.least, self.most = plans.key.profile.min, plans.key.profile.max
         self.logger = library.logger()
         self.engines = {
-            which: library.deserialize(self.logger, plans.read(which)) for which in specs
+            which: library.deserialize(self.logger, plans.read(which)) for which in self.specs
         }
         self.memory = Memory(gpu)
         self.kernel = NoiseKernel(gpu.arch)
         self.request = gpu.empty((2,), "uint64")  # seed, first index: what a graph reads anew
         self.contexts: dict[tuple[str, int], Context] = {}  # of runs that are not captured
-        self.recorded: dict[int, Recorded] = {}  # by batch size, the last used last
         self.tape: Tape | None = None  # while a run is recorded
 
     # ---- the two graphs ----
@@ -157,10 +144,7 @@ class TrtBackend(Backend):
         self._context("generator", len(x)).enqueue(self.gpu.handle, (x, t, z, noise, x_next))
         return x_next
 
-    def decode(self, x_0: DeviceArray) -> DeviceArray:
-        return self._decode(x_0, self.decoder_chunk(len(x_0)))
-
-    def _decode(self, x_0: DeviceArray, chunk: int) -> DeviceArray:
+    def decode_in(self, x_0: DeviceArray, chunk: int) -> DeviceArray:
         image = self._output("decoder", len(x_0))
         for start in range(0, len(x_0), chunk):
             part = slice(start, min(start + chunk, len(x_0)))
@@ -177,20 +161,19 @@ class TrtBackend(Backend):
     def download(self, array: DeviceArray) -> NDArray[Any]:
         return self.gpu.download(array)
 
-    def timer(self) -> Any:
+    def timer(self) -> Timer:
         return self.gpu.timer()
+
+    def synchronize(self) -> None:
+        self.gpu.synchronize()
 
     # ---- noise ----
 
-    def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
-        self._ask(seed, first)
-        return self._noise(preset, count)
-
-    def _ask(self, seed: int, first: int) -> None:
+    def ask(self, seed: int, first: int) -> None:
         self.gpu.write(self.request, np.array([seed, first], np.uint64))
 
-    def _noise(self, preset: Preset, count: int) -> Inputs:
-        """The noise of the images that `request` holds."""
+    def noise(self, count: int) -> Inputs:
+        preset = self.preset
         calls, latent, nz = preset.steps, preset.latent_shape, preset.generator.nz
         x_T = self._array((count, *latent), "float32")
         z = self._array((calls, count, nz), "float32")
@@ -200,30 +183,16 @@ class TrtBackend(Backend):
 
     # ---- the sampler as one graph ----
 
-    def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
-        if not self.fused:
-            return super().run(program, preset, seed, first, count)
-        size = captured_size(self.recorded, count, self.least)
-        recorded = self.recorded.pop(size, None) or self._record(program, preset, size)
-        self.recorded[size] = recorded
-        self._ask(seed, first)
-        recorded.graph.launch()
-        return Made(recorded.made.x_0[:count], recorded.made.image[:count])
-
-    def _record(self, program: Program, preset: Preset, size: int) -> Recorded:
-        """Run the program once to allocate, bind and warm up, then capture it."""
-        if len(self.recorded) == MOST_GRAPHS:
-            self.gpu.synchronize()  # it may be running
-            self.recorded.pop(next(iter(self.recorded)))
+    def record(self, program: Program, size: int) -> Recorded:
         self.tape = Tape()
         try:
-            self._ask(0, 0)
-            program(self._noise(preset, size))
+            self.ask(0, 0)
+            program(self.noise(size))
             self.gpu.synchronize()
             self.tape.rewind()
             made: list[Made] = []
-            graph = self.gpu.capture(lambda: made.append(program(self._noise(preset, size))))
-            return Recorded(graph, made[0], self.tape)
+            graph = self.gpu.capture(lambda: made.append(program(self.noise(size))))
+            return Recorded(graph.launch, made[0], self.tape)
         finally:
             self.tape = None
 
@@ -259,45 +228,37 @@ class TrtBackend(Backend):
     def _kept(self, make: Callable[[], T]) -> T:
         return make() if self.tape is None else self.tape.next(make)
 
-    # ---- the decoder's chunk ----
+    # ---- what is kept beside the plans ----
 
     def facts(self) -> dict[str, Any]:
-        """What a benchmark row says of the plans."""
         key, found = self.plans.key, self.plans.verification(Verification)
-        return {
+        return super().facts() | {
             "verification": None if found is None else found.model_dump(mode="json"),
             "library": str(self.library),
             "profile": str(key.profile),
             "level": key.level,
             "flags": list(key.flags),
             "build_seconds": dict(self.plans.record.seconds),
-            "decoder_chunk": {str(batch): size for batch, size in self.plans.tuning.items()},
         }
 
     def keep(self, verification: Verification) -> None:
         self.plans.save_verification(verification)
 
-    def decoder_chunk(self, batch: int) -> int:
-        """Images that the decoder takes at once: what `tune` found, else the whole batch."""
-        return self.plans.tuning.get(batch, batch)
-
-    def tune(self, batch: int) -> int:
-        """Time the decoder at `batch` images in several chunks and keep the fastest.
-
-        Chunks that do not fit the memory, or that the profile does not hold, are passed over.  The
-        memory that the others took is given back.  Raises OutOfMemory if none fits.
-        """
-        latent = self.specs["decoder"].inputs[0]
-        drawn = np.random.default_rng(0).standard_normal(shape_of(latent, batch), np.float32)
-        x_0 = self.upload(drawn)
+    def prepare(self, batch: int) -> None:
+        """As `Graphed.prepare`; chunks that the profile does not hold are passed over too."""
         try:
-            best = fastest_chunk(
-                self.timer(), lambda chunk: self._decode(x_0, chunk), batch, self.least
-            )
+            super().prepare(batch)
         finally:
             self._forget_contexts()
-        self.plans.save_tuning({batch: best})
-        return best
+
+    def save_chunk(self, batch: int) -> None:
+        self.plans.save_tuning({batch: self.chunks[batch]})
+
+    def close(self) -> None:
+        super().close()
+        self._forget_contexts()
+        self.engines.clear()
+        self.gpu.close()
 
     def _forget_contexts(self) -> None:
         """Drop the contexts of runs that are not captured, and the block that they share."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.pytorch import TorchBackend, compiled_module, graph_modules, memory_named
+from engine.backends.torch.run import TorchBackend, compiled_module, graph_modules, memory_named
 from engine.registry import BASELINE_PRECISION, open_engine
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model

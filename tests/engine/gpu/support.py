@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.registry import why_no_gpu
+from engine.gpu.driver import why_no_gpu
 
 fake_only = pytest.mark.fake_cuda
 on_each = pytest.mark.parametrize(

@@ -91,3 +91,73 @@ def test_a_library_that_is_broken_is_one_line(
     driver.find_gpu.cache_clear()
     monkeypatch.setattr(driver, "NAMING", "raise AttributeError('cuInit')")
     assert driver.why_no_gpu() == "no NVIDIA GPU: AttributeError: cuInit"
+
+
+# ---- the GPU ----
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_asked_anew: None):
+    """Puts a program of that name first in an otherwise empty PATH."""
+
+    def write(body: str | None) -> None:
+        driver.find_gpu.cache_clear()
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if body is not None:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+
+    return write
+
+
+def test_gpu_is_asked_of_the_driver(nvidia_smi) -> None:
+    nvidia_smi(None)
+    assert "nvidia-smi is missing" in str(driver.why_no_gpu())
+    nvidia_smi("echo 'Driver/library version mismatch'; exit 18")
+    assert driver.why_no_gpu() == (
+        "no NVIDIA GPU: the driver says 'Driver/library version mismatch'"
+    )
+    nvidia_smi("exit 0")
+    assert driver.why_no_gpu() is not None
+    nvidia_smi("echo 'NVIDIA A100'")
+    assert driver.why_no_gpu() is None
+
+
+def test_the_driver_is_asked_once(nvidia_smi, tmp_path: Path) -> None:
+    nvidia_smi(f"echo asked >>{tmp_path}/asked; echo 'NVIDIA H100, 580, 81559 MiB'")
+    for _ in range(3):
+        assert driver.why_no_gpu() is None
+    assert driver.find_gpu().description == "NVIDIA H100, 580, 81559 MiB"
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"),
+    [
+        (None, ""),
+        ("2", "-i 2 "),
+        ("3,1", "-i 3 "),
+        (UUID, f"-i {UUID} "),
+        ("GPU-8932f937", ""),  # CUDA takes the beginning of a UUID, nvidia-smi does not
+        ("MIG-8932f937-d72c-4106-c12f-20bd9faed9f6", ""),
+    ],
+)
+def test_the_gpu_asked_about_is_the_one_that_cuda_sees_first(
+    nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str | None, asked: str
+) -> None:
+    nvidia_smi('echo "$@"')
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert driver.ask_driver("name") == f"{asked}--query-gpu=name --format=csv,noheader"
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_hidden_gpus_are_none(nvidia_smi, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    nvidia_smi("echo NVIDIA H200")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    said = f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={visible} hides every GPU"
+    assert driver.why_no_gpu() == said

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from engine.gpu import noise_kernel
+from engine.gpu.driver import why_no_gpu
 from engine.gpu.noise_kernel import THREADS, NoiseKernel, Sizes, checked_sizes, grid
-from engine.registry import why_no_gpu
 from lddgan import noise
 from lddgan.errors import BadInput
 from lddgan.noise import Noise, normal_from_words, sampler_noise

@@ -247,8 +247,8 @@ def test_steps_of_the_training_arguments_win(tiny: Tiny) -> None:
 @pytest.mark.parametrize("part", shapes.FACTS)
 def test_facts_of_every_preset_are_read_off_its_shapes(name: str, part: str) -> None:
     preset = get_preset(name)
-    shapes = {k: tuple(v) for k, v in expected_shapes(preset, part).items()}
-    facts = shapes.FACTS[part](shapes)
+    found = {k: tuple(v) for k, v in expected_shapes(preset, part).items()}
+    facts = shapes.FACTS[part](found)
     assert facts == shapes.preset_facts(preset, part)
     assert shapes.identify(facts, part) == f"the {name} {part}"
 
@@ -277,8 +277,8 @@ def test_facts_of_any_generator(
         }
     )
     preset = preset.model_copy(update={"generator": generator})
-    shapes = {k: tuple(v) for k, v in expected_shapes(preset, "generator").items()}
-    assert shapes.generator_facts(shapes) == shapes.preset_facts(preset, "generator")
+    found = {k: tuple(v) for k, v in expected_shapes(preset, "generator").items()}
+    assert shapes.generator_facts(found) == shapes.preset_facts(preset, "generator")
 
 
 PUBLISHED = ("cifar10", "celeba_256", "lsun")

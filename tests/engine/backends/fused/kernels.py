@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.backends.fused import kernels, reference
-from engine.backends.fused.engine import FusedBackend
 from engine.backends.fused.kernels import TRITON
+from engine.backends.fused.run import FusedBackend
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model
 from lddgan.networks.autoencoder import CODES_PER_SLICE

@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backend import Made
-from engine.backends.fused.engine import FusedBackend, FusedOnGpu, why
+from engine.backends.fused import engine
+from engine.backends.fused.engine import TUNING, Store
 from engine.backends.fused.gpu import TorchGpu, _Array
 from engine.backends.fused.reference import PLAIN, Ops
+from engine.backends.fused.run import FusedBackend, FusedOnGpu, why
+from engine.gpu import device
 from engine.gpu.noise_kernel import checked_sizes
 from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.registry import open_engine
 from engine.sampler import Sampler
-from engine.verification import verify_engine
+from engine.verify import verify_engine
 from export.bundle import DIGITS
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, OutOfMemory
@@ -90,6 +93,9 @@ class PlayedGpu:
     def timer(self) -> Any:
         raise AssertionError("nothing is timed here")
 
+    def close(self) -> None:
+        self.closed = True
+
 
 @pytest.fixture
 def gpu() -> PlayedGpu:
@@ -112,7 +118,8 @@ def open_on(gpu: PlayedGpu, model: Model, *, cuda_graph: bool = True) -> Sampler
         return call
 
     ops = Ops(*map(on_stream, PLAIN[:-1]))  # all but the errors
-    backend = FusedOnGpu(model, "fp32", ops, gpu, cuda_graph=cuda_graph)
+    store = Store(None, lambda _: None)
+    backend = FusedOnGpu(model, "fp32", ops, gpu, cuda_graph=cuda_graph, store=store)
     return Sampler(backend, model.preset, random_weights=True, chunk=100, log=lambda _: None)
 
 
@@ -163,9 +170,7 @@ def test_graphs_that_were_not_used_for_longest_are_dropped(
     backend = opened.backend
     assert isinstance(backend, FusedOnGpu)
     made = backend.upload(np.zeros((100, 1), np.float32))
-    monkeypatch.setattr(
-        "engine.backends.fused.engine.captured_size", lambda captured, count, least: count
-    )
+    monkeypatch.setattr("engine.graphed.captured_size", lambda captured, count, least: count)
     for size in range(1, MOST_GRAPHS + 2):
         for count in (size, 1):
             backend.run(lambda _: Made(made, made), opened.preset, 0, 0, count)
@@ -294,12 +299,15 @@ def test_the_decoder_is_tuned_by_the_clock(
         clock.run(chunk)
 
     monkeypatch.setattr(backend, "timer", lambda: clock)
-    monkeypatch.setattr(backend, "_decode", decode)
-    assert backend.tune(20) == backend.decoder_chunk(20) == 2
+    monkeypatch.setattr(backend, "decode_in", decode)
+    backend.prepare(20)
+    assert backend.chunks == {20: 2}
     assert batches == {20} and clock.runs == [20] * 4 + [5] * 4 + [2] * 4 + [1] * 4
-    assert backend.decoder_chunk(21) == 21
     assert backend.facts() == {"decoder_chunk": {"20": 2}}
-    assert backend.tune(1) == 1 and len(clock.runs) == 16  # nothing to choose
+    backend.decode(backend.upload(np.zeros((21, 1), np.float32)))
+    assert clock.runs[16:] == [21]  # whole, where nothing was tuned
+    backend.prepare(1)
+    assert backend.chunks[1] == 1 and len(clock.runs) == 17  # nothing to choose
 
 
 def test_chunks_that_do_not_fit_are_passed_over() -> None:
@@ -382,57 +390,33 @@ def test_the_errors_of_triton_are_known() -> None:
 # ---- opening ----
 
 
-def test_the_decoder_is_tuned_once_for_the_parts_that_run(
+def test_tuning_is_kept_by_gpu_precision_and_batch(
     gpu: PlayedGpu, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("triton")
-    from engine.backends.fused import opening
-
-    tuned: list[int] = []
-
-    def tune(_: FusedOnGpu, batch: int) -> int:
-        tuned.append(batch)
-        return 1
-
-    monkeypatch.setattr(FusedOnGpu, "tune", tune)
-    monkeypatch.setattr(opening, "TorchGpu", lambda stream: gpu)
-    monkeypatch.setattr(opening, "TRITON", PLAIN)
+    monkeypatch.setattr(FusedOnGpu, "timer", lambda self: None)
+    monkeypatch.setattr("engine.graphed.fastest_chunk", lambda timer, decode, batch, least: 1)
     monkeypatch.setattr(PlayedGpu, "where", "an H100")
-
-    def opened(precision: Precision = "fp32", batch: int = 4) -> FusedOnGpu:
-        said.clear()
-        backend = opening.open_fused(
-            tiny_model,
-            precision,
-            3,
-            batch=batch,
-            cuda_graph=True,
-            stream=None,
-            store=tmp_path / "engines",
-            log=said.append,
-        ).backend
-        assert isinstance(backend, FusedOnGpu)
-        return backend
-
     said: list[str] = []
-    opened()
-    assert tuned == [2]  # 4 images run as 2 and 2
-    assert said == ["the decoder is fastest with 1 images at once at batch 2"]
-    kept = tmp_path / "engines" / "fused.json"
+    kept = tmp_path / "engines" / TUNING
+
+    def tuned(batch: int, precision: Precision = "fp32") -> list[str]:
+        """Prepare a new engine for a batch; what it logs."""
+        said.clear()
+        store = Store(kept, said.append)
+        FusedOnGpu(tiny_model, precision, PLAIN, gpu, cuda_graph=True, store=store).prepare(batch)
+        return said
+
+    assert tuned(2) == ["the decoder is fastest with 1 images at once at batch 2"]
     assert json.loads(kept.read_text()) == {"chunks": {"an H100, fp32, batch 2": 1}}
-    assert opened().decoder_chunk(2) == 1 and tuned == [2] and not said  # of the file
-    opened(batch=3)
-    opened("fp16")
+    assert tuned(2) == []  # known from the file
+    assert tuned(3) and tuned(2, "fp16")
     monkeypatch.setattr(PlayedGpu, "where", "an H200")
-    opened()
-    assert tuned == [2, 3, 2, 2] and len(json.loads(kept.read_text())["chunks"]) == 4
+    assert tuned(2) and len(json.loads(kept.read_text())["chunks"]) == 4
     kept.write_text('{"chunks": {"an H200, fp32, batch 2": 0}}')
-    opened()
-    assert tuned[4:] == [2] and said[0].startswith(f"{kept} is left aside: chunks.an H200")
+    assert tuned(2)[0].startswith(f"{kept} is left aside: chunks.an H200")
     kept.unlink()
     kept.mkdir()
-    opened()
-    assert tuned[5:] == [2] and said[-1].startswith(f"the tuning is not kept: cannot write {kept}")
+    assert tuned(2)[-1].startswith(f"the tuning is not kept: cannot write {kept}")
 
 
 def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -443,22 +427,20 @@ def test_without_a_gpu_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine(DIGITS, "fused", device="cpu")
 
 
-@pytest.mark.parametrize("missing", ["torch", "triton", "cuda.core", "driver", "NVRTC"])
+@pytest.mark.parametrize("missing", ["torch", "triton", "cuda"])
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    from engine import registry
+    causes: dict[str, str | None] = dict.fromkeys(("torch", "triton", "cuda"))
+    monkeypatch.setattr(engine, "why_no_torch_cuda", lambda: causes["torch"])
+    monkeypatch.setattr(engine, "why_unusable", causes.__getitem__)
+    monkeypatch.setattr(engine, "why_no_cuda_core", lambda: causes["cuda"])
+    assert engine.why_not("cuda") is None
+    causes[missing] = f"{missing} is gone"
+    assert engine.why_not("cuda") == f"{missing} is gone"
 
-    present: dict[str, str | None] = dict.fromkeys(
-        ("torch", "triton", "cuda.core", "driver", "NVRTC")
-    )
-    causes = present | {missing: f"{missing} is gone"}
-    monkeypatch.setattr(registry, "why_no_torch_cuda", lambda: causes["torch"])
-    monkeypatch.setattr(registry, "why_unusable", causes.__getitem__)
-    monkeypatch.setattr("engine.gpu.noise_kernel.why_no_nvrtc", lambda: causes["NVRTC"])
-    monkeypatch.setattr("engine.gpu.device.why_old_cuda_core", lambda: None)
-    monkeypatch.setattr("engine.gpu.device.why_old_driver", lambda: causes["driver"])
-    assert registry.why_no_library("fused", "cuda") == f"{missing} is gone"
-    monkeypatch.setattr(registry, "why_unusable", present.__getitem__)
-    monkeypatch.setattr("engine.gpu.noise_kernel.why_no_nvrtc", lambda: None)
-    monkeypatch.setattr("engine.gpu.device.why_old_driver", lambda: None)
-    monkeypatch.setattr(registry, "why_no_torch_cuda", lambda: None)
-    assert registry.why_no_library("fused", "cuda") is None
+
+@pytest.mark.parametrize("missing", ["why_unusable", "why_old_driver", "why_no_nvrtc"])
+def test_missing_parts_of_cuda_are_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in ("why_unusable", "why_old_cuda_core", "why_old_driver", "why_no_nvrtc"):
+        cause = "it is gone" if name == missing else None
+        monkeypatch.setattr(device, name, lambda *_, cause=cause: cause)
+    assert device.why_no_cuda_core() == "it is gone"

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.backends.fused import reference
 from engine.registry import open_engine, survey
 from engine.sampler import Sampler
-from engine.verification import verify_engine
+from engine.verify import verify_engine
 from lddgan.checkpoint import Model
 from lddgan.names import Precision
 

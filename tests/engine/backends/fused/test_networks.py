@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.backends.fused.engine import FusedBackend
 from engine.backends.fused.networks import (
     FusedFir,
     FusedImage,
@@ -20,7 +19,8 @@ from engine.backends.fused.networks import (
     in_precision,
 )
 from engine.backends.fused.reference import PLAIN
-from engine.backends.pytorch import TorchBackend
+from engine.backends.fused.run import FusedBackend
+from engine.backends.torch.run import TorchBackend
 from engine.sampler import Sampler
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import names_taken_by

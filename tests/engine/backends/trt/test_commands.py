@@ -13,7 +13,6 @@ import pytest
 
 import cli
 from bench.machine import GPU_FIELDS
-from engine import registry
 from engine.backends.trt import engine as opening
 from engine.backends.trt import plans
 from engine.backends.trt.build import Built
@@ -39,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{answers}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(registry, "why_no_tensorrt", lambda name: None)
+    monkeypatch.setattr(opening, "why_missing", lambda name: None)
     monkeypatch.setattr(opening, "load", lambda name: made.library(STRONG))
 
     def build_graph(library: Any, path: Path, *_: Any, progress: Any, **__: Any) -> Built:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.registry import open_engine, survey
 from engine.sampler import Sampler
-from engine.verification import verify_engine
+from engine.verify import verify_engine
 from export.bundle import DIGITS, open_bundle
 from lddgan.checkpoint import Model, load_checkpoint
 from lddgan.names import Precision
@@ -50,7 +50,7 @@ def opened(asked: tuple[Path, Precision], **options: bool) -> Sampler:
 
 def test_the_graph_is_the_same_as_the_steps_one_by_one(asked: tuple[Path, Precision]) -> None:
     captured, stepwise = opened(asked), opened(asked, cuda_graph=False)
-    assert captured.backend.fused and not stepwise.backend.fused
+    assert captured.backend.captures and not stepwise.backend.captures
     for seed in (1, 2**62):
         assert np.array_equal(captured.sample(BATCH, seed), stepwise.sample(BATCH, seed))
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.fake_cuda
 def _one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(registry, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(registry, "why_no_tensorrt", lambda name: None)
+    monkeypatch.setattr(opening, "why_missing", lambda name: None)
 
     def build_graph(library: Any, path: Path, *_: Any, **__: Any) -> Built:
         return Built(path.read_bytes(), None, 1.5)
@@ -53,12 +53,14 @@ def machine() -> Machine:
 def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     """Opens the digits on TensorRT; nothing is tuned, so that every run is asked for by a test."""
 
-    def open_it(version: str = STRONG, tuned: int | None = None, **options: Any) -> Sampler:
+    def open_it(version: str = STRONG, **options: Any) -> Sampler:
         monkeypatch.setattr(opening, "load", lambda name: machine.library(version))
-        monkeypatch.setattr(TrtBackend, "tune", lambda self, batch: machine.tuned.append(batch))
-        monkeypatch.setattr(TrtBackend, "decoder_chunk", lambda self, batch: tuned or batch)
+        monkeypatch.setattr(TrtBackend, "prepare", prepare)
         quiet = {"log": lambda _: None}
         return open_engine(open_bundle(DIGITS), "trt", "fp32", **{**quiet, **options})
+
+    def prepare(self: TrtBackend, batch: int) -> None:
+        machine.tuned.append(max(batch, self.least))
 
     return open_it
 
@@ -80,7 +82,7 @@ def test_images_are_those_of_onnx_runtime(trt, ort: Sampler, version, cuda_graph
     images = sampler.sample(6, seed=11, first=2**40)
     assert levels(images, ort.sample(6, seed=11, first=2**40)) <= 1
     assert images.max() - images.min() > 100
-    assert sampler.backend.fused is cuda_graph
+    assert sampler.backend.captures is cuda_graph
 
 
 def test_graph_is_the_same_as_the_steps_one_by_one(trt) -> None:
@@ -148,7 +150,8 @@ def test_plans_for_a_fixed_batch_serve_fewer_images(trt, machine: Machine, monke
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_decoder_runs_in_its_own_chunk(trt, ort: Sampler, machine: Machine, cuda_graph) -> None:
-    sampler = trt(tuned=3, cuda_graph=cuda_graph)
+    sampler = trt(cuda_graph=cuda_graph)
+    sampler.backend.chunks[8] = 3
     assert levels(sampler.sample(8, seed=4), ort.sample(8, seed=4)) <= 1
     decoded = [batch for which, batch in machine.runs if which == "decoder"]
     assert decoded == [3, 3, 2] * (2 if cuda_graph else 1)
@@ -238,7 +241,7 @@ def test_out_of_memory_halves_the_chunk_and_gives_the_same_images(trt, machine, 
     set_memory(used() + 300_000)
     images = sampler.sample(32, seed=9)
     assert levels(images, ort.sample(32, seed=9)) <= 1
-    assert sampler.chunk < 32
+    assert sampler.chunk == 32  # for requests that need less memory
     assert all("too little free memory" in line for line in said)
     assert said[0].endswith("going on with 16 images at once instead of 32")
 
@@ -249,9 +252,9 @@ def test_tuning_keeps_the_fastest_chunk_beside_the_plans(trt, machine, monkeypat
     backend: Any = sampler.backend
     clock = Stopwatch({20: 5.0, 5: 3.0, 2: 8.0, 1: 9.0})
     monkeypatch.setattr(backend, "timer", lambda: clock)
-    monkeypatch.setattr(backend, "_decode", lambda x_0, chunk: clock.run(chunk))
-    assert backend.tune(20) == 5
-    assert backend.decoder_chunk(20) == 5 and backend.decoder_chunk(19) == 19
+    monkeypatch.setattr(backend, "decode_in", lambda x_0, chunk: clock.run(chunk))
+    backend.prepare(20)
+    assert backend.chunks == {20: 5}
     again = plans.choose(backend.plans.folder.parent, backend.plans.key, [20], print)
     assert again is not None and again.tuning == {20: 5}
 
@@ -263,7 +266,8 @@ def test_tuning_gives_its_memory_back(trt, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.undo()
     sampler.backend.gpu.synchronize()
     before = used()
-    assert sampler.backend.tune(20) in chunks_to_try(20, 1)
+    sampler.backend.prepare(20)
+    assert sampler.backend.chunks[20] in chunks_to_try(20, 1)
     sampler.backend.gpu.synchronize()
     assert used() == before and sampler.backend.contexts == {}
 
@@ -353,7 +357,7 @@ def test_rtx_is_built_alike_on_first_use_and_by_hand(
     tools = opening.Tools(library, opening.open_gpu())
     first = opening.suitable_plans(bundle, tools, "fp32", None, quiet)
     options = BuildOptions(precision="fp32")
-    again = opening.build_engine(bundle, "trt-rtx", options, rebuild=True, log=quiet)
+    again = opening.build_plans(bundle, "trt-rtx", options, rebuild=True, log=quiet)
     assert again.key == first.key and limits == [None] * 4
 
 
@@ -385,7 +389,7 @@ def test_rtx_that_cannot_be_captured_is_an_error(trt, monkeypatch: pytest.Monkey
 
 
 def test_engine_that_failed_verification_is_refused(trt) -> None:
-    from engine.verification import verify_engine
+    from engine.verify import verify_engine
     from lddgan.checkpoint import load_checkpoint
 
     sampler = trt()

@@ -1,4 +1,4 @@
-"""PyTorch: the baseline, and PyTorch's own faster ways to run the same network."""
+"""Running the networks in PyTorch: as published, in half precision, or compiled."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from engine.timing import Timer, torch_timer
 from export.fp16 import to_half
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
-from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.names import Precision
+from lddgan.errors import LddganError, OutOfMemory
+from lddgan.names import Device, Precision
 
 
 class TorchBackend(Backend):
@@ -34,27 +34,23 @@ class TorchBackend(Backend):
     def __init__(
         self,
         model: Model,
-        device: str,
+        device: Device,
         precision: Precision = BASELINE_PRECISION,
         *,
         compiled: bool = False,
         nhwc: bool = False,
     ) -> None:
-        if precision == "fp16" and device != "cuda":
-            raise BadInput(
-                f"PyTorch runs fp16 on a GPU only, not on {device}; use --precision fp32, or "
-                "--engine ort"
-            )
         self.name = "torch-compile" if compiled else "torch"
-        self.precision: str = precision
-        self.device = device
+        self.precision, self.device = precision, device
         self.memory_format = torch.channels_last if nhwc else memory_format(precision)
         ready: Callable[[nn.Module], Callable[..., Tensor]] = (
             compiled_module if compiled else lambda module: module
         )
+        modules = graph_modules(model, precision, nhwc)
+        if device == "cuda" and precision == "fp32" and not nhwc:
+            modules = copy.deepcopy(modules)  # `to` would move the weights of `model`
         with memory_named():
-            modules = [module.to(device) for module in graph_modules(model, precision, nhwc)]
-        self.generator, self.decoder = map(ready, modules)
+            self.generator, self.decoder = (ready(module.to(device)) for module in modules)
         self.where = where(device, precision, nhwc)
 
     @torch.inference_mode()
@@ -80,6 +76,11 @@ class TorchBackend(Backend):
 
     def timer(self) -> Timer:
         return torch_timer(self.device)
+
+    def close(self) -> None:
+        del self.generator, self.decoder
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
 
 
 def graph_modules(

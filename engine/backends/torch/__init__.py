@@ -1,0 +1,1 @@
+"""PyTorch: the baseline, and its compiler."""

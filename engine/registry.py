@@ -192,8 +192,9 @@ def choose(
     if not causes:
         from export.bundle import in_words
 
-        what = f"the {engine} engine does not run" if engine != "auto" else "nothing runs"
-        causes = [f"{what} {precision or ''} on {device}, the bundle holds {in_words(held)}"]
+        what = "nothing runs" if engine == "auto" else f"the {engine} engine does not run"
+        what = what if precision is None else f"{what} {precision}"
+        causes = [f"{what} on {device}, the bundle holds {in_words(held)}"]
     raise LddganError(f"{'; '.join(causes)}; `lddgan doctor` says what runs here")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from engine.gpu.driver import find_gpu
 from lddgan.presets import AutoencoderConfig, Discriminator, Generator, Preset, Training
@@ -18,6 +20,8 @@ from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their
     pytest_runtestloop,
 )
 
+ROOT = Path(__file__).parents[1]
+EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 OURS = ("lddgan", "export", "engine", "bench", "cli", "tests")
 
 
@@ -121,15 +125,15 @@ def tiny_vq_model():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:  # type: ignore[no-untyped-def]
+def tiny_bundle(tiny_model) -> Path:  # type: ignore[no-untyped-def]
     """The KL model exported in fp32 and fp16. Tests that change files copy it first."""
-    return exported(tmp_path_factory.mktemp("bundle") / "tiny", tiny_model, ("fp32", "fp16"))
+    return exported_once(tiny_model, ("fp32", "fp16"))
 
 
 @pytest.fixture(scope="session")
-def tiny_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
+def tiny_vq_bundle(tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
     """The VQ model exported in fp32."""
-    return exported(tmp_path_factory.mktemp("bundle") / "tiny_vq", tiny_vq_model, ("fp32",))
+    return exported_once(tiny_vq_model, ("fp32",))
 
 
 @pytest.fixture(scope="session")
@@ -151,3 +155,21 @@ def exported(folder: Path, model, precisions) -> Path:  # type: ignore[no-untype
 
     export_bundle(model, folder, precisions)
     return folder
+
+
+def exported_once(model, precisions) -> Path:  # type: ignore[no-untyped-def]
+    """A bundle that all test processes share, made anew when what makes it has changed."""
+    pytest.importorskip("onnxscript")
+    from lddgan.extras import version_of
+
+    digest = hashlib.sha256(repr([version_of(name) for name in EXPORTERS]).encode())
+    for path in sorted(
+        path for folder in ("export", "lddgan") for path in (ROOT / folder).rglob("*.py")
+    ):
+        digest.update(path.read_bytes())
+    folder = ROOT / "build" / "test-bundles" / f"{model.preset.name}-{digest.hexdigest()[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        return (
+            folder if (folder / "manifest.json").exists() else exported(folder, model, precisions)
+        )

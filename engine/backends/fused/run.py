@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backend import Backend, Inputs, Program
-from engine.backends.fused.engine import Store
 from engine.backends.fused.networks import FusedImage, FusedStep, in_precision
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.torch.run import memory_named, where
@@ -22,6 +21,9 @@ from engine.timing import Timer
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
+
+if TYPE_CHECKING:
+    from engine.backends.fused.engine import Store
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,

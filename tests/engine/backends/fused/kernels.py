@@ -1,4 +1,4 @@
-"""The Triton kernels against float64, under Triton's interpreter (test_fused_kernels.py runs this).
+"""The Triton kernels against float64, under Triton's interpreter (test_kernels.py runs this).
 
 TRITON_INTERPRET is read as Triton is imported, so these tests have a process of their own.
 """

@@ -14,7 +14,7 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-CASES = Path(__file__).with_name("fused_kernels.py")
+CASES = Path(__file__).with_name("kernels.py")
 OLDER = "triton==3.6.0"
 TILE = {"ROWS": 32, "COLUMNS": 128}
 # kernel: types of its arguments (half: fp16 or bf16), constants, whether whole lines are moved

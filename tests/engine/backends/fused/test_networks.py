@@ -123,10 +123,9 @@ def test_the_decoder_works_in_chunks(model: Model) -> None:
     backend = FusedBackend(model, "fp32")
     x_0 = torch.from_numpy(noise_of(model)[0])
     whole = backend.decode(x_0)
-    backend.chunks[BATCH] = 2
     sizes: list[int] = []
     backend.decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    parts = backend.decode(x_0)
+    parts = backend.decode_in(x_0, 2)
     assert sizes == [2, 1]
     assert int((whole.int() - parts.int()).abs().max()) <= 1
 

@@ -35,7 +35,7 @@ CudaGraph = Annotated[
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say which engines run here, and why the others do not."""
+    """List the engines: which run here, and why the others do not."""
     from engine.doctor import examine, print_report
 
     report = examine()
@@ -100,7 +100,7 @@ def verify(
     cuda_graph: CudaGraph = True,
     as_json: Json = False,
 ) -> None:
-    """Compare an engine with PyTorch fp32, stage by stage, on fixed noise; or images of a file."""
+    """Compare an engine, or images of a file, with PyTorch fp32 on fixed noise."""
     from engine.verification import refuse
     from engine.verify import print_verification, verify_bundle
     from export.agreement import IMAGES
@@ -187,7 +187,7 @@ def sample(
 
 
 def model_at(checkpoint: Path) -> Model:
-    """The model in a file of a training, finished or not; says if it is the latter."""
+    """Load the model of a training, finished or not. Says so if it is not finished."""
     from lddgan.extras import require
 
     require("torch", "safetensors")
@@ -202,7 +202,7 @@ def model_at(checkpoint: Path) -> Model:
 def open_sampler(
     made_of: Bundle | Model, engine: Any, precision: Any, device: Any, **options: Any
 ) -> Sampler:
-    """A bundle with an engine, or a model with PyTorch."""
+    """Open a bundle with an engine, or a model with PyTorch."""
     from engine.registry import open_engine, open_model
     from export.bundle import Bundle
 
@@ -219,7 +219,7 @@ def compare_images(
     rows: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare the images of a file with an engine's; say it, and put it into a row."""
+    """Compare the images of a file with an engine's, print the result, and record it."""
     from bench.row import record_images
     from engine.kept_images import in_words, read_images, refuse_images, verify_images
     from engine.registry import open_engine

@@ -1,4 +1,4 @@
-"""Images in an .npz: how they were made, and whether another engine makes them too."""
+"""Images in an .npz: how they were made, and whether another engine makes the same ones."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ class ImagesVerified(Frozen):
 
 
 def read_images(path: Path, bundle: Bundle) -> tuple[Images, Origin]:
-    """uint8 [N,H,W,3] of an .npz that `lddgan sample` wrote, and how they were made.
+    """Read uint8 [N,H,W,3] of an .npz that `lddgan sample` wrote, and how they were made.
 
-    Raises BadInput for anything else, or if it was not the bundle's model that made them.
+    Raises BadInput for any other file, or if another model than the bundle's made the images.
     """
     try:
         with zipfile.ZipFile(path) as _, np.load(path, allow_pickle=False) as held:
@@ -122,7 +122,7 @@ def read_images(path: Path, bundle: Bundle) -> tuple[Images, Origin]:
 
 
 def verify_images(images: Images, origin: Origin, sampler: Sampler) -> ImagesVerified:
-    """Make images anew, by an open engine of the same model, and compare."""
+    """Make the images again with an open engine of the same model, and compare."""
     true = sampler.sample(len(images), origin.seed, origin.first)
     found = ImagesVerified(
         images=len(images),
@@ -143,9 +143,9 @@ def verify_images(images: Images, origin: Origin, sampler: Sampler) -> ImagesVer
 
 
 def limits(found: ImagesVerified, preset: Preset) -> Sequence[Limit]:
-    """What is asked of the precision of the images.
+    """The limits for images of a precision.
 
-    One VQ code that flips moves many pixels, and images do not say that one did: a VQ model is
+    One VQ code that flips moves many pixels, and images do not show that one did. So a VQ model is
     held to less than `export.agreement.limits_of` asks.
     """
     of_vq, precision = preset.autoencoder.kind == "vq", found.origin.precision
@@ -167,7 +167,7 @@ def refuse_images(found: ImagesVerified) -> None:
 
 
 def in_words(found: ImagesVerified) -> str:
-    """The figures and the verdict, for people."""
+    """The figures and the verdict in a sentence."""
     one = found.origin
     return (
         f"{found.images} images of seed {one.seed}, made by {one.engine} {one.precision} on "

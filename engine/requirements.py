@@ -1,4 +1,4 @@
-"""Loading what may be broken, libraries and graphs: a sentence, not a traceback."""
+"""Loading libraries and graphs that may be broken: an error is one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def import_library(package: str, remedy: str) -> Any:
 
 
 def why_unusable(package: str) -> str | None:
-    """Why `package` cannot be imported; None if it was."""
+    """Why `package` cannot be imported. Returns None if it can."""
     missing = why_missing(package)
     if missing is not None:
         return missing
@@ -63,6 +63,6 @@ def check_tensors(
 
 
 def one_line(text: str) -> str:
-    """The text of a library's error as part of one sentence."""
+    """Shorten a library's error text to part of one sentence."""
     words = " ".join(text.split()).rstrip(".")
     return words if len(words) <= LONGEST_CAUSE else words[:LONGEST_CAUSE] + "..."

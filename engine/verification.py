@@ -1,4 +1,4 @@
-"""Whether an engine makes PyTorch's images: the record, and the rule. Needs no torch."""
+"""The record of a verification, and the rule that judges it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Verification(Differences):
 
 
 def why_failed(found: Verification) -> str | None:
-    """The first thing that is wrong and what to do about it; None if all is right."""
+    """The first thing that is wrong, and what to do about it. Returns None if nothing is."""
     if not found.noise_identical:
         return "the noise it draws is not that of lddgan.noise; use another --engine"
     wrong = None if found.finite else "it gives NaN, Inf or an image of one value"
@@ -72,7 +72,7 @@ def why_failed(found: Verification) -> str | None:
 
 
 def refuse(found: Verification) -> None:
-    """Raise LddganError for an engine that has not passed."""
+    """Raise LddganError if an engine failed verification."""
     if found.why_failed is not None:
         raise LddganError(
             f"{found.engine} {found.precision} on {found.where} does not make PyTorch's images: "

@@ -73,13 +73,14 @@ def verify_engine(
     exported: Differences | None = None,
     log: Log = to_stderr,
 ) -> Verification:
-    """Compare an engine with `model` in PyTorch fp32 on `device`, on images 0..images-1 of a seed.
+    """Compare an engine with `model` in PyTorch fp32 on `device`, on the first images of a seed.
 
-    `images` is rounded up to what the engine takes at least; `at_once` of them are compared in one
-    go, or as many as its chunk has.  `exported` is what the export of the
-    graphs measured: an int8 bundle is held to what was accepted there.  An engine that disagrees is
-    a Verification that has not passed.  Raises LddganError if the reference itself makes no images,
-    OutOfMemory if there is no memory for one image.
+    `images` is rounded up to what the engine takes at least; at most `at_once`, or the engine's
+    chunk, are compared at a time. `exported` is what the export of the graphs measured: an int8
+    bundle is held to what was accepted there.
+
+    Returns a Verification that has not passed if the engine disagrees. Raises LddganError if
+    PyTorch itself makes no images, OutOfMemory if there is no memory for one image.
     """
     reference, least = (
         open_model(model, BASELINE, BASELINE_PRECISION, device).backend,
@@ -109,11 +110,11 @@ def verify_bundle(
     show: Callable[[Verification], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> Verification:
-    """Verify an engine of a bundle, on its GPU if PyTorch can use it.
+    """Open an engine of a bundle and verify it, on the GPU if PyTorch can use it.
 
-    `show` is given the result before it is kept beside TensorRT's plans, where another user's
-    cannot be written.  The other arguments are those of `open_engine`, which says what is raised;
-    also an engine that failed before is verified.
+    `show` gets the result before it is stored beside TensorRT's plans, which may belong to another
+    user. The other arguments are those of `open_engine`; an engine that failed before is verified
+    again.
     """
     sampler = open_engine(
         bundle,
@@ -137,7 +138,7 @@ def verify_opened(
     show: Callable[[Verification], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> Verification:
-    """`verify_bundle` of an engine of the bundle that is open."""
+    """Verify an open engine of the bundle."""
     from lddgan.checkpoint import load_checkpoint
 
     measured = bundle.manifest.verification
@@ -156,7 +157,7 @@ def verify_opened(
 
 
 def print_verification(found: Verification) -> None:
-    """Write the figures and the verdict to standard output."""
+    """Print the figures and the verdict."""
     from rich.console import Console
 
     def say(line: str, style: str | None = None) -> None:
@@ -174,7 +175,7 @@ def print_verification(found: Verification) -> None:
 
 
 def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, count: int) -> Part:
-    """Both sides on images first..first+count-1."""
+    """Run both sides on images first..first+count-1."""
     from export.verify import code_flips
 
     preset, backend = sampler.preset, sampler.backend
@@ -189,7 +190,7 @@ def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, cou
 
 
 def _stages(backend: Backend) -> Stages:
-    """A backend's two graphs on arrays of the host."""
+    """A backend's two graphs, as functions of host arrays."""
     send, fetch = backend.upload, backend.download
     return Stages(
         lambda *arrays: fetch(backend.step(*map(send, arrays))),
@@ -202,14 +203,14 @@ def _downloaded(backend: Backend, made: Made) -> Run:
 
 
 def _is_noise(backend: Backend, drawn: Inputs, noise: Noise) -> bool:
-    """Whether an engine drew this noise, bit for bit."""
+    """Whether the engine drew this noise, bit for bit."""
     pairs = [(drawn.x_T, noise.x_T)]
     pairs += [*zip(drawn.z, noise.z, strict=True), *zip(drawn.noise, noise.noise, strict=True)]
     return all(backend.download(a).tobytes() == b.tobytes() for a, b in pairs)
 
 
 def _sides(backend: Backend, reference: Backend) -> dict[str, Any]:
-    """What is compared with what, and when."""
+    """Name the two sides, and the date."""
     return {
         "engine": backend.name,
         "precision": backend.precision,
@@ -220,13 +221,13 @@ def _sides(backend: Backend, reference: Backend) -> dict[str, Any]:
 
 
 def _of_export(exported: Differences | None) -> dict[str, Any]:
-    """What is known of int8 graphs since their export."""
+    """What the export recorded about int8 graphs."""
     names = {"int8_accepted_psnr", "int8_both_psnr"}
     return {} if exported is None else exported.model_dump(include=names)
 
 
 def _measured(parts: Sequence[Part]) -> dict[str, Any]:
-    """Every figure of a Verification. Raises LddganError if the reference is not sound."""
+    """Compute every figure of a Verification. Raises LddganError if the reference is not sound."""
     sides = zip(*(part[:4] for part in parts), strict=True)
     true, alone, chain, drawn = map(joined, sides)
     if not is_sound(true.x_0, true.image):

@@ -1,4 +1,4 @@
-"""OpenVINO: any CPU."""
+"""OpenVINO, on any CPU."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ Array = NDArray[Any]
 
 
 class OpenVinoBackend(Backend):
-    """The two graphs of a bundle, each compiled for every batch size that is asked for.
+    """The two graphs of a bundle, compiled for each batch size.
 
-    Compiled for any size, the cifar10 generator is a fifth slower.
+    Compiled for all sizes at once, the cifar10 generator is a fifth slower.
     """
 
     name = "openvino"
@@ -88,7 +88,7 @@ class OpenVinoBackend(Backend):
         return output
 
     def requests(self, batch: int) -> dict[str, Any]:
-        """The two graphs, compiled for `batch` images: seconds, the first time.
+        """Compile the two graphs for `batch` images, which takes seconds the first time.
 
         Raises OutOfMemory or LddganError.
         """
@@ -116,7 +116,7 @@ class OpenVinoBackend(Backend):
 
 @contextmanager
 def failures_named(where: str) -> Iterator[None]:
-    """OpenVINO's errors as ours."""
+    """Raise OutOfMemory or LddganError for an error of OpenVINO."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -126,7 +126,7 @@ def failures_named(where: str) -> Iterator[None]:
 
 
 def read_model(path: Path) -> Any:
-    """A graph. Raises BadInput for a file that is none."""
+    """Read a graph. Raises BadInput if OpenVINO does not take the file."""
     from openvino import frontend
 
     reader = frontend.FrontEndManager().load_by_framework("onnx")
@@ -138,14 +138,14 @@ def read_model(path: Path) -> Any:
 
 
 def tensors(model: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
-    """Name, shape and dtype of every input and output; a size that is open is the batch."""
+    """Name, shape and dtype of every input and output; an open size is the batch."""
     for port in (*model.inputs, *model.outputs):
         shape = [BATCH if size.is_dynamic else size.get_length() for size in port.partial_shape]
         yield port.get_any_name(), tuple(shape), port.element_type.to_dtype().name
 
 
 def why(error: Exception) -> str:
-    """The cause, without the places in OpenVINO's source that the error came by."""
+    """The cause, without the places in OpenVINO's source code."""
     lines = [line for line in str(error).splitlines() if not line.startswith(PLACES)]
     return one_line(" ".join(lines)) or type(error).__name__
 

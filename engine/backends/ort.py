@@ -1,4 +1,4 @@
-"""ONNX Runtime: any CPU, any CUDA GPU."""
+"""ONNX Runtime, on any CPU or CUDA GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OrtValue = Any
 
 
 class OrtBackend(Backend):
-    """The two graphs of a bundle, arrays kept on the device between the steps."""
+    """The two graphs of a bundle; arrays stay on the device between the steps."""
 
     name = "ort"
 
@@ -89,7 +89,7 @@ class OrtBackend(Backend):
 
 
 def open_session(path: Path, device: str, precision: Precision) -> Any:
-    """A session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
+    """Open a session that runs on `device` and nowhere else. Raises BadInput or LddganError."""
     import onnxruntime
 
     provider = PROVIDERS[device]
@@ -124,7 +124,7 @@ def load_cuda() -> None:
 
 
 def provider_options(device: str, precision: Precision) -> dict[str, str]:
-    """How ONNX Runtime's provider of `device` computes."""
+    """Options of ONNX Runtime's provider for `device`."""
     if device == "cpu":
         return {}
     return CUDA_OPTIONS | (EXACT_FP32 if precision == "fp32" else {})
@@ -148,7 +148,7 @@ def tensors(session: Any) -> Iterator[tuple[str, tuple[int | str, ...], str]]:
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """The errors of a session that cannot run a file."""
+    """The types that a session raises for a file that it cannot run."""
     import onnxruntime
 
     raised = onnxruntime.capi.onnxruntime_pybind11_state

@@ -1,4 +1,4 @@
-"""Arrays in GPU memory: they own it or look at somebody else's, and are read in place by others."""
+"""Arrays in GPU memory: our own, or views of other libraries' arrays, which read them in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeviceArray:
         return self.shape[0]
 
     def __getitem__(self, index: SupportsIndex | slice) -> DeviceArray:
-        """A view of one row (without its axis) or of neighbouring rows of the first axis."""
+        """View one row (without its axis) or neighbouring rows of the first axis."""
         from cuda.core import Buffer
 
         rows = range(len(self))[index]
@@ -72,7 +72,7 @@ class DeviceArray:
         return device
 
     def __dlpack__(self, *, stream: int | None = None, **options: Any) -> Any:
-        """A DLPack capsule; the consumer's `stream` waits for what this array's stream has to do.
+        """Make a DLPack capsule; the consumer's `stream` waits for this array's stream.
 
         Raises BufferError for stream 0, which DLPack forbids as ambiguous.
         """
@@ -94,10 +94,10 @@ class DeviceArray:
 
 
 def view_of(array: Any, stream: Any, device_id: int) -> DeviceArray:
-    """Somebody else's array as a DeviceArray without copying; it is kept alive.
+    """View another library's array without copying it; it is kept alive.
 
-    `stream` waits for the stream that makes the contents.  Raises BadInput if it is not on this
-    GPU, not C-contiguous or not of numbers.
+    `stream` waits for the stream that makes the contents. Raises BadInput if the array is not on
+    this GPU, not C-contiguous or not of numbers.
     """
     from cuda.core import Buffer
 

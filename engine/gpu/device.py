@@ -25,13 +25,13 @@ GIB: Final = 2**30
 
 
 def open_gpu(stream: object | None = None) -> Gpu:
-    """The first GPU that CUDA_VISIBLE_DEVICES leaves, made current in this thread.
+    """Open the first GPU that CUDA_VISIBLE_DEVICES leaves and make it current in this thread.
 
     Everything runs on `stream`: one of its own (None), or that of a cuda-core, torch or PyCUDA
     stream, of anything with `__cuda_stream__`, or of a handle (int), which the caller keeps open.
 
-    Raises LddganError if there is no usable driver or GPU, with what mends it; BadInput for the
-    default stream, which cannot be captured, and for a stream of another CUDA context.
+    Raises LddganError, with what mends it, if there is no usable driver or GPU, and BadInput for
+    the default stream, which cannot be captured, or a stream of another CUDA context.
     """
     require("cuda.core", "cuda.bindings")
     too_old = why_old_cuda_core() or why_old_driver()
@@ -63,7 +63,7 @@ class Gpu:
         return int(self.stream.handle)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of the GPU's memory that are free, and all of them."""
+        """Bytes of GPU memory: free, and in all."""
         from cuda.bindings import driver
 
         result, free, total = driver.cuMemGetInfo()
@@ -72,7 +72,7 @@ class Gpu:
         return int(free), int(total)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
-        """An array of anything. Raises OutOfMemory, LddganError inside a capture."""
+        """Allocate an array. Raises OutOfMemory, or LddganError inside a capture."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size == 0:
             raise BadInput(f"an array of shape {list(shape)} holds nothing")
@@ -82,16 +82,16 @@ class Gpu:
         return DeviceArray(buffer, tuple(shape), dtype, self.stream)
 
     def upload(self, array: NDArray[Any]) -> DeviceArray:
-        """A copy of a host array, which may be changed as soon as this returns."""
+        """Copy a host array, which may be changed as soon as this returns."""
         target = self.empty(array.shape, array.dtype)
         self.write(target, array)
         return target
 
     def write(self, target: DeviceArray, array: NDArray[Any]) -> None:
-        """Overwrite an array by a host array of its shape and dtype, which may be changed after.
+        """Overwrite an array with a host array of its shape and dtype, which may be changed after.
 
         The contents wait in one pinned buffer until the stream comes to the copy; a second call
-        waits for that before it fills the buffer again.  Raises BadInput if they do not fit.
+        waits for that before it fills the buffer again. Raises BadInput if shape or dtype differ.
         """
         check_fits(array, target)
         self._must_not_be_capturing()
@@ -100,7 +100,7 @@ class Gpu:
             target.buffer.copy_from(staged.buffer, stream=self.stream)
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
-        """A host copy, of its own memory, of what the stream makes of the array so far."""
+        """Copy an array to the host when the stream has made it."""
         self._must_not_be_capturing()
         with reported("pinned memory"), self._incoming.borrow(array.nbytes) as staged:
             array.buffer.copy_to(staged.buffer, stream=self.stream)
@@ -108,15 +108,15 @@ class Gpu:
             return staged.bytes.copy().view(array.dtype).reshape(array.shape)
 
     def copy(self, target: DeviceArray, source: DeviceArray) -> None:
-        """Overwrite an array by another of its shape and dtype on this GPU."""
+        """Overwrite an array with another of its shape and dtype on this GPU."""
         with reported():
             target.buffer.copy_from(source.buffer, stream=self.stream)
 
     def view(self, array: Any) -> DeviceArray:
-        """An array on this GPU of PyCUDA, CuPy, numba or torch, used in place and kept alive.
+        """View an array on this GPU of PyCUDA, CuPy, numba or torch. It is kept alive.
 
-        The stream waits for what makes its contents.  Raises BadInput if it is not on this GPU,
-        not C-contiguous, or offers neither `__cuda_array_interface__` (3) nor `__dlpack__`.
+        The stream waits for what makes its contents. Raises BadInput if it is not on this GPU, not
+        C-contiguous, or offers neither `__cuda_array_interface__` (3) nor `__dlpack__`.
         """
         if isinstance(array, DeviceArray) and array.stream == self.stream:
             return array
@@ -132,11 +132,11 @@ class Gpu:
         return EventTimer(self.stream)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
-        """What `enqueue` puts on the stream, as a graph: nothing of it runs now.
+        """Capture what `enqueue` puts on the stream as a graph, without running it.
 
-        It has run once before, so that nothing is allocated, loaded or freed now, and it does not
-        wait for the stream.  The caller keeps alive what it reads and writes.  If it raises, the
-        stream is usable again.  Raises LddganError if what it did cannot be captured.
+        `enqueue` has run once before, so that it allocates, loads and frees nothing now, and it
+        does not wait for the stream. The caller keeps alive what it reads and writes. If it raises,
+        the stream is usable again. Raises LddganError if the work cannot be captured.
         """
         self._must_not_be_capturing()
         self._capturing = True
@@ -146,7 +146,7 @@ class Gpu:
             self._capturing = False
 
     def close(self) -> None:
-        """Wait for the stream, give back pinned memory and, if it is its own, the stream."""
+        """Wait for the stream; give back pinned memory and, if it is our own, the stream."""
         if self._closed:
             return
         self.synchronize()
@@ -165,15 +165,12 @@ class Gpu:
 
 
 def why_no_cuda_core() -> str | None:
-    """Why memory, streams and the noise kernel cannot be used. Returns None if they can.
-
-    Asked before minutes of building.
-    """
+    """Why memory, streams or the noise kernel cannot be used. Returns None if they can."""
     return why_unusable("cuda.core") or why_old_cuda_core() or why_old_driver() or why_no_nvrtc()
 
 
 def why_old_cuda_core() -> str | None:
-    """Why the installed cuda-core, which there is, cannot be used; None if it can."""
+    """Why the installed cuda-core is too old. Returns None if it is not."""
     found = version_of("cuda-core") or "0"
     numbers = tuple(int(number) for number in re.findall(r"\d+", found)[:2])
     if numbers >= LEAST_CUDA_CORE:
@@ -183,7 +180,7 @@ def why_old_cuda_core() -> str | None:
 
 
 def why_old_driver() -> str | None:
-    """Why the driver cannot run what the CUDA packages here ask of it; None if it can."""
+    """Why the driver is too old for the installed CUDA packages. Returns None if it is not."""
     from cuda.bindings import driver
     from cuda.pathfinder import DynamicLibNotFoundError
 
@@ -224,7 +221,7 @@ def _first_device() -> Any:
 
 
 class _Borrowed(NamedTuple):
-    """Somebody else's stream, kept alive, for cuda-core."""
+    """The caller's stream, kept alive, in the form that cuda-core takes."""
 
     owner: object
     handle: int
@@ -252,7 +249,7 @@ def _stream_on(device: Any, given: object | None) -> Any:
 
 
 def handle_of(stream: Any) -> int:
-    """The CUstream of a stream of cuda-core, torch or PyCUDA, or of a handle. Raises BadInput."""
+    """The CUstream of a cuda-core, torch or PyCUDA stream, or of a handle. Raises BadInput."""
     if isinstance(stream, int):
         return stream
     if hasattr(stream, "__cuda_stream__"):

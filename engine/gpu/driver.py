@@ -1,4 +1,4 @@
-"""Asking the NVIDIA driver, through nvidia-smi or a child: no CUDA library is loaded here."""
+"""Asking the NVIDIA driver, through nvidia-smi or a child. Loads no CUDA library."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class FirstGpu(NamedTuple):
 
 
 def why_no_gpu() -> str | None:
-    """Why there is no NVIDIA GPU to use, asked of the driver and not of a library."""
+    """Why the driver offers no NVIDIA GPU. Returns None if it offers one."""
     return find_gpu().why_not
 
 
 @cache
 def find_gpu() -> FirstGpu:
-    """Ask the driver, once per process: it takes a second where nothing else uses the GPU."""
+    """Ask the driver once per process, which takes a second where nothing else uses the GPU."""
     try:
         return FirstGpu(_describe_gpu(), None)
     except LddganError as error:
@@ -54,7 +54,7 @@ def find_gpu() -> FirstGpu:
 
 
 def _describe_gpu() -> str:
-    """Its name alone where nvidia-smi is missing, as in containers that are given no utilities.
+    """Name the GPU. Returns its name alone where nvidia-smi is missing, as in some containers.
 
     Raises LddganError.
     """
@@ -69,10 +69,9 @@ def _describe_gpu() -> str:
 
 
 def ask_driver(fields: str) -> str:
-    """What nvidia-smi says of the GPU that CUDA sees first, in its own words.
+    """Ask nvidia-smi about the GPU that CUDA sees first. Returns its own words.
 
-    CUDA numbers the GPUs as nvidia-smi does if CUDA_DEVICE_ORDER is PCI_BUS_ID.
-    Raises LddganError.
+    CUDA numbers the GPUs as nvidia-smi does if CUDA_DEVICE_ORDER is PCI_BUS_ID. Raises LddganError.
     """
     program = shutil.which(PROGRAM)
     if program is None:
@@ -96,7 +95,7 @@ def refuse_hidden() -> None:
 
 
 def finished(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """What a program that asks the driver said. Raises LddganError if it does not end in time."""
+    """Run a program that asks the driver. Raises LddganError if it does not end in time."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=DRIVER_SECONDS
@@ -106,12 +105,12 @@ def finished(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def first_visible() -> tuple[str, ...]:
-    """nvidia-smi's words for the first GPU of CUDA_VISIBLE_DEVICES; none if it has none for it."""
+    """nvidia-smi's options for the first GPU of CUDA_VISIBLE_DEVICES. Empty if it has none."""
     first = first_of(VISIBLE)
     return ("-i", first) if first and GPU_NAME.fullmatch(first) else ()
 
 
 def first_of(variable: str) -> str | None:
-    """The first entry of a list in the environment; None where the variable is not set."""
+    """The first entry of a list in the environment. Returns None if the variable is not set."""
     value = os.environ.get(variable)
     return None if value is None else value.partition(",")[0].strip()

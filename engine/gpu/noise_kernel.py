@@ -1,4 +1,4 @@
-"""lddgan/noise.py on the GPU: noise.cu, compiled by NVRTC; one launch makes a batch's noise."""
+"""lddgan/noise.py on the GPU: noise.cu, compiled by NVRTC. One launch makes a batch's noise."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Array(Protocol):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a launch fills: x_T [count,n], z [steps,count,nz], noise [steps,count,n]."""
+    """The sizes of a launch: x_T [count,n], z [steps,count,nz], noise [steps,count,n]."""
 
     count: int  # B
     steps: int  # T
@@ -73,7 +73,7 @@ class NoiseKernel:
 
 
 def noise_program(arch: str) -> Program:
-    """noise.cu and the options it is compiled with, of which fma=False keeps the bits."""
+    """noise.cu and its compiler options, of which fma=False keeps the bits."""
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(name=SOURCE.name, arch=arch, fma=False)
@@ -81,7 +81,7 @@ def noise_program(arch: str) -> Program:
 
 
 def compile_noise(arch: str) -> ObjectCode:
-    """Machine code for one architecture. Needs no GPU. Raises LddganError."""
+    """Compile noise.cu for one architecture. Needs no GPU. Raises LddganError."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     missing = why_no_nvrtc()
@@ -97,7 +97,7 @@ def compile_noise(arch: str) -> ObjectCode:
 
 
 def why_no_nvrtc() -> str | None:
-    """Why NVRTC cannot be loaded; None if it was. Asked first, as Program may crash without it."""
+    """Why NVRTC cannot be loaded. Returns None if it was; Program may crash without it."""
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 
     try:
@@ -120,7 +120,7 @@ def grid(sizes: Sizes) -> tuple[int, int, int]:
 
 
 def checked_sizes(request: Array, x_T: Array, z: Array, noise: Array) -> Sizes:
-    """The sizes of a launch. Raises BadInput for arrays that do not fit together."""
+    """Read the sizes of a launch off its arrays. Raises BadInput if they do not fit together."""
     count, *latent = x_T.shape
     steps, nz = z.shape[0], z.shape[-1]
     expected = {

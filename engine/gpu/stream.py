@@ -16,7 +16,7 @@ from lddgan.errors import LddganError, OutOfMemory
 
 @contextmanager
 def reported(asked_for: str = "what it needs") -> Iterator[None]:
-    """Turn an error of CUDA into one sentence; `asked_for` is the memory that may be lacking."""
+    """Turn an error of CUDA into one sentence; `asked_for` names the memory that was asked for."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     try:
@@ -48,7 +48,7 @@ class Graph:
 
 
 def capture(stream: Any, enqueue: Callable[[], None]) -> Graph:
-    """What `enqueue` puts on the stream, as a graph (`Gpu.capture` says what it may do)."""
+    """Capture what `enqueue` puts on the stream. `Gpu.capture` says what it may do."""
     with reported(), no_garbage_collection():
         builder = stream.create_graph_builder()
         # TensorRT may load modules or ask for memory while it enqueues, even after a warm-up;
@@ -64,7 +64,7 @@ def capture(stream: Any, enqueue: Callable[[], None]) -> Graph:
 
 @contextmanager
 def _closed_on_error(builder: Any) -> Iterator[None]:
-    """End the capture if what is inside raises; the stream is an ordinary one again."""
+    """End the capture if the body raises, so that the stream can be used again."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     whole = False
@@ -89,7 +89,7 @@ def _end(builder: Any) -> None:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Arrays that garbage holds are freed on the stream, which a capture would take as its own."""
+    """Stop the garbage collector: a capture would record the arrays that it frees."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -100,20 +100,20 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 class EventTimer:
-    """Points in time on a stream (bench.timing.Timer)."""
+    """Marks in the work of a stream, timed by the GPU."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def mark(self) -> Any:
-        """The moment when everything queued so far is done."""
+        """Mark the moment when everything queued so far is done."""
         from cuda.core import EventOptions
 
         with reported():
             return self._stream.record(options=EventOptions(timing_enabled=True))
 
     def milliseconds(self, start: Any, stop: Any) -> float:
-        """From one mark to a later one, which is waited for."""
+        """Milliseconds from one mark to a later one, which is waited for."""
         with reported():
             stop.sync()
             return float(stop - start)
@@ -125,7 +125,7 @@ class Staged(NamedTuple):
 
 
 class Staging:
-    """One pinned buffer through which copies pass, one after the other; it grows as needed."""
+    """One pinned buffer for all copies, which wait for each other. It grows as needed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -134,7 +134,7 @@ class Staging:
 
     @contextmanager
     def borrow(self, size: int) -> Iterator[Staged]:
-        """`size` bytes that no copy is using; the copy queued inside is waited for by the next."""
+        """Lend `size` bytes that no copy is using. The next borrower waits for the copy queued inside."""
         from cuda.core import Buffer
 
         self._wait()

@@ -37,9 +37,9 @@ class TorchGpu:
 
     @contextmanager
     def active(self, precision: Precision) -> Iterator[None]:
-        """PyTorch's calls go to the stream, and cuDNN's algorithms are chosen by measurement.
+        """Send PyTorch's calls to the stream and let cuDNN measure its algorithms.
 
-        fp32 is computed without TF32.  Afterwards the settings are again what they were.
+        fp32 is computed without TF32. The settings are restored afterwards.
         """
         exact = precision == "fp32"
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact)
@@ -48,10 +48,10 @@ class TorchGpu:
             yield
 
     def capture(self, program: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """What `program`, which has run before, puts on the stream, as a graph, and its result.
+        """Capture what `program` puts on the stream. Returns the graph and the result.
 
-        The result lies in the graph's memory: `replay` overwrites it, and so does the replay of any
-        other graph.
+        `program` has run before. The result lies in the graph's memory: every replay, of this graph
+        or another, overwrites it.
         """
         graph = torch.cuda.CUDAGraph()
         captured = torch.cuda.graph(
@@ -62,16 +62,16 @@ class TorchGpu:
         return graph, made
 
     def draw(self, request: Tensor, x_T: Tensor, z: Tensor, noise: Tensor) -> None:
-        """`NoiseKernel.launch`; request int64 [2]."""
+        """Launch the noise kernel; request is int64 [2], the rest as in `NoiseKernel.launch`."""
         asked = _Array.of(request)._replace(dtype="uint64")
         self.kernel.launch(self.gpu.stream, asked, *map(_Array.of, (x_T, z, noise)))
 
     def view(self, array: Any) -> Tensor:
-        """`Gpu.view`, as a tensor of the same memory."""
+        """Use an array on the GPU as a tensor of the same memory."""
         return from_dlpack(self.gpu.view(array))
 
     def download(self, array: Tensor) -> NDArray[Any]:
-        """A copy on the host, through pinned memory."""
+        """Copy a tensor to the host, through pinned memory."""
         host = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
         host.copy_(array, non_blocking=True)
         self.stream.synchronize()
@@ -84,7 +84,7 @@ class TorchGpu:
         return self.gpu.timer()
 
     def close(self) -> None:
-        """Wait for the stream; give back what waits on it and the memory that PyTorch caches."""
+        """Wait for the stream, and give back pinned memory and what PyTorch caches."""
         self.gpu.close()
         torch.cuda.empty_cache()
 
@@ -104,7 +104,7 @@ class _Array(NamedTuple):
 
 
 def torch_stream(given: object | None, device: torch.device) -> torch.cuda.Stream:
-    """A new stream, or PyTorch's view of a given one."""
+    """Make a stream, or PyTorch's view of a given one."""
     cuda: Any = torch.cuda
     if given is None:
         return cuda.Stream(device)

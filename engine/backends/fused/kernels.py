@@ -253,7 +253,7 @@ def group_norm(
     before: Tensor | None = None,
     silu: bool,
 ) -> Tensor:
-    """Two passes over x: moments, then one multiplication and addition for each element."""
+    """Normalise in two passes over x: moments, then one multiplication and addition each."""
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     moments, rows_of_part = moments_of(x)
     parts = moments.shape[1]
@@ -283,7 +283,7 @@ def group_norm(
 
 
 def moments_of(x: Tensor) -> tuple[Tensor, int]:
-    """Means and squared deviations of the parts of each image, and the pixels of a part.
+    """Compute mean and squared deviations of each image's parts. Also returns a part's pixels.
 
     x [B,C,h,w] -> float32 [B,parts,2,C].
     """
@@ -297,13 +297,13 @@ def moments_of(x: Tensor) -> tuple[Tensor, int]:
 
 
 def part_rows(programs: int, pixels: int, rows: int) -> int:
-    """Pixels of a part, a multiple of a tile's rows, such that the GPU has enough to do."""
+    """Choose the pixels of a part: a multiple of a tile's rows that keeps the GPU busy."""
     parts = min(triton.cdiv(PROGRAMS, programs), triton.cdiv(pixels, rows), MOST_PARTS)
     return triton.cdiv(triton.cdiv(pixels, parts), rows) * rows
 
 
 def image_step(vector: Tensor | None) -> int:
-    """Elements from one image's values to the next one's; 0 if all images have the same."""
+    """Elements from one image's values to the next one's. Returns 0 if all images share them."""
     if vector is None or vector.shape[0] == 1:
         return 0
     assert vector.stride(1) == 1, vector.stride()
@@ -321,7 +321,7 @@ def add_(h: Tensor, x: Tensor, bias: Tensor, scale: float) -> Tensor:
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """vectors float32 [B,N,D], codebook float32 [K,D] -> int64 [B,N]; D is a few."""
+    """Find the nearest code: float32 [B,N,D], codebook float32 [K,D] -> int64 [B,N]; D is small."""
     vectors, codebook = vectors.contiguous(), codebook.contiguous()
     index = vectors.new_empty(vectors.shape[:2], dtype=torch.int64)
     _nearest[(triton.cdiv(index.numel(), SEARCHED),)](
@@ -362,13 +362,13 @@ def fir_down(x: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def checked(x: Tensor) -> Tensor:
-    """The image. Another memory format is a mistake of ours: the kernels would misread it."""
+    """Return the image. Raises ValueError for another memory format, which would be misread."""
     assert x.is_contiguous(memory_format=torch.channels_last), (x.shape, x.stride())
     return x
 
 
 def like(x: Tensor, height: int, width: int) -> Tensor:
-    """An image of other height and width, of anything."""
+    """Make an uninitialised image of another height and width."""
     shape = (*x.shape[:2], height, width)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 

@@ -263,7 +263,7 @@ class FusedImage(nn.Module):
 
 
 def fused_layer(layer: nn.Module, ops: Ops) -> nn.Module:
-    """What stands for one layer of the generator's U-Net."""
+    """Return what replaces one layer of the generator's U-Net."""
     if isinstance(layer, ResidualBlock):
         return FusedResidualBlock(layer, ops)
     if isinstance(layer, Attention):
@@ -288,7 +288,7 @@ def in_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def pixels_first(x: Tensor) -> Tensor:
-    """The image, laid out channels-last."""
+    """Lay the image out channels-last."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -302,7 +302,7 @@ def as_image(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """Take the bias [C] out of a layer."""
+    """Remove the bias [C] from a layer and return it."""
     bias = present(layer.bias).detach()
     layer.bias = None
     return bias
@@ -314,7 +314,7 @@ def present(bias: Tensor | None) -> Tensor:
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A layer of these weights [out,in]."""
+    """Make a layer of these weights [out,in]."""
     with torch.device("meta"):
         made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     made.weight = nn.Parameter(weight.detach().contiguous(), False)

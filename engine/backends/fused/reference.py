@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain PyTorch: their specification, and what runs on a CPU.
+"""What the kernels compute, in plain PyTorch: their specification, and a stand-in on CPUs.
 
 Images are [B,C,h,w]; kernels.py takes and makes them channels-last.
 """
@@ -51,7 +51,7 @@ def group_norm(
 
 
 def add_(h: Tensor, x: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """(h + x + bias) * scale in the place of h, which is returned; in float32, rounded once.
+    """Write (h + x + bias) * scale over h and return it; computed in float32, rounded once.
 
     h and x [B,C,h,w], bias float32 [C].
     """

@@ -33,7 +33,10 @@ DTYPES: Final[dict[Precision, torch.dtype]] = {
 
 
 class FusedBackend(Backend):
-    """The fused networks, step by step: on a CPU, where plain PyTorch stands for the kernels."""
+    """The fused networks, step by step, on any device.
+
+    On a CPU plain PyTorch stands for the kernels.
+    """
 
     name = "fused"
     device: Device = "cpu"
@@ -62,7 +65,7 @@ class FusedBackend(Backend):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """How everything of the engine runs. Raises OutOfMemory or LddganError."""
+        """Run the engine's work without gradients. Raises OutOfMemory or LddganError."""
         with torch.inference_mode(), failures_named(self.errors), memory_named():
             yield
 
@@ -92,7 +95,7 @@ class FusedBackend(Backend):
 
 @contextmanager
 def failures_named(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Raises LddganError for an error of PyTorch, or one of `errors`."""
+    """Raise LddganError for an error of PyTorch, or one of `errors`."""
     known: tuple[type[Exception], ...] = (RuntimeError, *errors)
     try:
         yield
@@ -105,7 +108,7 @@ def failures_named(errors: tuple[type[Exception], ...]) -> Iterator[None]:
 
 
 def why(error: BaseException) -> str:
-    """The cause in a line; errors of Triton have it apart from the source that they show."""
+    """The cause in one line. Triton keeps it apart from the source that it prints."""
     text = getattr(error, "error_message", None) or str(error)
     return one_line(text.strip().partition("\n")[0]) or type(error).__name__
 

@@ -86,9 +86,9 @@ class TorchBackend(Backend):
 def graph_modules(
     model: Model, precision: Precision, nhwc: bool = False
 ) -> tuple[nn.Module, nn.Module]:
-    """The generator's step and the decoder in a precision.
+    """Make the generator's step and the decoder in a precision.
 
-    Plain fp32 shares the weights of `model`; fp16 and channels-last (`nhwc`) leave it as it is.
+    Plain fp32 shares the weights of `model`; fp16 and channels-last (`nhwc`) copy them.
     """
     if precision == "fp32" and not nhwc:
         return (
@@ -116,7 +116,10 @@ def memory_format(precision: Precision) -> torch.memory_format:
 
 
 def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
-    """Through torch.compile, whole: what does not compile is a LddganError, never run eagerly."""
+    """Compile a module whole with torch.compile.
+
+    Raises LddganError if it does not compile; it never runs eagerly.
+    """
     from torch._dynamo.exc import TorchDynamoException
 
     run = torch.compile(module, fullgraph=True, dynamic=False)
@@ -134,7 +137,7 @@ def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
 
 
 def where(device: str, precision: Precision, nhwc: bool = False) -> str:
-    """Device and what is special, for people."""
+    """Name the device and its layout, for people."""
     if device == "cuda":
         special = ", channels-last" if nhwc or precision == "fp16" else ""
         return torch.cuda.get_device_name() + special
@@ -143,7 +146,7 @@ def where(device: str, precision: Precision, nhwc: bool = False) -> str:
 
 @contextmanager
 def memory_named() -> Iterator[None]:
-    """Raises OutOfMemory for PyTorch's error of the same meaning."""
+    """Raise OutOfMemory for PyTorch's error of the same meaning."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -66,7 +66,7 @@ class Profile(Frozen):
 
 
 class BuildOptions(Frozen):
-    """What is built. The defaults of `lddgan build` are these."""
+    """What to build. These are the defaults of `lddgan build`."""
 
     precision: Precision
     profile: Profile = Profile(min=1, opt=16, max=100)
@@ -81,7 +81,7 @@ class BuildOptions(Frozen):
 
     @classmethod
     def checked(cls, **given: Any) -> BuildOptions:
-        """The defaults with what is given and not None. Raises BadInput."""
+        """Fill what is not given (None) with the defaults. Raises BadInput."""
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
@@ -89,7 +89,7 @@ class BuildOptions(Frozen):
 
 
 class Built(NamedTuple):
-    """What the builder gave."""
+    """A plan, and what the builder measured."""
 
     plan: bytes
     timing_cache: bytes | None
@@ -97,7 +97,7 @@ class Built(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """Names of the flags that a build sets, of those that the version at hand has."""
+    """The flags that a build sets, as far as the installed version has them."""
 
     network: tuple[str, ...]
     builder: tuple[str, ...]
@@ -105,12 +105,12 @@ class Flags(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """For the key of a plan."""
+        """All flags as one list, for the key of a plan."""
         return (*self.network, *self.builder, *(f"tactics {name}" for name in self.tactics))
 
 
 def flags_for(library: Library, precision: Precision) -> Flags:
-    """The flags that make a plan compute in the graph's own dtypes; makes no Builder."""
+    """Choose the flags that make a plan compute in the graph's own dtypes. Makes no Builder."""
     module: TensorRT = library.module
     network = []
     if hasattr(module.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):
@@ -137,13 +137,15 @@ def build_graph(
     workspace: int | None,
     progress: Progress,
 ) -> Built:
-    """Build a plan of the ONNX file at `path` whose tensors are `spec`.
+    """Build a plan of the ONNX file at `path`, whose tensors are `spec`.
 
     `workspace` limits the scratch memory of one layer, in bytes (None: the whole GPU); 1 GiB is too
-    little for the decoder of lsun.  `progress` hears per cents of 100; TensorRT 8.6 tells none.
-    Except with TensorRT-RTX, which builds without a GPU, to be called only where a GPU is known to
-    be.  Raises BadInput for a file that the parser refuses, OutOfMemory, LddganError, and
-    KeyboardInterrupt after Ctrl-C.
+    little for the decoder of lsun. Calls `progress(percent, 100)` during the build (TensorRT 8.6
+    reports none). TensorRT-RTX builds without a GPU; TensorRT must only be called where there is
+    one.
+
+    Raises BadInput if the parser refuses the file, OutOfMemory, LddganError, and KeyboardInterrupt
+    after Ctrl-C.
     """
     started = time.monotonic()
     module: TensorRT = library.module
@@ -190,7 +192,7 @@ def parse(library: Library, logger: Logger, network: INetworkDefinition, path: P
 
 
 def describe(error: ParserError, logger: Logger) -> str:
-    """Node, operator and cause of a parser's error."""
+    """Name the node, the operator and the cause of a parser's error."""
     cause = one_line(error.desc())
     if error.node() < 0:
         return cause
@@ -239,9 +241,9 @@ def _dtype(library: Library, name: str) -> Any:
 
 
 def pin_precisions(library: Library, network: INetworkDefinition) -> None:
-    """Where networks are not strongly typed: what computes does so in the dtype of the graph.
+    """Make each computing layer run in its graph's dtype, where typing is weak.
 
-    Layers that only move data have no precision of their own.  Raises LddganError if nothing
+    Layers that only move data have no precision of their own. Raises LddganError if nothing
     computes in fp16: the plan would be fp32 in all but name.
     """
     module: TensorRT = library.module
@@ -278,7 +280,7 @@ def configure(
     flags: Flags,
     workspace: int | None,
 ) -> IBuilderConfig:
-    """The builder's settings, all but the profile and the timing cache."""
+    """Set all of the builder's options but the profile and the timing cache."""
     module: TensorRT = library.module
     config: IBuilderConfig = builder.create_builder_config()
     config.clear_flag(module.BuilderFlag.TF32)  # fp32 means fp32
@@ -296,7 +298,7 @@ def configure(
 def add_profile(
     builder: Builder, config: IBuilderConfig, spec: GraphSpec, batches: Profile
 ) -> None:
-    """One optimization profile: `batches` for every "B" of the graph's inputs."""
+    """Add one optimization profile: `batches` for every "B" of the graph's inputs."""
     profile: IOptimizationProfile = builder.create_optimization_profile()
     for tensor in spec.inputs:
         if BATCH in tensor.shape:
@@ -309,7 +311,7 @@ def add_profile(
 
 
 def use_timing_cache(config: IBuilderConfig, content: bytes | None) -> None:
-    """Continue with what earlier builds measured; a cache that does not fit starts empty."""
+    """Load the timing cache. One that does not fit is replaced by an empty one."""
     cache: ITimingCache = config.create_timing_cache(content or b"")
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
@@ -328,7 +330,7 @@ def run(
     config: IBuilderConfig,
     progress: Progress,
 ) -> bytes:
-    """The long part. Raises LddganError, OutOfMemory or KeyboardInterrupt."""
+    """Build the plan, which takes minutes. Raises LddganError, OutOfMemory or KeyboardInterrupt."""
     cancelled = threading.Event()
     if hasattr(config, "progress_monitor"):
         config.progress_monitor = make_monitor(library.module, progress, cancelled)

@@ -34,21 +34,21 @@ WORKSPACE_SHARE: Final = 0.5  # of the free memory, for one layer's scratch whil
 
 
 class Tools(NamedTuple):
-    """A TensorRT and the GPU that it builds for and runs on."""
+    """A TensorRT, and the GPU that it builds for and runs on."""
 
     library: Library
     gpu: Gpu
 
     @property
     def identity(self) -> GpuIdentity | None:
-        """Of the plans; None for TensorRT-RTX, whose plans run on any GPU that it supports."""
+        """The GPU that plans are bound to. Returns None for TensorRT-RTX, whose plans are portable."""
         if self.library.name == "trt-rtx":
             return None
         return GpuIdentity(self.gpu.name, self.gpu.compute_capability)
 
     @property
     def workspace(self) -> int | None:
-        """Bytes for one layer's scratch; None for TensorRT-RTX, whose plans are of no one GPU."""
+        """Bytes of scratch memory for one layer. Returns None for TensorRT-RTX, which needs no GPU."""
         if self.library.name == "trt-rtx":
             return None
         free, _ = self.gpu.memory()
@@ -61,10 +61,10 @@ def why_not(device: Device, *, name: LibraryName) -> str | None:
 
 
 def open_tensorrt(request: Request, *, name: LibraryName) -> Backend:
-    """The engine built nearest to the batch of a request; builds one if there is none.
+    """Open the engine built nearest to the batch of a request. Builds one if there is none.
 
-    Raises LddganError for an engine that failed verification, unless that is accepted, and BadInput
-    for a chunk that the engine does not take.
+    Raises LddganError if the engine failed verification and that is not accepted, and BadInput if
+    it does not take the chunk.
     """
     tools = Tools(load(name), open_gpu(request.stream))
     wanted = request.batch or request.chunk
@@ -88,7 +88,7 @@ def open_tensorrt(request: Request, *, name: LibraryName) -> Backend:
 def run_plans(
     tools: Tools, plans: PlanSet, preset: Preset, *, cuda_graph: bool, log: Log
 ) -> Backend:
-    """A backend on built plans."""
+    """Load plans into a backend."""
     from engine.backends.trt.run import TrtBackend
 
     return TrtBackend(tools.gpu, tools.library, plans, preset, cuda_graph=cuda_graph, log=log)
@@ -135,10 +135,10 @@ def build_engine(
     log: Log,
     name: LibraryName,
 ) -> str:
-    """Build the engine of a bundle, and tune it where it can run. Returns what was built.
+    """Build the engine of a bundle and tune it where it can run. Returns what was built.
 
-    `batch` is MIN,OPT,MAX.  Raises LddganError where it cannot be built: TensorRT needs the GPU
-    that it builds for.
+    `batch` is MIN,OPT,MAX. Raises LddganError if there is no GPU: TensorRT builds on the GPU that
+    is to run the engine.
     """
     options = BuildOptions.checked(
         precision=precision, profile=None if batch is None else Profile.parse(batch), level=level
@@ -176,7 +176,7 @@ def build_plans(
 
 
 def tensorrt(name: LibraryName, label: str, color: str, packages: tuple[str, ...]) -> Engine:
-    """The record of one of the two TensorRTs."""
+    """Make the record of one of the two TensorRTs."""
     return Engine(
         label=label,
         color=color,

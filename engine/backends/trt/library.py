@@ -56,7 +56,7 @@ KEPT_WARNINGS = 8
 
 
 class Logger(Protocol):
-    """What `Library.logger` makes: TensorRT's ILogger, which prints nothing and remembers."""
+    """TensorRT's ILogger, as `Library.logger` makes it: it prints nothing and remembers."""
 
     errors: list[str]
     warnings: deque[str]  # the latest
@@ -74,14 +74,14 @@ class Library:
         return f"{'TensorRT' if self.name == 'trt' else 'TensorRT-RTX'} {self.version}"
 
     def logger(self) -> Logger:
-        """A logger to hand to TensorRT; `error` passes on what it heard."""
+        """Make a logger for TensorRT. `error` reports what it remembers."""
         return _make_logger(self.module)
 
     def error(self, logger: Logger, what: str) -> LddganError:
-        """The error to raise when TensorRT gave nothing: `what`, and the first error that it logged
-        (or, without one, the last warning).
+        """Make the error for a call that returned nothing: `what`, and the first logged error.
 
-        OutOfMemory if that is the cause.  What was logged is used up: it is not the next one's.
+        Takes the last warning if no error was logged, and returns OutOfMemory if memory was short.
+        Clears the log.
         """
         told = logger.errors[:1] or list(logger.warnings)[-1:]  # 8.6 warns that it cannot start
         cause = one_line(told[0]) if told else "TensorRT does not say why"
@@ -90,7 +90,7 @@ class Library:
         return kind(f"{what}: {cause}")
 
     def create(self, logger: Logger, what: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives; raises `error` if TensorRT gives nothing."""
+        """Call `make`. Raises `error` if TensorRT returns nothing."""
         forget(logger)
         try:
             made = make()
@@ -103,11 +103,10 @@ class Library:
         return made
 
     def deserialize(self, logger: Logger, plan: bytes) -> ICudaEngine:
-        """A plan -> an engine on the current device.
+        """Load a plan onto the current device.
 
-        To be called only where a GPU is known to be, and for a plan that was checked: without a
-        driver, or for foreign bytes, TensorRT can crash the process.  Raises LddganError or
-        OutOfMemory.
+        Call it only where there is a GPU, and with a plan that was checked: without a driver, or
+        for foreign bytes, TensorRT can crash the process. Raises LddganError or OutOfMemory.
         """
         module: TensorRT = self.module
         runtime: Runtime = self.create(
@@ -118,10 +117,10 @@ class Library:
         )
 
     def create_context(self, engine: ICudaEngine, logger: Logger) -> IExecutionContext:
-        """An execution context without memory of its own: `set_memory` gives it some.
+        """Make an execution context without memory of its own; `set_memory` gives it some.
 
-        TensorRT-RTX compiles kernels for each shape as it runs, by default in the background; here
-        it waits for them, because a CUDA graph keeps the kernels that it was captured with.  This
+        TensorRT-RTX compiles kernels for each shape as it runs, by default in the background. Here
+        it waits for them, because a CUDA graph keeps the kernels that it was captured with. This
         and `check_capturable` follow its documentation and have not run on a GPU.
         """
         module: TensorRT = self.module
@@ -144,7 +143,7 @@ class Library:
         return self.create(logger, f"{self} cannot make an execution context", make)
 
     def check_capturable(self, context: IExecutionContext, stream: int) -> None:
-        """Raise LddganError if TensorRT-RTX says that `context` cannot be captured on `stream`."""
+        """Raise LddganError if TensorRT-RTX cannot capture `context` on `stream`."""
         if not hasattr(context, "is_stream_capturable"):
             return
         if not context.is_stream_capturable(stream):
@@ -153,7 +152,7 @@ class Library:
             )
 
     def memory_needed(self, engine: ICudaEngine, context: IExecutionContext) -> int:
-        """Bytes that `context` needs for the input shapes set on it; in 8.6 for any shape."""
+        """Bytes that `context` needs for its input shapes; in 8.6, for any shape."""
         if hasattr(context, "update_device_memory_size_for_shapes"):
             return int(context.update_device_memory_size_for_shapes())
         if hasattr(engine, "device_memory_size_v2"):
@@ -161,7 +160,7 @@ class Library:
         return int(engine.device_memory_size)
 
     def set_memory(self, context: IExecutionContext, address: int, size: int) -> None:
-        """Give `context` `size` bytes of device memory, which outlive its last launch."""
+        """Give `context` `size` bytes of device memory, which must outlive its last launch."""
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(address, size)
         else:
@@ -169,10 +168,10 @@ class Library:
 
 
 def load(name: LibraryName) -> Library:
-    """Import a TensorRT; starts nothing on a GPU.
+    """Import a TensorRT. Starts nothing on a GPU.
 
-    Raises LddganError if it is not installed, cannot be loaded, or is a version that is not
-    supported, with the line that mends it.
+    Raises LddganError, with the line that mends it, if it is not installed, cannot be loaded, or
+    has a version that is not supported.
     """
     package = PACKAGES[name]
     if find_spec(package) is None:
@@ -187,7 +186,7 @@ def load(name: LibraryName) -> Library:
 
 
 def why_missing(name: LibraryName) -> str | None:
-    """Why `load` fails here, in one sentence; None if it does not."""
+    """Why `load` fails here, in one sentence. Returns None if it works."""
     try:
         load(name)
     except LddganError as error:
@@ -204,7 +203,7 @@ def is_supported(name: LibraryName, version: str) -> bool:
 
 
 def forget(logger: Logger) -> None:
-    """Empty what was logged: whatever fails next has another cause."""
+    """Clear the log, so that the next failure is not blamed on this one."""
     logger.errors.clear()
     logger.warnings.clear()
 

@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 
 class Memory:
-    """The activations of all contexts: one block, since they run one after the other."""
+    """One block for the activations of all contexts, which run one after the other."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.block: DeviceArray | None = None
 
     def at_least(self, size: int) -> DeviceArray:
-        """A block of `size` bytes or more; earlier ones stay with the contexts that hold them."""
+        """Return a block of `size` bytes or more. Earlier blocks stay with their contexts."""
         if self.block is None or self.block.nbytes < size:
             self.block = self.gpu.empty((max(size, 1),), "uint8")
         return self.block
@@ -81,7 +81,7 @@ class Context:
         self.bound[name] = array
 
     def _aligned(self, name: str, array: DeviceArray) -> DeviceArray:
-        """The input, or a copy of one that TensorRT would refuse, as it may z[1]."""
+        """Return the input, or a copy if TensorRT would refuse its address (z[1] may be one)."""
         if array.address % ALIGNMENT == 0:
             return array
         if name not in self.copies:
@@ -91,7 +91,7 @@ class Context:
 
 
 class Tape:
-    """What one run of the program allocates and binds, in order; the next run finds it again."""
+    """What a run of the program allocates and binds, in order, for the next run to find again."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -204,7 +204,7 @@ class TrtBackend(Graphed):
         return self._array(shape_of(tensor, batch), tensor.dtype)
 
     def _context(self, which: str, batch: int) -> Context:
-        """In a recorded run every call has a context of its own, so that no address changes."""
+        """Return a context. In a recorded run every call has its own, so that no address changes."""
         if self.tape is not None:
             return self.tape.next(lambda: self._new_context(which, batch))
         if (which, batch) not in self.contexts:
@@ -245,7 +245,7 @@ class TrtBackend(Graphed):
         self.plans.save_verification(verification)
 
     def prepare(self, batch: int) -> None:
-        """As `Graphed.prepare`; chunks that the profile does not hold are passed over too."""
+        """As `Graphed.prepare`; also passes over chunks that the profile does not hold."""
         try:
             super().prepare(batch)
         finally:

@@ -134,7 +134,7 @@ class Staging:
 
     @contextmanager
     def borrow(self, size: int) -> Iterator[Staged]:
-        """Lend `size` bytes that no copy is using. The next borrower waits for the copy queued inside."""
+        """Lend `size` bytes that no copy is using. The next call waits for the copy inside."""
         from cuda.core import Buffer
 
         self._wait()

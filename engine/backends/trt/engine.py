@@ -41,14 +41,14 @@ class Tools(NamedTuple):
 
     @property
     def identity(self) -> GpuIdentity | None:
-        """The GPU that plans are bound to. Returns None for TensorRT-RTX, whose plans are portable."""
+        """The GPU that plans are bound to. Returns None for TensorRT-RTX, which has none."""
         if self.library.name == "trt-rtx":
             return None
         return GpuIdentity(self.gpu.name, self.gpu.compute_capability)
 
     @property
     def workspace(self) -> int | None:
-        """Bytes of scratch memory for one layer. Returns None for TensorRT-RTX, which needs no GPU."""
+        """Bytes of scratch memory for one layer. Returns None for TensorRT-RTX."""
         if self.library.name == "trt-rtx":
             return None
         free, _ = self.gpu.memory()

@@ -204,7 +204,7 @@ class TrtBackend(Graphed):
         return self._array(shape_of(tensor, batch), tensor.dtype)
 
     def _context(self, which: str, batch: int) -> Context:
-        """Return a context. In a recorded run every call has its own, so that no address changes."""
+        """Return a context: one for every call of a recorded run, so that no address changes."""
         if self.tape is not None:
             return self.tape.next(lambda: self._new_context(which, batch))
         if (which, batch) not in self.contexts:

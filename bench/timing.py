@@ -32,6 +32,10 @@ class Side(NamedTuple):
     sampler: Sampler
     timer: Timer
 
+    @classmethod
+    def of(cls, sampler: Sampler) -> Side:
+        return cls(sampler, sampler.backend.timer())
+
 
 class Plan(NamedTuple):
     """What is to be measured."""

@@ -220,8 +220,13 @@ def compare_images(
     as_json: bool,
 ) -> None:
     """Compare the images of a file with an engine's; say it, and put it into a row."""
-    from bench.row import record_images
-    from engine.kept_images import in_words, read_images, refuse_images, verify_images
+    from engine.kept_images import (
+        in_words,
+        read_images,
+        record_images,
+        refuse_images,
+        verify_images,
+    )
     from engine.registry import open_engine
 
     images, origin = read_images(path, opened)

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -18,9 +18,10 @@ from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
 from bench.machine import HOME, gpu, load, machine, versions
 from bench.roofline import Ceilings, Device, measure_ceilings
 from bench.timing import run_trial
-from engine.gpu.device import Gpu, open_gpu
+from engine.gpu.device import open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.registry import survey
+from engine.timing import median_ms
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.noise import sampler_noise
@@ -101,7 +102,8 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
         )
         made = [device.empty(array.shape, "float32") for array in true]
         request = device.upload(np.array([seed, first], np.uint64))
-        kernel.launch(device.stream, request, *made)
+        launch = partial(kernel.launch, device.stream, request, *made)
+        launch()
         for ours, numpys in zip(made, true, strict=True):
             bits = device.download(ours).view(np.uint32)
             draws += numpys.size
@@ -112,20 +114,11 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
         "draws": draws,
         "different": different,
         "nvrtc_seconds": round(compiled, 2),
-        f"ms_for_{images}_images": round(launch_ms(device, kernel, request, made), 4),
+        f"ms_for_{images}_images": round(median_ms(device.timer(), launch, LAUNCHES), 4),
     }
 
 
-def launch_ms(device: Gpu, kernel: NoiseKernel, request: Any, made: list[Any]) -> float:
-    timer, taken = device.timer(), []
-    for _ in range(LAUNCHES):
-        start = timer.mark()
-        kernel.launch(device.stream, request, *made)
-        taken.append(timer.milliseconds(start, timer.mark()))
-    return median(taken)
-
-
-def tests(out: Path, dry: bool, _limit: float) -> dict[str, Any]:
+def tests(out: Path, dry: bool) -> dict[str, Any]:
     """Run the tests that need a GPU; their output goes to TESTS_LOG.
 
     Raises LddganError if one fails.
@@ -152,7 +145,7 @@ def ceilings(preset: Preset, device: Device) -> dict[str, Any]:
     return found.model_dump()
 
 
-def profile(bench: Bench, out: Path, _limit: float) -> dict[str, Any]:
+def profile(bench: Bench, out: Path) -> dict[str, Any]:
     """Where a batch of the fused engine spends its time, kernel by kernel; all go to PROFILE.
 
     Its steps are launched one by one, which takes the kernels no longer than in the CUDA graph.

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.report import render
 
 from bench.cost import measure_cost
-from bench.report import render
 from bench.row import BenchRow, read_rows, results_file, save_row
 from bench.run import benchmark
 from lddgan.errors import BadInput, LddganError

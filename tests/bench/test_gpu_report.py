@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench.child import reason, run_child
+
 from bench.gpu_report import __main__ as report
 from bench.gpu_report import commands, probes, rates
 from bench.gpu_report.cells import Bench, Cell, cell_job, cells

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from bench.rungs import Rung, Workshop, changing, rungs_of
 from typer.testing import CliRunner
 
 from bench import rungs as rungs_module
@@ -34,7 +35,6 @@ from bench.ladder import (
 from bench.machine import Machine
 from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved
 from bench.row import kept_rows
-from bench.rungs import Rung, Workshop, changing, rungs_of
 from bench.timing import Plan, Side
 from cli import app
 from engine.sampler import Sampler

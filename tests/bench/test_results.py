@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.assemble import common_notes
+from bench.report import (
+    agreement,
+    comparisons,
+    engine_name,
+    gpu_facts,
+    main,
+    markdown,
+    newest,
+    number,
+    render,
+    rewritten,
+    verification,
+)
 from rich.console import Console
 
-from bench.assemble import common_notes
 from bench.machine import (
     HOME,
     NO_COMMIT,
@@ -23,19 +36,6 @@ from bench.machine import (
     peak_memory_mib,
     torch_settings,
     versions,
-)
-from bench.report import (
-    agreement,
-    comparisons,
-    engine_name,
-    gpu_facts,
-    main,
-    markdown,
-    newest,
-    number,
-    render,
-    rewritten,
-    verification,
 )
 from bench.roofline import Achieved, Ceilings
 from bench.row import (

@@ -9,12 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from typer.testing import CliRunner
-
-from bench.machine import Gpu
-from bench.row import kept_rows
-from bench.timing import summarise
 from bench.training import child as training_child
 from bench.training.child import measure
 from bench.training.measure import (
@@ -46,6 +40,12 @@ from bench.training.row import (
     training_file,
 )
 from bench.training.table import print_training
+from PIL import Image
+from typer.testing import CliRunner
+
+from bench.machine import Gpu
+from bench.row import kept_rows
+from bench.timing import summarise
 from cli import app
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput, LddganError, OutOfMemory

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any, Final
@@ -159,6 +160,12 @@ def commit() -> str | None:
                 f"the commit is '{named}', and must be a hash of git (--commit, {COMMIT})"
             )
         return named
+    return checked_out()
+
+
+@cache
+def checked_out() -> str | None:
+    """The commit of the checkout that this code lies in, as it was when first asked."""
     git = ("git", "-C", str(HOME))
     top = _output(*git, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != HOME:

@@ -94,7 +94,13 @@ def bench(
     limits: dict[str, Any] = {"batch": batch, "trials": trials, "max_seconds": max_seconds}
     chosen = engine != "auto" or precision is not None or not cuda_graph or verify
     if training:
-        refuse_with_train(chosen or bool(bundle or seed or ladder or plot), data, workers)
+        if chosen or bundle or seed or ladder or plot:
+            raise BadInput(
+                "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
+                "--no-cuda-graph, --verify, --ladder and --plot"
+            )
+        if workers is not None and data is None:
+            raise BadInput("--workers read the images of --data; give both or neither")
         measure_training(dataset, device, data, workers, save, as_json, limits)
         return
     if data is not None or workers is not None:
@@ -114,17 +120,6 @@ def bench(
         climb_ladder(opened, device, save, as_json, limits)
     if plot:
         draw_ladders(opened, save)
-
-
-def refuse_with_train(chosen: bool, data: Path | None, workers: int | None) -> None:
-    """Raise BadInput for options of the other benchmarks."""
-    if chosen:
-        raise BadInput(
-            "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
-            "--no-cuda-graph, --verify, --ladder and --plot"
-        )
-    if workers is not None and data is None:
-        raise BadInput("--workers read the images of --data; give both or neither")
 
 
 def measure_engine(

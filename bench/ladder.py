@@ -18,7 +18,7 @@ from bench.cost import Cost, measure_cost
 from bench.machine import gpu, load, machine, torch_settings
 from bench.roofline import Ceilings, Device, measure_ceilings, summary
 from bench.row import Row, add_rows, new_row, now, read_rows, results_file
-from bench.run import Subject, agreement, check_arguments, side_fields
+from bench.run import Subject, agreement, check_arguments, side_fields, usable_device
 from bench.tables import number
 from bench.timing import Budget, Opened, Plan, Side, made_to_fit, take_turns, warm_up
 from engine.gpu.driver import why_no_gpu
@@ -85,7 +85,7 @@ def run_ladder(
     """
     check_arguments(batch, trials, seed, max_seconds)
     require(*NEEDED)
-    where = found_device(device)
+    where = usable_device(device, why_no_gpu())
     path = out or results_file(bundle.preset.name, where, "ladder")
     if path.exists():
         read_rows(path)  # refused now rather than after the first rung
@@ -107,14 +107,6 @@ def run_ladder(
             made.append(row)
             add_rows([row], path)
     return made
-
-
-def found_device(asked: DeviceName) -> Device:
-    """The device of a ladder. Raises LddganError for a GPU that is not there."""
-    why_not = why_no_gpu() if asked != "cpu" else None
-    if asked == "cuda" and why_not is not None:
-        raise LddganError(why_not)
-    return "cpu" if asked == "cpu" or why_not is not None else "cuda"
 
 
 def shared_fields(plan: Plan, load_before: float, ceilings: Ceilings) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How fast a device can be, measured, and how much work a batch is: python -m bench.roofline
+"""How fast a device can be, measured, and how much work a batch is.
 
 The ceilings are the rates of a large matrix product, of the decoder's widest 3x3 convolution and
 of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
@@ -6,16 +6,14 @@ of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from bench.cost import Cost
-from engine.gpu.driver import why_no_gpu
 from engine.registry import why_no_library
 from engine.timing import median_ms, torch_timer
 from lddgan.names import Precision
-from lddgan.presets import Frozen, Preset, get_preset
+from lddgan.presets import Frozen, Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -213,17 +211,3 @@ def _rate(tflops: float | None) -> str:
     if tflops is None:
         return "unknown"
     return f"{tflops:.0f}" if tflops >= 10 else f"{tflops:.2g}"
-
-
-def main() -> int:
-    """Print the ceilings of this machine's GPU. Returns the exit code."""
-    why_not = why_no_gpu()
-    if why_not is not None:
-        print(why_not, file=sys.stderr)
-        return 1
-    print(summary(measure_ceilings(get_preset("lsun"), "cuda")))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from bench.machine import (
     peak_memory_mib,
     torch_settings,
 )
-from bench.roofline import Ceilings, measure_ceilings, work_of
+from bench.roofline import Ceilings, Device, measure_ceilings, work_of
 from bench.row import Row, new_row, now
 from bench.timing import (
     Budget,
@@ -185,6 +185,13 @@ def check_arguments(batch: int, trials: int, seed: int, max_seconds: float | Non
         raise BadInput(f"trials is {trials}, and must be at least 1")
     if max_seconds is not None and not max_seconds >= 0:
         raise BadInput(f"max-seconds is {max_seconds}, and must be 0 or more")
+
+
+def usable_device(asked: DeviceName, why_no_gpu: str | None) -> Device:
+    """`auto` is the GPU if it can be used. Raises LddganError if it was asked for and cannot."""
+    if asked == "cuda" and why_no_gpu is not None:
+        raise LddganError(why_no_gpu)
+    return "cpu" if asked == "cpu" or why_no_gpu is not None else "cuda"
 
 
 def why_no_baseline(device: str) -> str | None:

@@ -23,8 +23,8 @@ from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_
 from bench.pipeline import Plan, measure_pipeline
 from bench.roofline import Device
 from bench.row import Row, add_rows, new_row, now, read_rows, results_file
-from bench.run import check_arguments, why_no_baseline
-from bench.timing import WARM_UPS, Budget, seconds, summarise
+from bench.run import check_arguments, usable_device, why_no_baseline
+from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import torch_timer
 from lddgan.data.images import to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -120,7 +120,7 @@ def bench_training(
     """
     check(presets, batch, trials, max_seconds, data)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
-    plan = Plan(device_of(device), batch, trials, limit, load())
+    plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, load())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
         if path.exists():
@@ -162,14 +162,6 @@ def check(
         raise BadInput("--data holds the images of one model; name it with --dataset")
     for preset in presets:
         training_of(preset)
-
-
-def device_of(asked: DeviceName) -> Device:
-    """Where it is measured. Raises LddganError for a GPU that torch cannot use."""
-    why_not = why_no_baseline("cuda") if asked != "cpu" else None
-    if asked == "cuda" and why_not is not None:
-        raise LddganError(why_not)
-    return "cpu" if asked == "cpu" or why_not is not None else "cuda"
 
 
 def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Iterator[Row]:
@@ -329,16 +321,11 @@ def time_all(runs: Mapping[str, Run], job: Job) -> dict[str, list[float]]:
         for _ in range(WARM_UPS[job.device]):
             run()
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    budget, slowest = Budget(job.max_seconds), 0.0
-    for turn in range(job.trials):
-        if turn and budget.left < slowest:
-            break
-        started = budget.elapsed
+    for _ in turns_within(Budget(job.max_seconds), job.trials):
         for name, run in runs.items():
             start = timer.mark()
             run()
             taken[name].append(timer.milliseconds(start, timer.mark()))
-        slowest = max(slowest, budget.elapsed - started)
     return taken
 
 

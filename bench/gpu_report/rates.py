@@ -68,9 +68,9 @@ CODES: Final = (100, 4096, 8192, 3)  # celeba_256's search: images, vectors, cod
 
 
 def measure_rates(device: Device, shrunk: bool, ops: Ops | None = None) -> dict[str, Any]:
-    """TFLOP/s of the convolutions as cuDNN runs them, GB/s of the kernels, by their shapes.
+    """TFLOP/s of the convolutions as cuDNN runs them, and GB/s of the kernels, by their shapes.
 
-    For one that fails, why.
+    One that fails has the reason in their place.
     """
     import torch
 
@@ -103,13 +103,17 @@ def kernels_of(device: Device) -> Ops:
 
 def rate_of_convolution(device: Device, conv: Conv, shrunk: bool) -> dict[str, float]:
     run = convolution(device, conv._replace(batch=2, size=SHRUNK) if shrunk else conv)
-    flop, ms = 2 * conv.macs * run().numel(), median_ms(torch_timer(device), run, REPEATS, WARM_UPS)
+    flop, ms = 2 * conv.macs * run().numel(), milliseconds(device, run)
     return {"ms": round(ms, 4), "tflops": round(flop / ms / 1e9, 3)}
 
 
 def rate_of_pass(device: Device, one: Pass) -> dict[str, float]:
-    ms = median_ms(torch_timer(device), one.run, REPEATS, WARM_UPS)
+    ms = milliseconds(device, one.run)
     return {"ms": round(ms, 4), "gb_per_second": round(one.moved / ms / 1e6, 1)}
+
+
+def milliseconds(device: Device, run: Callable[[], object]) -> float:
+    return median_ms(torch_timer(device), run, REPEATS, WARM_UPS)
 
 
 def convolution(device: Device, conv: Conv) -> Callable[[], Tensor]:

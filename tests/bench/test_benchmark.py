@@ -137,7 +137,7 @@ print_presets(rows)
 """
 
 
-def test_without_torch_the_baseline_is_left_out_and_the_table_says_why(tiny_bundle: Path) -> None:
+def test_without_torch_the_table_says_why_no_baseline(tiny_bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(tiny_bundle)],
         capture_output=True,

@@ -80,7 +80,7 @@ def test_eight_bits_have_a_colour_of_their_own(rows: list[Row]) -> None:
     assert colour(rows[1].model_copy(update={"engine": "toy"}))  # one that the table does not know
 
 
-def test_the_roofline_is_the_ceilings_and_the_fastest_rungs_networks(rows: list[Row]) -> None:
+def test_the_roofline_shows_ceilings_and_the_fastest_rung(rows: list[Row]) -> None:
     best = fastest(rows)
     assert best.rung == "+ more"
     faster = best.model_copy(update={"precision": "int8"})  # not under this roof

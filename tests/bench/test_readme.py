@@ -39,7 +39,7 @@ def test_gpu_rows_say_once_how_pytorch_computes() -> None:
     assert paper not in markdown([row()])
 
 
-def test_only_the_newest_row_of_each_kind_beside_a_baseline_is_shown() -> None:
+def test_the_newest_row_of_each_kind_is_shown() -> None:
     on_gpu: dict[str, Any] = {"machine": CPU.model_copy(update={"gpu": H200}), "device": "cuda"}
     old, new = row(), row(date="2025-02-01T00:00:00+00:00")
     alone = row(date="2025-03-01T00:00:00+00:00", baseline_ms=None)

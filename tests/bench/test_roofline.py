@@ -36,7 +36,7 @@ COST = Cost(
 )
 
 
-def test_bytes_are_weights_per_call_and_chunk_and_what_goes_in_and_out() -> None:
+def test_least_bytes_are_weights_inputs_and_outputs() -> None:
     latent, z, image = 4 * 32 * 32 * 4, 100 * 4, 256 * 256 * 3  # bytes
     weights = 4 * 10 + 100  # values of T generator calls and the decoder
     each = 4 * (latent + z + latent + latent) + latent + image

@@ -44,7 +44,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
         read_rows(path)
 
 
-def test_rows_are_found_by_kind_in_a_folder_and_in_reports_of_gpus(tmp_path: Path) -> None:
+def test_rows_of_a_kind_are_found_in_a_folder(tmp_path: Path) -> None:
     write_rows([row(), row(kind="rung")], tmp_path / "lsun-cpu.jsonl")
     write_rows([row(batch=100), row(kind="job")], tmp_path / "nvidia-h100" / "rows.jsonl")
     assert [one.batch for one in kept_rows(tmp_path, "engine")] == [1, 100]
@@ -85,7 +85,7 @@ def test_rates_are_held_against_ceilings_of_their_precision(precision: str, comp
     assert one.share_of("copy_gb_per_second") is not None
 
 
-def test_every_row_has_the_notes_of_its_machine_code_and_settings() -> None:
+def test_notes_name_machine_code_settings_and_weights() -> None:
     plain = {"commit": "c" * 40, "random_weights": False}
     assert common_notes(row(**plain)) == []
     busy = CPU.model_copy(update={"load": 1.2})

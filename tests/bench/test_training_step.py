@@ -240,7 +240,7 @@ def test_bad_input(changes: dict[str, Any], message: str) -> None:
         bench_training(**given)
 
 
-def test_a_file_of_something_else_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused_first(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kind":"training"}\n')
     with pytest.raises(BadInput, match="line 1 is not a benchmark row"):

@@ -82,7 +82,7 @@ def test_what_a_bundle_holds_is_not_exported_again(folder: Path) -> None:
     assert "is not a manifest" in (ran(folder, "lsun").reasons()["export lsun"] or "")
 
 
-def test_a_command_that_fails_stops_what_needs_it_and_nothing_else(folder: Path) -> None:
+def test_a_command_that_fails_stops_what_needs_it(folder: Path) -> None:
     told = {"build": "error: this GPU is too old", "--engine ort --precision fp16": "crash"}
     (folder / "plan.json").write_text(json.dumps(told))
     reasons = ran(folder, "cifar10").reasons()
@@ -97,7 +97,7 @@ def test_a_command_that_fails_stops_what_needs_it_and_nothing_else(folder: Path)
     assert reasons["bench cifar10, batch 1, fp32"] is None
 
 
-def test_the_ladder_and_its_pictures_lie_in_the_folder_of_the_report(folder: Path) -> None:
+def test_the_ladder_lies_in_the_folder_of_the_report(folder: Path) -> None:
     ran(folder, "lsun", ("ladder",))
     assert calls(folder) == [
         "bench --dataset lsun --device cuda --batch 100 --ladder --plot "

@@ -12,7 +12,7 @@ from lddgan.errors import LddganError
 from tests.conftest import TINY
 
 
-def test_a_kernel_that_fails_is_named_beside_the_rates_of_the_others(
+def test_a_kernel_that_fails_is_named_beside_the_rates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any) -> Any:

@@ -45,7 +45,7 @@ def check_cells(rows: list[Row], dataset: str) -> None:
     assert jobs == [cell.words for cell in mine]
 
 
-def test_a_dry_run_measures_on_a_cpu_what_a_gpu_would_be_asked_for(tmp_path: Path) -> None:
+def test_a_dry_run_measures_every_kind_of_job_on_a_cpu(tmp_path: Path) -> None:
     stages = ("--only", "facts,noise,cifar10,kernels,profile,compile,ort")
     done = dry(tmp_path, *stages, "--commit", "c" * 40)
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_the_site_of_a_copy_without_gits_history_has_no_commit(
     assert Site.here(dry=True).commit is None
 
 
-def test_jobs_that_crash_hang_or_fail_are_named_and_the_rest_goes_on(
+def test_jobs_that_crash_hang_or_fail_do_not_stop_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(HOME)

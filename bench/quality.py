@@ -1,13 +1,13 @@
 """How good generated photographs are: python -m bench.quality CHECKPOINT --held-out FOLDER
 
 Precision, recall and Frechet distance against held-out images, on PIXEL FEATURES: the image
-averaged down, values 0..1.  No network judges, so the figures compare with each other only, never
-with a published FID.  They see colours and coarse shapes, nothing finer than a square of the
+averaged down, values 0..1. No network judges, so the figures compare with each other only, never
+with a published FID. They see colours and coarse shapes, nothing finer than a square of the
 average: a photograph and its slightly blurred copy are the same to them.
 
 Precision and recall (Kynkaanniemi et al., arXiv 1904.06991, k = 3) are on averages of 8x8, 192
-values.  The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
-singular for the 104 held-out crops of bench/studies/photos.py.  Against those, 2,000 images get
+values. The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
+singular for the 104 held-out crops of bench/studies/photos.py. Against those, 2,000 images get
 
                                            precision  recall  Frechet
     training crops (--train)                    0.82    0.62    0.048
@@ -15,8 +15,8 @@ singular for the 104 held-out crops of bench/studies/photos.py.  Against those, 
     mean colours of training crops              0.99    0.03    0.29
     noise                                       0.24    0.00    5.2
 
-Precision alone says little.  Recall falls as the images become more, also for real ones, and
-differences below 0.1 are within its error (0.05).  Compare rows of one --count and one --held-out.
+Precision alone says little. Recall falls as the images become more, also for real ones, and
+differences below 0.1 are within its error (0.05). Compare rows of one --count and one --held-out.
 
 The last two figures are of the checkpoint's autoencoder, on the held-out images: mean absolute
 error in grey levels, and PSNR over all pixels of all images in dB.
@@ -86,8 +86,8 @@ def frechet_distance(a: Features, b: Features) -> float:
     """Squared Frechet distance of the Gaussians fitted to a [N,D] and b [M,D].
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2), where A and B are the covariances with divisor
-    N-1.  The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, which
-    is symmetric.  Source: Dowson and Landau 1982.  Raises BadInput for fewer than 2 rows.
+    N-1. The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, which
+    is symmetric. Source: Dowson and Landau 1982. Raises BadInput for fewer than 2 rows.
     """
     check_features(a, b, least=2)
     gap = a.mean(axis=0) - b.mean(axis=0)
@@ -102,7 +102,7 @@ def frechet_distance(a: Features, b: Features) -> float:
 def precision_recall(real: Features, fake: Features, k: int) -> tuple[float, float]:
     """(precision, recall) of fake [N,D] against real [M,D]: Kynkaanniemi et al., equations 1-2.
 
-    A ball around each row of a set reaches to its k-th nearest other row.  Precision is the share
+    A ball around each row of a set reaches to its k-th nearest other row. Precision is the share
     of fake rows in a ball of real ones, recall the share of real rows in a ball of fake ones.
     Raises BadInput for fewer than k+1 rows.
     """

@@ -135,14 +135,14 @@ class Bench:
         )
 
     def ceilings(self) -> Ceilings | None:
-        """What this report measured of the GPU before."""
+        """The GPU's ceilings if this report has measured them."""
         known = self.journal.about("ceilings", "rates")
         if known is None or known.why_not is not None:
             return None
         return Ceilings.model_validate(known.facts)
 
     def in_short(self, row: Row) -> dict[str, Any]:
-        """The figures that a reader of the log looks for."""
+        """The figures that the log shows."""
         said: dict[str, Any] = {
             "ms": round(row.whole_ms, 3),
             "images_per_second": round(row.images_per_second, 1),
@@ -166,7 +166,7 @@ def small(preset: Preset) -> Preset:
 
 
 def cell_jobs(bench: Bench) -> list[Job]:
-    """The cells of every model, the most telling first."""
+    """The cells of every model, the most important first."""
     return [cell_job(bench, cell.dataset, cell) for cell in cells()]
 
 
@@ -180,7 +180,7 @@ def cells() -> list[Cell]:
 
 
 def compile_job(bench: Bench) -> Job:
-    """PyTorch's own compiler, which takes minutes and is not verified."""
+    """torch.compile, which takes minutes and is not verified."""
     cell = Cell(DATASETS[0], BATCHES[0], *COMPILED)
     return cell_job(bench, "compile", cell)._replace(needs=COMPILE_NEEDS)
 

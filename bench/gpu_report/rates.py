@@ -63,7 +63,7 @@ CONVOLUTIONS: Final = (
     Conv(100, 256, 128, 256, 2),
 )
 IMAGES: Final = ((100, 128, 256), (100, 256, 128), (100, 512, 64), (1, 128, 256))  # B, C, side
-FIR: Final = (100, 256, 16)  # what the generator resamples: to twice the side, and that back
+FIR: Final = (100, 256, 16)  # resampled by the generator: to twice the side, and back
 CODES: Final = (100, 4096, 8192, 3)  # celeba_256's search: images, vectors, codes, length
 
 
@@ -117,7 +117,7 @@ def milliseconds(device: Device, run: Callable[[], object]) -> float:
 
 
 def convolution(device: Device, conv: Conv) -> Callable[[], Tensor]:
-    """One run of it, on random values."""
+    """A function that runs it once, on random values."""
     from torch.nn.functional import conv2d, conv_transpose2d
 
     x = channels_last(device, conv.batch, conv.channels, conv.size, conv.size)
@@ -138,7 +138,7 @@ class Pass(NamedTuple):
 
 
 def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
-    """Every Triton kernel; those of one group normalisation together, and its moments alone."""
+    """Every Triton kernel; a group normalisation as a whole, and its moments alone."""
     for batch, channels, side in IMAGES:
         shape = (2, channels, SHRUNK, SHRUNK) if shrunk else (batch, channels, side, side)
         yield from between_convolutions(device, ops, shape, f"{batch}x{channels}x{side}x{side}")
@@ -154,7 +154,7 @@ def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
 def between_convolutions(
     device: Device, ops: Ops, shape: tuple[int, ...], name: str
 ) -> Iterator[Pass]:
-    """What a residual block does besides its convolutions, on images [B,C,h,w]."""
+    """What a residual block computes besides its convolutions, on images [B,C,h,w]."""
     import torch
 
     x, y = channels_last(device, *shape), channels_last(device, *shape)

@@ -1,4 +1,4 @@
-"""Facts about the machine and the code that a result was measured with."""
+"""The machine and the code that a result is measured with, and commands run in a process each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from threading import Thread
+from typing import IO, Any, Final
 
 from engine.doctor import processor_name
 from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
@@ -19,8 +26,8 @@ from lddgan.presets import Frozen
 
 HOME = Path(__file__).resolve().parent.parent
 COMMIT: Final = "LDDGAN_COMMIT"  # environment: the commit of a copy without git's history
-CODE = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
-PACKAGES = (
+CODE: Final = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
+PACKAGES: Final = (
     "torch",
     "triton",
     "onnxruntime",
@@ -31,7 +38,15 @@ PACKAGES = (
     "cuda-core",
     "numpy",
 )
-GPU_FIELDS = {  # of Gpu -> of nvidia-smi
+PIPE_SECONDS: Final = 5.0  # for what a child has left in its pipe
+NO_SMI: Final = "unknown: nvidia-smi is missing"
+NO_COMMIT: Final = f"commit unknown: this is no checkout of git; {COMMIT} names it"
+PAPERS_SETTINGS: Final = {  # PyTorch as it comes, which is how the paper measures
+    "cuda.matmul.allow_tf32": False,
+    "cudnn.allow_tf32": True,
+    "cudnn.benchmark": False,
+}
+GPU_FIELDS: Final = {  # of Gpu -> of nvidia-smi
     "name": "name",
     "driver": "driver_version",
     "sm_clock": "clocks.sm",
@@ -47,7 +62,7 @@ GPU_FIELDS = {  # of Gpu -> of nvidia-smi
 
 
 class Gpu(Frozen):
-    """What the driver says of the first GPU at one moment, in its own words. Read, never set."""
+    """The state of the first GPU at one moment, in the driver's own words. It is never set."""
 
     name: str
     driver: str
@@ -77,17 +92,14 @@ def load() -> float:
 
 
 def machine(before: float, gpu: Gpu | None) -> Machine:
-    """This machine: its load before a run, its GPU during the run if it was on one."""
+    """This machine, its load before a run and its GPU during the run, if it was on one."""
     return Machine(cpu=processor_name(), cores=usable_cores(), load=before, gpu=gpu)
 
 
-NO_SMI: Final = "unknown: nvidia-smi is missing"
-
-
 def gpu() -> Gpu:
-    """The first GPU, now; its name alone where a container is given no nvidia-smi.
+    """The state of the first GPU now; only its name where there is no nvidia-smi.
 
-    Raises LddganError if there is no GPU, or nvidia-smi does not answer.
+    Raises LddganError if there is no GPU or nvidia-smi does not answer.
     """
     if shutil.which(PROGRAM) is None and (name := find_gpu().description) is not None:
         return Gpu(name=name, driver=NO_SMI, sm_clock=NO_SMI, power_limit=NO_SMI)
@@ -98,9 +110,9 @@ def gpu() -> Gpu:
 
 
 def gpu_memory_mib(device: str) -> float | None:
-    """Memory in use on the whole GPU, whoever uses it; None on the CPU, or if CUDA does not say.
+    """MiB in use on the GPU by all processes. Returns None on the CPU or if CUDA does not say.
 
-    Asked of CUDA in a process that uses it: nvidia-smi may take a second.
+    CUDA is asked, in a process that uses it: nvidia-smi may take a second.
     """
     if device != "cuda" or why_missing("cuda.bindings") is not None:
         return None
@@ -110,16 +122,8 @@ def gpu_memory_mib(device: str) -> float | None:
     return (total - free) / 2**20 if result == driver.CUresult.CUDA_SUCCESS else None
 
 
-# As PyTorch comes, which is how the paper measures.
-PAPERS_SETTINGS: Final = {
-    "cuda.matmul.allow_tf32": False,
-    "cudnn.allow_tf32": True,
-    "cudnn.benchmark": False,
-}
-
-
 def torch_settings() -> dict[str, bool] | None:
-    """PyTorch's switches that decide how fp32 is computed, as they are; None without torch."""
+    """PyTorch's switches for fp32 as they are now. Returns None without torch."""
     if why_missing("torch") is not None:
         return None
     import torch
@@ -145,9 +149,9 @@ def in_words(settings: dict[str, bool]) -> str:
 
 
 def commit() -> str | None:
-    """What COMMIT names, or the checkout this code is in, "+dirty" if it was changed; else None.
+    """The commit of this code: that in COMMIT, or of git with "+dirty" if files were changed.
 
-    Raises BadInput if COMMIT holds something else.
+    Returns None outside a checkout. Raises BadInput if COMMIT holds no hash.
     """
     named = os.environ.get(COMMIT)
     if named is not None:
@@ -156,6 +160,12 @@ def commit() -> str | None:
                 f"the commit is '{named}', and must be a hash of git (--commit, {COMMIT})"
             )
         return named
+    return checked_out()
+
+
+@cache
+def checked_out() -> str | None:
+    """The commit of the checkout that this code lies in, as it was when first asked."""
     git = ("git", "-C", str(HOME))
     top = _output(*git, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != HOME:
@@ -164,9 +174,6 @@ def commit() -> str | None:
     if head is None:
         return None
     return head + ("+dirty" if _output(*git, "status", "--porcelain", "--", *CODE) else "")
-
-
-NO_COMMIT: Final = f"commit unknown: this is no checkout of git; {COMMIT} names it"
 
 
 def versions() -> dict[str, str]:
@@ -178,10 +185,10 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib() -> float | None:
-    """High-water mark of this process's resident memory so far (VmHWM); None if not Linux.
+    """Peak resident memory of this process so far (VmHWM). Returns None if this is not Linux.
 
-    It holds the interpreter, libraries, weights and activations.  `ru_maxrss` is not used: it is
-    inherited from the process that started this one.
+    It holds the interpreter, libraries, weights and activations. `ru_maxrss` is not used: a process
+    inherits it from the one that started it.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
@@ -190,8 +197,58 @@ def peak_memory_mib() -> float | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None if it is missing or fails."""
+    """What a program prints. Returns None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def run_child(
+    command: Sequence[str], seconds: float, *, stdout: IO[str] | int | None = subprocess.DEVNULL
+) -> str | None:
+    """Run a command for at most `seconds`. Returns why it failed, or None.
+
+    Its stderr is passed on, and the last line of it is the reason. Its stdout goes to `stdout`, or
+    to that of this process if None. All processes that it started end with it.
+    """
+    process = subprocess.Popen(
+        command,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        env=os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},  # the order of nvidia-smi
+    )
+    last: deque[str] = deque(maxlen=1)
+    relay = Thread(target=_relay, args=(process.stderr, last), daemon=True)
+    relay.start()
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done within {seconds:.0f} s"
+    finally:
+        _end(process)
+        relay.join(PIPE_SECONDS)
+    return None if code == 0 else reason(code, last[0] if last else "")
+
+
+def reason(code: int, last_line: str) -> str:
+    """Why a child failed, in one line: its last words, or how it ended."""
+    if code < 0:
+        return f"ended by signal {-code} ({signal.Signals(-code).name})"
+    return last_line.removeprefix("error: ") or f"ended with exit code {code}"
+
+
+def _relay(pipe: IO[str], last: deque[str]) -> None:
+    for line in pipe:
+        sys.stderr.write(line)
+        if line.strip():
+            last.append(line.strip())
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):  # none is left, not even one that it started
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,13 +1,13 @@
 """How good generated photographs are: python -m bench.quality CHECKPOINT --held-out FOLDER
 
 Precision, recall and Frechet distance against held-out images, on PIXEL FEATURES: the image
-averaged down, values 0..1.  No network judges, so the figures compare with each other only, never
-with a published FID.  They see colours and coarse shapes, nothing finer than a square of the
+averaged down, values 0..1. No network judges, so the figures compare with each other only, never
+with a published FID. They see colours and coarse shapes, nothing finer than a square of the
 average: a photograph and its slightly blurred copy are the same to them.
 
 Precision and recall (Kynkaanniemi et al., arXiv 1904.06991, k = 3) are on averages of 8x8, 192
-values.  The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
-singular for the 104 held-out crops of bench/studies/photos.py.  Against those, 2,000 images get
+values. The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
+singular for the 104 held-out crops of bench/studies/photos.py. Against those, 2,000 images get
 
                                            precision  recall  Frechet
     training crops (--train)                    0.82    0.62    0.048
@@ -15,8 +15,8 @@ singular for the 104 held-out crops of bench/studies/photos.py.  Against those, 
     mean colours of training crops              0.99    0.03    0.29
     noise                                       0.24    0.00    5.2
 
-Precision alone says little.  Recall falls as the images become more, also for real ones, and
-differences below 0.1 are within its error (0.05).  Compare rows of one --count and one --held-out.
+Precision alone says little. Recall falls as the images become more, also for real ones, and
+differences below 0.1 are within its error (0.05). Compare rows of one --count and one --held-out.
 
 The last two figures are of the checkpoint's autoencoder, on the held-out images: mean absolute
 error in grey levels, and PSNR over all pixels of all images in dB.
@@ -28,19 +28,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
+from bench.row import new_row, now
 from engine.sampler import Sampler, check_request
 from export.compare import Images, mean_levels, psnr  # Images: uint8 [N,H,W,3]
 from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.presets import Frozen
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import Model
@@ -49,26 +48,11 @@ Features = NDArray[np.float64]  # [N,D]
 
 FINE, COARSE = 8, 4  # side of the averages: of precision and recall, of the Frechet distance
 K: Final = 3  # neighbours
-AT_ONCE = 512  # rows of a matrix of distances
+DISTANCE_ROWS = 512  # of a matrix of distances, at once
 
 
-class PhotoQuality(Frozen):
-    """One row."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
-
-    name: str  # a checkpoint, or the folder of training images
-    images: int
-    held_out: int  # images that they are compared with
-    precision: float  # share of the images that are like a held-out one
-    recall: float  # share of the held-out images that are like one of the images
-    frechet: float
-    mean_error: float | None = None  # of the autoencoder, 0..255
-    psnr: float | None = None  # the same, dB
-
-
-def quality(name: str, images: Images, held_out: Images) -> PhotoQuality:
-    """Images uint8 [N,S,S,3] against held-out ones [M,S,S,3].
+def quality(name: str, images: Images, held_out: Images) -> dict[str, Any]:
+    """Facts of images uint8 [N,S,S,3] against held-out ones [M,S,S,3].
 
     Raises BadInput for sizes that differ or do not divide by 8, and for fewer than 4 images.
     """
@@ -76,14 +60,14 @@ def quality(name: str, images: Images, held_out: Images) -> PhotoQuality:
         sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (images, held_out))
         raise BadInput(f"{name} and the held-out images differ in size: {sizes}")
     precision, recall = precision_recall(averaged(held_out, FINE), averaged(images, FINE), K)
-    return PhotoQuality(
-        name=name,
-        images=len(images),
-        held_out=len(held_out),
-        precision=precision,
-        recall=recall,
-        frechet=frechet_distance(averaged(images, COARSE), averaged(held_out, COARSE)),
-    )
+    return {
+        "name": name,  # a checkpoint, or the folder of training images
+        "images": len(images),
+        "held_out": len(held_out),  # images that they are compared with
+        "precision": precision,  # share of the images that are like a held-out one
+        "recall": recall,  # share of the held-out images that are like one of the images
+        "frechet": frechet_distance(averaged(images, COARSE), averaged(held_out, COARSE)),
+    }
 
 
 def averaged(images: Images, side: int) -> Features:
@@ -102,8 +86,8 @@ def frechet_distance(a: Features, b: Features) -> float:
     """Squared Frechet distance of the Gaussians fitted to a [N,D] and b [M,D].
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2), where A and B are the covariances with divisor
-    N-1.  The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, which
-    is symmetric.  Source: Dowson and Landau 1982.  Raises BadInput for fewer than 2 rows.
+    N-1. The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, which
+    is symmetric. Source: Dowson and Landau 1982. Raises BadInput for fewer than 2 rows.
     """
     check_features(a, b, least=2)
     gap = a.mean(axis=0) - b.mean(axis=0)
@@ -118,7 +102,7 @@ def frechet_distance(a: Features, b: Features) -> float:
 def precision_recall(real: Features, fake: Features, k: int) -> tuple[float, float]:
     """(precision, recall) of fake [N,D] against real [M,D]: Kynkaanniemi et al., equations 1-2.
 
-    A ball around each row of a set reaches to its k-th nearest other row.  Precision is the share
+    A ball around each row of a set reaches to its k-th nearest other row. Precision is the share
     of fake rows in a ball of real ones, recall the share of real rows in a ball of fake ones.
     Raises BadInput for fewer than k+1 rows.
     """
@@ -143,7 +127,7 @@ def squared(a: Features, b: Features) -> NDArray[np.float64]:
 
 
 def in_parts(rows: Features) -> list[Features]:
-    return [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
+    return [rows[start : start + DISTANCE_ROWS] for start in range(0, len(rows), DISTANCE_ROWS)]
 
 
 def check_features(a: Features, b: Features, least: int) -> None:
@@ -175,17 +159,18 @@ def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
     return np.stack(images)
 
 
-def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> PhotoQuality:
-    """The row of a checkpoint: `count` images of a seed, in PyTorch on the CPU."""
+def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> dict[str, Any]:
+    """Facts of a checkpoint: `count` images of a seed, in PyTorch on the CPU; its autoencoder."""
     from engine.registry import open_model
     from lddgan.checkpoint import load_checkpoint
 
     model = load_checkpoint(path)
     sampler = open_model(model, device="cpu")
-    row = quality(str(path), sampler.sample(count, seed), held_out)
     decoded = reconstructed(model, sampler, held_out)
-    errors = {"mean_error": mean_levels(decoded, held_out), "psnr": psnr(decoded, held_out)}
-    return row.model_copy(update=errors)
+    return quality(str(path), sampler.sample(count, seed), held_out) | {
+        "mean_error": mean_levels(decoded, held_out),  # of 0..255
+        "psnr": psnr(decoded, held_out),  # dB
+    }
 
 
 def reconstructed(model: Model, sampler: Sampler, images: Images) -> Images:
@@ -202,8 +187,8 @@ def reconstructed(model: Model, sampler: Sampler, images: Images) -> Images:
     return np.concatenate(parts)
 
 
-def rows(options: argparse.Namespace) -> list[PhotoQuality]:
-    """The reference, if asked for, then the checkpoints. Raises LddganError."""
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The facts of real images, if asked for, then of the checkpoints. Raises LddganError."""
     require("torch", "sklearn")  # scipy comes with scikit-learn
     check_request(options.count, options.seed, first=0, batch=None)
     held_out = read_images(options.held_out)
@@ -216,15 +201,15 @@ def rows(options: argparse.Namespace) -> list[PhotoQuality]:
     return found
 
 
-def table(found: Sequence[PhotoQuality]) -> str:
-    """The rows as text."""
-    wide = max(len(row.name) for row in found)
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """The facts as text."""
+    wide = max(len(one["name"]) for one in found)
     lines = [f"{'':{wide}}  images  precision  recall  Frechet  mean error     PSNR"]
-    for row in found:
-        line = f"{row.name:{wide}}  {row.images:6}  {row.precision:9.3f}  {row.recall:6.3f}"
-        line += f"  {row.frechet:7.4f}"
-        if row.mean_error is not None:
-            line += f"  {row.mean_error:6.2f}/255  {row.psnr:4.1f} dB"
+    for one in found:
+        line = f"{one['name']:{wide}}  {one['images']:6}  {one['precision']:9.3f}"
+        line += f"  {one['recall']:6.3f}  {one['frechet']:7.4f}"
+        if "psnr" in one:
+            line += f"  {one['mean_error']:6.2f}/255  {one['psnr']:4.1f} dB"
         lines.append(line)
     return "\n".join(lines)
 
@@ -243,10 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.checkpoints and options.train is None:
         parser.error("name a checkpoint, or --train FOLDER")
     try:
-        found = rows(options)
+        found = measured(options)
     except LddganError as error:
         sys.exit(f"error: {error}")
-    print("\n".join(row.model_dump_json() for row in found) if options.json else table(found))
+    session = now()
+    rows = [new_row("photos", session, facts=facts).line() for facts in found]
+    print("\n".join(rows) if options.json else table(found))
 
 
 if __name__ == "__main__":

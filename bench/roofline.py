@@ -1,23 +1,19 @@
-"""What a device can do, measured, and what an engine reaches of it: python -m bench.roofline
+"""How fast a device can be, measured, and how much work a batch is.
 
-The ceilings are a large matrix product, the decoder's widest 3x3 convolution and a copy inside the
-device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
+The ceilings are the rates of a large matrix product, of the decoder's widest 3x3 convolution and
+of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
 """
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Callable
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from bench.cost import Cost, Traffic
-from engine.gpu.driver import why_no_gpu
-from engine.registry import BASELINE, load
-from engine.timing import Timer, torch_timer
+from bench.cost import Cost
+from engine.registry import BASELINE, find_engine
+from engine.timing import median_ms, torch_timer
 from lddgan.names import Precision
-from lddgan.presets import Frozen, Preset, get_preset
+from lddgan.presets import Frozen, Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,59 +36,27 @@ SIZES: Final = {  # the convolution: 8 images of 256x256, or one
     "cuda": Sizes("fp16", 8192, 1 << 19, 1 << 30, warm_ups=5, repeats=20),
     "cpu": Sizes("fp32", 2048, 1 << 16, 1 << 28, warm_ups=2, repeats=7),
 }
-WIDTH: Final = 32  # of the image that stands for a matrix
-VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of most weights and activations
+IMAGE_WIDTH: Final = 32  # pixels, of the image that stands for a matrix
+VALUE_BYTES: Final = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of most weights and activations
 
 
 class Ceilings(Frozen):
-    """Rates of one device, medians; None with a note where they could not be measured."""
+    """Median rates of a device. None, with a note, where they could not be measured."""
 
     precision: Precision = "fp16"  # fp16 is accumulated in fp32
-    matmul_tflops: float | None  # of square matrices
-    convolution_tflops: float | None  # 3x3, channels-last
+    matmul_tflops: float | None = None  # of square matrices
+    convolution_tflops: float | None = None  # 3x3, channels-last
     convolution: str  # its size: "8x256x256x256"
-    copy_gb_per_second: float | None  # 10^9 bytes, read and written
+    copy_gb_per_second: float | None = None  # 10^9 bytes, read and written
     note: str | None = None
 
 
-class Achieved(Frozen):
-    """Rates of one side at its median times: 2 FLOP for each multiply-add of the networks.
-
-    The networks are counted as published: what an engine saves by rewriting them counts for it.
-    """
-
-    generator_tflops: float
-    decoder_tflops: float
-    whole_tflops: float
-    matmul_share: float | None  # whole / ceiling of the matrix product, if `comparable`
-    # A lower bound: weights once per call, inputs and outputs of the graphs; no activation.
-    bytes: int
-    gb_per_second: float  # bytes / the whole's time
-    copy_share: float | None  # of the copy rate
-
-
-class Roof(NamedTuple):
-    """What a time is held against."""
-
-    preset: Preset
-    cost: Cost | None  # None without torch, which counts it
-    ceilings: Ceilings | None  # None where they were not asked for
-
-
-class StageMilliseconds(NamedTuple):
-    """Median times of one batch."""
-
-    generator: float
-    decoder: float
-    whole: float
-
-
 def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
-    """Measure the CPU or the first GPU; takes seconds. Starts CUDA through torch for a GPU."""
+    """Measure the CPU or the first GPU, in seconds. CUDA is started by torch."""
     size, channels = preset.image_size, widest(preset)
     images = max(1, SIZES[device].pixels // size**2)
     shape = f"{images}x{channels}x{size}x{size}"
-    why_not = load(BASELINE).why_not(device)
+    why_not = find_engine(BASELINE).why_not(device)
     if why_not is not None:
         return _unknown(device, shape, why_not)
     import torch
@@ -117,14 +81,8 @@ def widest(preset: Preset) -> int:
 
 
 def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:
-    return Ceilings(
-        precision=SIZES[device].precision,
-        matmul_tflops=None,
-        convolution_tflops=None,
-        convolution=shape,
-        copy_gb_per_second=None,
-        note=f"ceilings not measured: {why_not}",
-    )
+    note = f"ceilings not measured: {why_not}"
+    return Ceilings(precision=SIZES[device].precision, convolution=shape, note=note)
 
 
 def matmul_tflops(device: Device) -> float:
@@ -140,8 +98,8 @@ def matmul_tflops(device: Device) -> float:
         a, b = (_random(device, size, size) for _ in range(2))
         taken = _median_seconds(device, lambda: a @ b)
     else:
-        pixels = _channels_last(device, 1, size, WIDTH, size // WIDTH)
-        weight = _channels_last(device, size, size, 1, 1)
+        pixels = channels_last(device, 1, size, IMAGE_WIDTH, size // IMAGE_WIDTH)
+        weight = channels_last(device, size, size, 1, 1)
         taken = _median_seconds(device, lambda: conv2d(pixels, weight))
     return 2 * size**3 / taken / 1e12
 
@@ -151,8 +109,8 @@ def convolution_tflops(device: Device, images: int, channels: int, size: int) ->
     import torch
     from torch.nn.functional import conv2d
 
-    x = _channels_last(device, images, channels, size, size)
-    weight = _channels_last(device, channels, channels, 3, 3)
+    x = channels_last(device, images, channels, size, size)
+    weight = channels_last(device, channels, channels, 3, 3)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         taken = _median_seconds(device, lambda: conv2d(x, weight, padding=1))
     return 2 * 9 * images * channels**2 * size**2 / taken / 1e12
@@ -175,91 +133,66 @@ def _random(device: Device, *shape: int) -> Tensor:
     return torch.randn(*shape, device=device, dtype=dtype)
 
 
-def _channels_last(device: Device, *shape: int) -> Tensor:
+def channels_last(device: Device, *shape: int) -> Tensor:
     import torch
 
     return _random(device, *shape).to(memory_format=torch.channels_last)
 
 
 def _median_seconds(device: Device, compute: Callable[[], Any]) -> float:
-    """By the device's clock, after a warm-up."""
     import torch
 
-    timer: Timer = torch_timer(device)
+    sizes = SIZES[device]
     with torch.inference_mode():
-        for _ in range(SIZES[device].warm_ups):
-            compute()
-        marks = [timer.mark()]
-        for _ in range(SIZES[device].repeats):
-            compute()
-            marks.append(timer.mark())
-    return median(timer.milliseconds(*span) for span in itertools.pairwise(marks)) / 1e3
+        return median_ms(torch_timer(device), compute, sizes.repeats, sizes.warm_ups) / 1e3
 
 
-def achieved(
-    roof: Roof, precision: Precision, batch: int, chunk: int, times: StageMilliseconds
-) -> Achieved | None:
-    """Rates of one side at the times of a batch; None where the cost is not known."""
-    preset, cost, ceilings = roof
-    if cost is None:
-        return None
-    generator = 2 * batch * preset.steps * cost.generator_macs
-    decoder = 2 * batch * cost.decoder_macs
-    moved = least_bytes(cost, preset, precision, batch, chunk)
-    whole, rate = (generator + decoder) / times.whole / 1e9, moved / times.whole / 1e6
-    products = ceilings.matmul_tflops if ceilings and comparable(ceilings, precision) else None
-    return Achieved(
-        generator_tflops=generator / times.generator / 1e9,
-        decoder_tflops=decoder / times.decoder / 1e9,
-        whole_tflops=whole,
-        matmul_share=_share(whole, products),
-        bytes=moved,
-        gb_per_second=rate,
-        copy_share=_share(rate, ceilings.copy_gb_per_second if ceilings else None),
-    )
-
-
-def comparable(ceilings: Ceilings, precision: Precision) -> bool:
+def comparable(ceilings: Ceilings, precision: Precision | None) -> bool:
     """Whether rates of a precision can be held against ceilings: bf16 runs at the rate of fp16."""
     return ceilings.precision == ("fp16" if precision == "bf16" else precision)
 
 
-def _share(rate: float, ceiling: float | None) -> float | None:
-    return None if ceiling is None else rate / ceiling
+def work_of(
+    cost: Cost | None, preset: Preset, precision: Precision, batch: int, chunk: int
+) -> dict[str, Any]:
+    """The work of a batch, as fields of a row. Returns none without a cost.
 
-
-def intensities(
-    cost: Cost, traffic: Traffic, precision: Precision, batch: int, chunk: int
-) -> tuple[float, float]:
-    """FLOP per byte of generator and decoder: what convolutions must move if nothing stays cached.
-
-    Every convolution of the published network reads its weights once per call and chunk, and reads
-    its input and writes its output once; what lies between convolutions is taken as fused.
+    FLOP are two for each multiply-add of the networks as published: what an engine saves by
+    rewriting them counts for it. The intensity is FLOP per byte if nothing stays in a cache: every
+    convolution reads its weights once per call and chunk, reads its input and writes its output
+    once, and what lies between convolutions is taken as fused.
     """
-    chunks = -(-batch // chunk)
-    of_networks = (
-        (cost.generator_macs, cost.generator_parameters, traffic.generator),
-        (cost.decoder_macs, cost.decoder_parameters, traffic.decoder),
-    )
-    generator, decoder = (
-        2 * batch * macs / (VALUE_BYTES[precision] * (chunks * weights + batch * moved))
-        for macs, weights, moved in of_networks
-    )
-    return generator, decoder
+    if cost is None:
+        return {}
+    chunks, value = -(-batch // chunk), VALUE_BYTES[precision]
+    networks = {
+        "generator": (cost.generator_macs, cost.generator_parameters, cost.generator_values),
+        "decoder": (cost.decoder_macs, cost.decoder_parameters, cost.decoder_values),
+    }
+    return {
+        "flop": {
+            "generator": 2 * batch * preset.steps * cost.generator_macs,
+            "decoder": 2 * batch * cost.decoder_macs,
+        },
+        "least_bytes": least_bytes(cost, preset, precision, batch, chunk),
+        "intensity": {
+            name: 2 * batch * macs / (value * (chunks * weights + batch * moved))
+            for name, (macs, weights, moved) in networks.items()
+        },
+    }
 
 
 def least_bytes(cost: Cost, preset: Preset, precision: Precision, batch: int, chunk: int) -> int:
-    """Bytes that a batch must move at the least.
+    """Bytes that a batch must move at least: no activation.
 
-    The weights once per call and chunk; x, z, noise and x_next of every call, x_0 and the image.
+    Weights once per call and chunk; x, z, noise and x_next of every call; x_0 and the image.
     """
     chunks = -(-batch // chunk)
     weights = preset.steps * cost.generator_parameters + cost.decoder_parameters
     channels, height, width = preset.latent_shape
     latent = 4 * channels * height * width
     call = 3 * latent + 4 * preset.generator.nz
-    image = 3 * preset.image_size**2
-    per_image = preset.steps * call + latent + image
+    per_image = preset.steps * call + latent + 3 * preset.image_size**2
     return chunks * weights * VALUE_BYTES[precision] + batch * per_image
 
 
@@ -278,17 +211,3 @@ def _rate(tflops: float | None) -> str:
     if tflops is None:
         return "unknown"
     return f"{tflops:.0f}" if tflops >= 10 else f"{tflops:.2g}"
-
-
-def main() -> int:
-    """Print the ceilings of this machine's GPU; returns the exit code."""
-    why_not = why_no_gpu()
-    if why_not is not None:
-        print(why_not, file=sys.stderr)
-        return 1
-    print(summary(measure_ceilings(get_preset("lsun"), "cuda")))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

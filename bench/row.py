@@ -1,213 +1,216 @@
-"""One benchmark run is one row: a JSON line under bench/results/."""
+"""The one row: what every benchmark writes into .jsonl files, their writer and their reader.
+
+A row is one thing that was measured. Rows with the same `session` were measured in one run: an
+engine and the PyTorch baseline beside it, the rungs of a ladder, the variants of a training step.
+Ratios and rates are computed when a row is printed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
-from bench.machine import Machine
-from bench.roofline import Achieved, Ceilings
+from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
+from bench.roofline import Ceilings, Device, comparable
 from bench.timing import Summary
-from engine.kept_images import ImagesVerified
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
 from lddgan.names import Precision
 from lddgan.presets import Frozen
 
-RESULTS = Path("bench") / "results"  # in the repository
-LADDERS = "ladder-"  # how the names of files of bench/ladder.py begin
-T = TypeVar("T")
+RESULTS: Final = Path("bench") / "results"  # in the repository
+REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GPU
+SCHEMA: Final = 3
+BUSY_LOAD: Final = 0.5  # load per core above which the machine was doing something else
 
-REPORT = "rows.jsonl"  # the file of bench.gpu_report, in a folder of its GPU
-FINDING = '{"kind":"finding"'  # how the line of a Finding begins
-
-
-class StageTimes(Frozen):
-    """The stages of `bench.timing.Trial`."""
-
-    noise: Summary
-    generator: Summary
-    decoder: Summary
-    whole: Summary
-    download: Summary
-    end_to_end: Summary
+Kind = Literal["engine", "rung", "training", "pipeline", "photos", "job"]
 
 
-class Measured(Frozen):
-    """One side: the engine, or the PyTorch baseline."""
+class Row(Frozen):
+    """One line of a result file. Fields that do not apply keep their default and are not written.
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # as in BenchRow
-
-    engine: str
-    precision: Precision
-    where: str  # device and library
-    chunk: int  # images computed at once, at most
-    times: StageTimes
-    images_per_second: float  # batch / p50 of the whole
-    # Peak resident memory of the process once this side was warm.  The engine's is read before the
-    # baseline is loaded; the baseline's holds both.
-    peak_memory_mib: float | None
-    # Of schema 2:
-    gpu_memory_mib: float | None = None  # in use when this side was warm, by all processes
-    cuda_graph: bool | None = None  # whether the whole is one launch; None on the CPU
-    plan: dict[str, Any] | None = None  # what it says of itself: profile, level, version, chunk
-    verification: dict[str, Any] | None = None  # what verification measured with this plan
-    achieved: Achieved | None = None  # None without torch, which counts the multiply-adds
-
-
-class Agreement(Frozen):
-    """The engine's images against the baseline's, all of one batch, from the same noise."""
-
-    grey_levels: int  # largest difference
-    changed: float  # share of values that differ
-    psnr: float | None  # dB; None if all are equal
-
-
-class BenchRow(Frozen):
-    """One run of `lddgan bench`.
-
-    `preset` and `verification` are kept as they were then: a row stays readable when they change.
+    `preset` and `verification` are dictionaries, so that a row stays readable when those change.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    schema_version: Literal[1, 2] = 2
-    date: str  # UTC, ISO 8601
-    commit: str | None
-    dataset: str  # the preset's name
-    preset: dict[str, Any]
-    random_weights: bool  # fit for timing only
-    device: Literal["cpu", "cuda"]
-    batch: int
-    seed: int
-    trials_asked: int
-    trials: int  # done, by each side
-    nfe: int  # calls of the generator for one image (T)
-    engine: Measured
-    baseline: Measured | None
-    ratio: float | None  # baseline's p50 of the whole / engine's
-    agreement: Agreement | None
-    verification: dict[str, Any]  # what export measured for this precision
-    paper_seconds: float | None  # for a batch of 100, on the paper's GPU
-    paper_source: str | None
-    machine: Machine
-    versions: dict[str, str]
-    notes: tuple[str, ...]  # what a reader must know: cut trials, no baseline, ...
-    # Of schema 2:
-    png_ms: float | None = None  # encoding the batch as PNGs, on one core, after the run
+    schema_version: Literal[3]
+    kind: Kind
+    session: str  # when its run began; UTC, ISO 8601
+    date: str  # when the row was made
+    commit: str | None  # of the code
+    versions: dict[str, str]  # Python and the packages that compute
+    machine: Machine | None = None
     torch_settings: dict[str, bool] | None = None  # on a GPU: how PyTorch computes fp32
-    ceilings: Ceilings | None = None  # of the GPU, measured after the run
+    notes: tuple[str, ...] = ()  # what a reader must know: trials cut, no baseline, ...
+    why_not: str | None = None  # why nothing was measured
+
+    # The model and what was asked for
+    dataset: str = ""  # the preset's name
+    preset: Mapping[str, Any] = {}
+    random_weights: bool | None = None  # True: fit for timing only
+    device: Device | None = None
+    batch: int = 0
+    seed: int | None = None
+    trials_asked: int | None = None
+    max_seconds: float | None = None  # limit on the trials
+
+    # What ran
+    engine: str = ""
+    precision: Precision | None = None
+    where: str = ""  # device and library; of a job: the GPU as its driver describes it
+    cuda_graph: bool | None = None  # whether the whole is one launch; None on the CPU
+    chunk: int | None = None  # images computed at once, at most
+    rung: str | None = None  # of a ladder
+    stage: str | None = None  # "generator" or "autoencoder" of a training; stage of a GPU report
+    variant: str | None = None  # of a training step; what a job of a GPU report measures
+    facts: Mapping[str, Any] = {}  # what else is known, by name
+
+    # What was measured
+    trials: int = 0
+    ms: Mapping[str, Summary] = {}  # by stage (bench.timing.Trial), or by kind of training step
+    baseline_ms: float | None = None  # median of PyTorch's whole in the same turns
+    seconds: float | None = None  # that a job took
+    # Peak resident memory of the process; an engine's is read before the baseline is loaded.
+    peak_memory_mib: float | None = None
+    gpu_memory_mib: float | None = None  # in use when this side was warm, by all processes
+    png_ms: float | None = None  # encoding the batch as PNGs on one core, after the run
+
+    # Its images against the baseline's of the same noise
+    grey_levels: int | None = None  # largest difference
+    changed: float | None = None  # share of values that differ
+    psnr: float | None = None  # dB; infinite if all are equal
+    verification: dict[str, Any] | None = None  # what was measured against PyTorch fp32
+
+    # Work of the batch, of the networks as published
+    flop: Mapping[str, int] = {}  # of generator and decoder; empty without torch, which counts
+    least_bytes: int | None = None  # weights once per call, inputs and outputs of the graphs
+    intensity: Mapping[str, float] = {}  # FLOP per byte of generator and decoder
+    ceilings: Ceilings | None = None  # of the device
+
+    @property
+    def whole_ms(self) -> float:
+        """Median milliseconds of generator and decoder."""
+        return self.ms["whole"].p50
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.whole_ms * 1e3
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as the baseline. Returns None without one."""
+        if self.baseline_ms is None or "whole" not in self.ms:
+            return None
+        return self.baseline_ms / self.whole_ms
+
+    def tflops(self, stage: str = "whole") -> float | None:
+        """Rate of a stage: FLOP of the networks as published over the median time."""
+        if not self.flop or stage not in self.ms:
+            return None
+        work = sum(self.flop.values()) if stage == "whole" else self.flop[stage]
+        return work / self.ms[stage].p50 / 1e9
+
+    @property
+    def gb_per_second(self) -> float | None:
+        """The least bytes over the median time, in 10^9 bytes per second."""
+        return None if self.least_bytes is None else self.least_bytes / self.whole_ms / 1e6
+
+    def share_of(self, ceiling: str) -> float | None:
+        """What is reached of a ceiling by its name. Returns None if nothing can be compared."""
+        copied = ceiling == "copy_gb_per_second"
+        known: float | None = getattr(self.ceilings, ceiling, None)
+        rate = self.gb_per_second if copied else self.tflops()
+        if rate is None or known is None or self.ceilings is None:
+            return None
+        return rate / known if copied or comparable(self.ceilings, self.precision) else None
+
+    def line(self) -> str:
+        """The row as JSON."""
+        return self.model_dump_json(exclude_defaults=True)
 
 
-class Finding(Frozen):
-    """One job of `bench.gpu_report`: what it found apart from rows, or why it found nothing."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # as in BenchRow
-
-    kind: Literal["finding"] = "finding"  # first in the line: how a reader tells it from a row
-    date: str  # UTC, ISO 8601, when it began
-    commit: str  # or the sentence that says why it is unknown
-    gpu: str | None  # None of a dry run
-    versions: dict[str, str]
-    stage: str
-    what: str  # "batch 100, fused fp16"; with the stage, the job's name
-    seconds: float | None  # that it took; None if it did not begin
-    found: dict[str, Any]
-    why_not: str | None
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-Record = BenchRow | Finding
+def new_row(kind: Kind, session: str, notes: Sequence[str] = (), **fields: Any) -> Row:
+    """A row of this code, with the notes that every kind needs after its own."""
+    made = Row(
+        schema_version=SCHEMA,
+        kind=kind,
+        session=session,
+        date=now(),
+        commit=commit(),
+        versions=versions(),
+        **fields,
+    )
+    return made.model_copy(update={"notes": (*notes, *common_notes(made))})
 
 
-def results_file(row: BenchRow) -> Path:
-    """Where rows of this kind are kept: bench/results/lsun-cpu.jsonl"""
-    return RESULTS / f"{row.dataset}-{row.device}.jsonl"
+def common_notes(row: Row) -> list[str]:
+    """What a reader must know of the machine, the code and the way that PyTorch computes."""
+    notes = []
+    load = row.machine.load / row.machine.cores if row.machine else 0.0
+    if load > BUSY_LOAD:
+        notes.append(f"the machine was busy before the run: {load:.1f} processes per core")
+    if row.random_weights:
+        notes.append("random weights: timing only")
+    if row.commit is None:
+        notes.append(NO_COMMIT)
+    if row.torch_settings is not None:
+        notes.append(in_words(row.torch_settings))
+    if row.ceilings is not None and row.ceilings.note is not None:
+        notes.append(row.ceilings.note)
+    return notes
 
 
-def record_images(found: ImagesVerified, path: Path) -> None:
-    """Put what was found of an engine's images into its newest row of a file.
-
-    Raises BadInput if the file holds no row of that engine, model and precision.
-    """
-    records, one = read_records(path), found.origin
-    kind = (one.dataset, one.engine, one.precision, one.cuda_graph)
-    places = [
-        place
-        for place, row in enumerate(records)
-        if isinstance(row, BenchRow)
-        and (row.dataset, row.engine.engine, row.engine.precision, row.engine.cuda_graph) == kind
-    ]
-    if not places:
-        raise BadInput(f"{path} holds no row of {one.engine} {one.precision} and {one.dataset}")
-    row = records[places[-1]]
-    assert isinstance(row, BenchRow)
-    engine = row.engine.model_copy(update={"verification": found.model_dump(mode="json")})
-    records[places[-1]] = row.model_copy(update={"engine": engine})
-    save_lines(records, path)
-
-
-def save_row(row: BenchRow, path: Path) -> Path:
-    """Append `row` to a .jsonl file. Raises BadInput if the file holds something else."""
-    return save_lines([*read_records(path), row] if path.exists() else [row], path)
-
-
-def read_rows(path: Path) -> list[BenchRow]:
-    """The rows of a file, in its order. Raises BadInput naming the line that is not one."""
-    return [record for record in read_records(path) if isinstance(record, BenchRow)]
-
-
-def read_records(path: Path) -> list[Record]:
-    """The rows and findings of a file, in its order. Raises BadInput like `read_rows`."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
-    return [_record(path, number, line) for number, line in enumerate(lines, start=1)]
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    kind: type[Record] = Finding if line.startswith(FINDING) else BenchRow
-    try:
-        return kind.model_validate_json(line)
-    except ValidationError as error:
-        cause = why_invalid(error, "the line")
-        raise BadInput(f"{path}, line {number} is not a benchmark row: {cause}") from error
-
-
-def read_results(folder: Path) -> list[BenchRow]:
-    """All rows of a folder, ladders left out. Raises LddganError if there are none."""
-    rows = kept_rows(folder)
-    if not rows:
-        raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
-    return rows
-
-
-def kept_rows(folder: Path) -> list[BenchRow]:
-    """All rows of a folder, ladders left out; there may be none."""
-    paths = [path for path in sorted(folder.glob("*.jsonl")) if not path.name.startswith(LADDERS)]
-    paths += sorted(folder.glob(f"*/{REPORT}"))
-    return [row for path in paths for row in read_rows(path)]
-
-
-def save_lines(rows: Sequence[BaseModel], path: Path) -> Path:
-    """Write a .jsonl file of rows, whole or not at all."""
-    return atomic_write(path, "".join(f"{row.model_dump_json()}\n" for row in rows).encode())
-
-
-def read_lines(path: Path, kind: TypeAdapter[T], what: str) -> list[T]:
-    """The rows of a .jsonl file, in its order. Raises BadInput naming the line that is not one."""
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a file in its order. Raises BadInput naming the line that is not one."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
     rows = []
-    for place, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(kind.validate_json(line))
+            rows.append(Row.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]["msg"]
-            raise BadInput(f"{path}, line {place} is not {what}: {first}") from error
+            cause = why_invalid(error, "the line")
+            raise BadInput(f"{path}, line {number} is not a benchmark row: {cause}") from error
     return rows
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> Path:
+    """Write a file of rows, whole or not at all."""
+    return atomic_write(path, "".join(f"{row.line()}\n" for row in rows).encode())
+
+
+def add_rows(rows: Sequence[Row], path: Path) -> Path:
+    """Append rows to a file. Raises BadInput if it holds something else."""
+    return write_rows([*(read_rows(path) if path.exists() else []), *rows], path)
+
+
+def kept_rows(folder: Path, kind: Kind) -> list[Row]:
+    """All rows of a kind in the files of a folder and in the reports of GPUs below it."""
+    paths = [*sorted(folder.glob("*.jsonl")), *sorted(folder.glob(f"*/{REPORT}"))]
+    return [row for path in paths for row in read_rows(path) if row.kind == kind]
+
+
+def newest_session(path: Path, kind: Kind) -> list[Row]:
+    """The rows of the last run of a kind. Raises LddganError if the file holds none."""
+    rows = [row for row in read_rows(path) if row.kind == kind] if path.exists() else []
+    if not rows:
+        raise LddganError(f"{path} holds no rows of the kind '{kind}'")
+    last = max(row.session for row in rows)
+    return [row for row in rows if row.session == last]
+
+
+def results_file(dataset: str, device: Device, kind: str) -> Path:
+    """Where rows are kept unless told otherwise: bench/results/ladder-lsun-cpu.jsonl"""
+    return RESULTS / f"{kind}-{dataset}-{'gpu' if device == 'cuda' else 'cpu'}.jsonl"

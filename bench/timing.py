@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,16 +21,20 @@ Progress = Callable[[int, int], None]  # trials done, trials asked for
 Part = tuple[int, int]  # first, count
 T = TypeVar("T")
 
-REST = 0.01  # seconds between two looks at whether this process's threads rest
-REST_AT_MOST = 1.0  # seconds
-WARM_UPS = {"cpu": 1, "cuda": 3}  # runs of each chunk size before any is timed
+REST_SECONDS: Final = 0.01  # between two looks at whether this process's threads rest
+MAX_REST_SECONDS: Final = 1.0
+WARM_UPS: Final = {"cpu": 1, "cuda": 3}  # runs of each chunk size before any is timed
 
 
 class Side(NamedTuple):
-    """One of the two that are compared."""
+    """An engine and its clock: one of the two that are compared."""
 
     sampler: Sampler
     timer: Timer
+
+    @classmethod
+    def of(cls, sampler: Sampler) -> Side:
+        return cls(sampler, sampler.backend.timer())
 
 
 class Plan(NamedTuple):
@@ -54,8 +58,8 @@ class Opened(NamedTuple):
 class Trial(NamedTuple):
     """One run of the whole batch, in milliseconds; stages are summed over its chunks.
 
-    Of a fused engine, noise, generator and decoder are of the same steps launched one by one, and
-    the rest is of the one launch, which draws its noise itself.
+    If the engine replays a CUDA graph, noise, generator and decoder are of the same steps launched
+    one by one; the rest is of the one launch, which draws its noise itself.
     """
 
     noise: float  # drawn, and uploaded if drawn on the host
@@ -94,7 +98,7 @@ def seconds(value: float) -> str:
 
 
 class Budget:
-    """Seconds since it was made, and `gone` before that, against a limit."""
+    """A limit on the seconds since it was made, `gone` ones before that included."""
 
     def __init__(
         self, limit: float, clock: Clock = time.perf_counter, *, gone: float = 0.0
@@ -110,7 +114,7 @@ class Budget:
         return self.limit - self.elapsed
 
     def turns(self, seconds: float, asked: int) -> int:
-        """How many of `asked` turns of `seconds` each fit into what is left."""
+        """How many of `asked` turns of `seconds` each fit in what is left."""
         if math.isinf(self.left) or seconds * asked <= self.left:
             return asked
         return max(0, int(self.left / seconds))
@@ -123,7 +127,7 @@ def chunks_of(batch: int, chunk: int) -> list[Part]:
 
 
 def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
-    """Time images 0..batch-1 of a seed, from the seed to uint8 on the host, always all of them.
+    """Time images 0..batch-1 of a seed, from the seed to uint8 on the host.
 
     Raises LddganError if a latent holds NaN or Inf, OutOfMemory if a chunk does not fit: no smaller
     one is tried.
@@ -149,7 +153,7 @@ def _eager_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Image
 
 
 def _fused_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
-    """The one launch of each chunk, and after it the same steps launched one by one."""
+    """One launch of each chunk, then the same steps launched one by one."""
     timer = side.timer
     marks, found = [timer.mark()], []
     for part in parts:
@@ -189,14 +193,14 @@ def _downloaded(sampler: Sampler, made: Made) -> Made:
 
 
 def _checked(sampler: Sampler, parts: Sequence[Made]) -> Images:
-    """All images, when the clock has stopped. Raises LddganError for NaN: its time says nothing."""
+    """Join all images after the clock has stopped. Raises LddganError for NaN."""
     x_0, images = map(np.concatenate, zip(*parts, strict=True))
     sampler.check(x_0, images)
     return images
 
 
 def trial_seconds(side: Side, plan: Plan) -> float:
-    """How long a trial will take: the better of two, since the first pays for what is made once.
+    """Estimate the seconds of a trial: the better of two, since the first one also sets up.
 
     On a CPU they are of one image; on a GPU, whose engines may take no other, of the whole batch.
     """
@@ -206,7 +210,7 @@ def trial_seconds(side: Side, plan: Plan) -> float:
 
 
 def _seconds(side: Side, trial: Trial) -> float:
-    """How long a trial took, the stages that a fused engine runs apart included."""
+    """Seconds of a trial, with the stages that are run apart from a CUDA graph."""
     apart = trial.noise + trial.generator + trial.decoder if side.sampler.backend.captures else 0.0
     return (trial.end_to_end + apart) / 1e3
 
@@ -219,7 +223,7 @@ def warm_up(side: Side, plan: Plan) -> None:
 
 
 def made_to_fit(run: Callable[[Side, Plan], T], side: Side, plan: Plan, log: Log) -> T:
-    """`run(side, plan)`, again with half the images at once while there is too little memory.
+    """Return `run(side, plan)`; try with half the images at once while memory is too small.
 
     Raises OutOfMemory if the least that the engine takes does not fit.
     """
@@ -238,51 +242,57 @@ def made_to_fit(run: Callable[[Side, Plan], T], side: Side, plan: Plan, log: Log
 def settle() -> None:
     """Wait until this process's threads rest.
 
-    ONNX Runtime's spin for about 60 ms after a run, and would take a core from the other side.
+    Those of ONNX Runtime spin for about 60 ms after a run and would take a core from the other
+    side.
     """
-    deadline = time.perf_counter() + REST_AT_MOST
+    deadline = time.perf_counter() + MAX_REST_SECONDS
     while time.perf_counter() < deadline:
         used = time.process_time()
-        time.sleep(REST)
-        if time.process_time() - used < REST / 10:
+        time.sleep(REST_SECONDS)
+        if time.process_time() - used < REST_SECONDS / 10:
             return
 
 
 class Turns(NamedTuple):
-    """What each side did, [side][trial], and its images of the first turn."""
+    """The trials of each side, [side][trial], and its images of the first turn."""
 
     trials: list[list[Trial]]
     images: list[Images]
 
 
 class Measurement(NamedTuple):
-    """What was found; the engine is side 0, the baseline side 1 if there is one."""
+    """A whole run: the engine is side 0, the baseline side 1 if there is one."""
 
     opened: list[Opened]
     turns: Turns
 
 
-def take_turns(
-    sides: Sequence[Side], seed: int, batch: int, trials: int, budget: Budget, progress: Progress
-) -> Turns:
-    """Time the sides one after the other, `trials` times or as often as fits into the budget.
-
-    The first turn is always taken; another one if the slowest so far would fit.  Before each run
-    the threads of the one before have come to rest.
-    """
-    taken: list[list[Trial]] = [[] for _ in sides]
-    images: list[Images] = []
+def turns_within(budget: Budget, trials: int) -> Iterator[int]:
+    """Numbers of the turns that fit: the first always, another one if the slowest so far would."""
     slowest = 0.0
     for turn in range(trials):
         if turn and budget.left < slowest:
-            break
+            return
         started = budget.elapsed
+        yield turn
+        slowest = max(slowest, budget.elapsed - started)
+
+
+def take_turns(
+    sides: Sequence[Side], seed: int, batch: int, trials: int, budget: Budget, progress: Progress
+) -> Turns:
+    """Time the sides one after the other, `trials` times or as often as fits in the budget.
+
+    Before each run the threads of the one before have come to rest.
+    """
+    taken: list[list[Trial]] = [[] for _ in sides]
+    images: list[Images] = []
+    for turn in turns_within(budget, trials):
         for side, mine in zip(sides, taken, strict=True):
             settle()
             trial, made = run_trial(side, seed, batch)
             mine.append(trial)
             if turn == 0:
                 images.append(made)
-        slowest = max(slowest, budget.elapsed - started)
         progress(turn + 1, trials)
     return Turns(taken, images)

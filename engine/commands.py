@@ -59,13 +59,13 @@ def build(
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.registry import ENGINES, check_precision, default_precision, load
+    from engine.registry import ENGINES, check_precision, default_precision, find_engine
     from lddgan.errors import BadInput
     from lddgan.progress import to_stderr
 
-    build = load(engine).build
+    build = find_engine(engine).build
     if build is None:
-        names = [name for name in ENGINES if load(name).build is not None]
+        names = [name for name in ENGINES if find_engine(name).build is not None]
         raise BadInput(f"{engine} runs without being built; --engine is {' or '.join(names)}")
     check_precision(precision, engine)
     opened = chosen_bundle(dataset, bundle)
@@ -220,8 +220,13 @@ def compare_images(
     as_json: bool,
 ) -> None:
     """Compare the images of a file with an engine's, print the result, and record it."""
-    from bench.row import record_images
-    from engine.kept_images import in_words, read_images, refuse_images, verify_images
+    from engine.kept_images import (
+        in_words,
+        read_images,
+        record_images,
+        refuse_images,
+        verify_images,
+    )
     from engine.registry import open_engine
 
     images, origin = read_images(path, opened)

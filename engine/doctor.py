@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from engine.gpu.driver import find_gpu
-from engine.registry import ENGINES, load, pairs, survey
+from engine.registry import ENGINES, find_engine, pairs, survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL, version_of
 from lddgan.presets import PRESETS, Frozen
@@ -41,7 +41,10 @@ def examine() -> Report:
     """Look at this machine. Starts nothing on a GPU."""
     engines = {
         (name, where): EngineState(
-            engine=name, device=where, precisions=load(name).precisions[where], why_not=why_not
+            engine=name,
+            device=where,
+            precisions=find_engine(name).precisions[where],
+            why_not=why_not,
         )
         for name, where, why_not in survey()
     }
@@ -49,7 +52,7 @@ def examine() -> Report:
         name: next((pair for pair in pairs(preset=preset) if engines[pair].why_not is None), None)
         for name, preset in PRESETS.items()
     }
-    needed = (package for name in ENGINES for package in load(name).packages)
+    needed = (package for name in ENGINES for package in find_engine(name).packages)
     return Report(
         python=sys.version.split()[0],
         system=platform.platform(),

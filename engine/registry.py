@@ -49,7 +49,7 @@ class Chosen(NamedTuple):
     precision: Precision
 
 
-def load(name: str) -> Engine:
+def find_engine(name: str) -> Engine:
     """Import the record of an engine, not its library. Raises BadInput for an unknown name."""
     if name not in ENGINES:
         raise BadInput(f"there is no engine '{name}'; --engine is auto or {', '.join(ENGINES)}")
@@ -108,7 +108,7 @@ def open_model(
 
     The engine leaves the model as it is.  Everything else as in `open_engine`.
     """
-    runs_models = [name for name in ENGINES if not load(name).needs_graphs]
+    runs_models = [name for name in ENGINES if not find_engine(name).needs_graphs]
     if engine not in runs_models:
         raise BadInput(
             f"a model without graphs is run by {', '.join(runs_models)}, not by {engine}"
@@ -131,7 +131,7 @@ def _open(
     from engine.sampler import Sampler, equal_parts
     from lddgan.progress import to_stderr
 
-    record, log = load(chosen.engine), log or to_stderr
+    record, log = find_engine(chosen.engine), log or to_stderr
     if not record.captures and (stream is not None or not cuda_graph):
         raise BadInput(f"the {chosen.engine} engine takes no stream and captures no CUDA graph")
     request = Request(
@@ -180,7 +180,7 @@ def choose(
     check_precision(precision, engine, device)
     causes = []
     for candidate in survey(engine, device, preset):
-        record = load(candidate.engine)
+        record = find_engine(candidate.engine)
         wanted = precision or default_precision(candidate.engine, candidate.device, held)
         if wanted not in record.precisions[candidate.device]:
             continue
@@ -201,20 +201,24 @@ def choose(
 def check_precision(precision: Precision | None, engine: str, device: DeviceName = "auto") -> None:
     """Raise BadInput if no engine and device of a request ever run a precision."""
     if precision is None or any(
-        precision in load(name).precisions[where] for name, where in pairs(engine, device)
+        precision in find_engine(name).precisions[where] for name, where in pairs(engine, device)
     ):
         return
     places = [
         f"--engine {' or '.join(names)} on --device {where}"
         for where in DEVICES
-        if (names := [n for n, w in pairs("auto", where) if precision in load(n).precisions[w]])
+        if (
+            names := [
+                n for n, w in pairs("auto", where) if precision in find_engine(n).precisions[w]
+            ]
+        )
     ]
     raise BadInput(f"{precision} runs with {', and '.join(places)} only")
 
 
 def default_precision(engine: str, device: Device, held: Sequence[Precision]) -> Precision:
     """What an engine runs of a bundle that holds the precisions `held`, unless asked."""
-    record = load(engine)
+    record = find_engine(engine)
     preferred = record.precisions[device]
     if record.default is not None:
         return record.default
@@ -226,17 +230,21 @@ def pairs(
 ) -> list[tuple[str, Device]]:
     """The engines and devices that a request names, best first (for a model)."""
     if engine != "auto":
-        load(engine)  # raises for an unknown one
+        find_engine(engine)  # raises for an unknown one
     found = [
         (name, where)
         for where in DEVICES
         for name in ENGINES
-        if engine in ("auto", name) and device in ("auto", where) and where in load(name).precisions
+        if engine in ("auto", name)
+        and device in ("auto", where)
+        and where in find_engine(name).precisions
     ]
     if preset is None:
         return found
     order = {where: rank for rank, where in enumerate(DEVICES)}
-    return sorted(found, key=lambda one: (order[one[1]], not load(one[0]).suits(preset, one[1])))
+    return sorted(
+        found, key=lambda one: (order[one[1]], not find_engine(one[0]).suits(preset, one[1]))
+    )
 
 
 def survey(
@@ -248,4 +256,4 @@ def survey(
     """
     for name, where in pairs(engine, device, preset):
         no_gpu = why_no_gpu() if where == "cuda" else None
-        yield Candidate(name, where, no_gpu or load(name).why_not(where))
+        yield Candidate(name, where, no_gpu or find_engine(name).why_not(where))

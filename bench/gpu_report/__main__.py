@@ -7,25 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bench import gpu_report
-from bench.child import run_child
 from bench.gpu_report.commands import PROGRAM, command_jobs
-from bench.gpu_report.journal import DRY, Journal, Site, attempt, blame, seconds_since
-from bench.machine import COMMIT, NO_COMMIT
-from bench.report import markdown
+from bench.gpu_report.journal import DRY, Journal, Site, seconds_since
+from bench.machine import COMMIT, NO_COMMIT, run_child
+from bench.readme import markdown
 from bench.row import REPORT, RESULTS
 from bench.timing import Budget
 from engine.backends.trt.plans import slug
 from engine.gpu.driver import why_no_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.progress import to_stderr
 
 IN_MEMORY: Final = (
     *("facts", "noise", "tests", "ceilings"),
@@ -34,11 +30,11 @@ IN_MEMORY: Final = (
 COMMANDS: Final = ("trt", "ort", "ladder")
 STAGES: Final = (*IN_MEMORY, *COMMANDS)
 WORKER: Final = (sys.executable, "-m", "bench.gpu_report")
-GRACE: Final = 30.0  # seconds, after which a worker that does not end itself is ended
+GRACE_SECONDS: Final = 30.0  # after which a worker that does not end itself is ended
 
 
 def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRAM) -> int:
-    """Make the report; returns the exit code: 1 without a GPU or if nothing was measured."""
+    """Make the report. Returns the exit code: 1 without a GPU or if nothing was measured."""
     options = parser().parse_args(arguments)
     if options.commit is not None:
         os.environ[COMMIT] = options.commit  # of every process from here on
@@ -53,12 +49,9 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except BadInput as error:
-        print(error, file=sys.stderr)
-        return 2
     except LddganError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, BadInput) else 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen(only: str | None) -> tuple[str, ...]:
-    """The stages asked for. Raises BadInput for one that there is not."""
+    """The stages asked for. Raises BadInput for an unknown one."""
     asked = STAGES if only is None else tuple(only.split(","))
     unknown = [stage for stage in asked if stage not in STAGES]
     if unknown:
@@ -86,31 +79,30 @@ def chosen(only: str | None) -> tuple[str, ...]:
 
 
 def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
-    """Every job, then the table; as a worker, the jobs that need no command."""
-    started = options.worker or datetime.now(UTC).isoformat()
-    budget = Budget(options.seconds, gone=seconds_since(started))
+    """Do every job, then print the table; as a worker, only the jobs that need no command."""
+    session = options.worker or datetime.now(UTC).isoformat()
+    budget = Budget(options.seconds, gone=seconds_since(session))
     site = Site.here(dry=options.dry)
     if options.dry and options.out is None:
         raise BadInput("a dry run is no result; give it a folder of its own with --out")
     out: Path = (options.out or folder_of(site)).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    journal, log = Journal(out / REPORT, site), partial(timed, budget)
+    journal = Journal(out / REPORT, site, session, budget)
     if options.worker:
         from bench.gpu_report.worker import work
 
-        work(journal, out, stages, budget, started, log, dry=options.dry)
+        work(journal, stages, dry=options.dry)
         return 0
-    if site.commit == NO_COMMIT:
-        log(NO_COMMIT)
+    if site.commit is None:
+        journal.log(NO_COMMIT)
     if set(stages) & set(IN_MEMORY):
-        supervise(options, out, started, budget, journal)
-    for job in command_jobs(out, program, log):
+        supervise(options, journal)
+    for job in command_jobs(journal, program):
         if job.stage in stages:
-            asked = job._replace(why_not=DRY if options.dry else None)
-            attempt(asked, journal, budget, started, log, nullcontext)
+            journal.attempt(job._replace(why_not=DRY if options.dry else None))
     print(conclusion(journal))
     print(f"\n{journal.path}: the report")
-    return 0 if any(one.why_not is None for one in journal.findings()) else 1
+    return 0 if any(row.why_not is None for row in journal.jobs()) else 1
 
 
 def folder_of(site: Site) -> Path:
@@ -118,37 +110,31 @@ def folder_of(site: Site) -> Path:
     return RESULTS / slug((site.gpu or "").partition(",")[0])
 
 
-def timed(budget: Budget, line: str) -> None:
-    to_stderr(f"[{budget.elapsed:6.1f}] {line}")
-
-
-def supervise(
-    options: argparse.Namespace, out: Path, started: str, budget: Budget, journal: Journal
-) -> None:
-    """Have a worker do what needs no command; another goes on where one hung or crashed."""
-    given = [*WORKER, "--out", str(out), "--worker", started, "--seconds", str(options.seconds)]
+def supervise(options: argparse.Namespace, journal: Journal) -> None:
+    """Have a worker do what needs no command; another one goes on where it hung or crashed."""
+    out, session = str(journal.path.parent), journal.session
+    given = [*WORKER, "--out", out, "--worker", session, "--seconds", str(options.seconds)]
     given += [] if options.only is None else ["--only", options.only]
     given += ["--dry"] if options.dry else []
     while True:
-        before = journal.since(started)
-        why_not = run_child(given, max(0.0, budget.left) + GRACE, stdout=None)
+        before = journal.tried()
+        limit = max(0.0, journal.budget.left) + GRACE_SECONDS
+        why_not = run_child(given, limit, stdout=None)
         journal.reread()
         if why_not is None:
             return
-        blame(journal, started, why_not)
-        if journal.since(started) == before:
-            timed(budget, f"the measuring process ended before its first job: {why_not}")
+        journal.blame(why_not)
+        if journal.tried() == before:
+            journal.log(f"the measuring process ended before its first job: {why_not}")
             return
 
 
 def conclusion(journal: Journal) -> str:
     """The table of a report, and what is missing in it."""
     missing = [
-        f"- {one.stage}, {one.what}: {one.why_not}"
-        for one in journal.findings()
-        if one.why_not is not None
+        f"- {row.stage}, {row.variant}: {row.why_not}" for row in journal.jobs() if row.why_not
     ]
-    table = markdown(journal.rows())
+    table = markdown([row for row in journal.rows if row.kind == "engine"])
     return "\n".join([table, "", "Not measured:", *missing]) if missing else table
 
 

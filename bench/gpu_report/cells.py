@@ -7,21 +7,27 @@ import time
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from bench.assemble import Extras, Subject, make_row, with_verification
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import Job, Journal
 from bench.roofline import Ceilings, Device
-from bench.row import BenchRow
-from bench.run import BASELINE, LEAST_VERIFIED, measure_here
+from bench.row import Row
+from bench.run import (
+    BASELINE,
+    LEAST_VERIFIED,
+    Subject,
+    make_rows,
+    measure_here,
+    with_verification,
+)
 from bench.timing import Plan, Side, made_to_fit, run_trial
 from engine.backends.fused.run import FusedBackend
-from engine.registry import BASELINE_PRECISION, open_model
+from engine.registry import BASELINE, BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
+from engine.verification import Verification
 from engine.verify import verify_engine
 from lddgan.checkpoint import Model, random_model
 from lddgan.names import Precision
 from lddgan.presets import Preset, get_preset
-from lddgan.progress import Log
 from lddgan.variants import resized, with_values
 
 Engine = tuple[str, Precision]
@@ -30,8 +36,8 @@ ENGINES: Final[tuple[Engine, ...]] = (("fused", "fp16"), ("torch", "fp16"))
 ALSO: Final[dict[str, tuple[Engine, ...]]] = {"lsun": (("fused", "bf16"),)}  # at the first batch
 COMPILED: Final[Engine] = ("torch-compile", "fp16")
 TRIALS: Final = 300
-TURNS: Final = {100: 20.0, 1: 8.0}  # seconds for both sides, by batch, where time is short
-PATIENT: Final = 60.0  # where it is not
+TURN_SECONDS: Final = {100: 20.0, 1: 8.0}  # for both sides, by batch, where time is short
+PATIENT: Final = 60.0  # seconds where it is not
 NEEDS: Final = {100: 45.0, 1: 15.0}  # seconds of a cell on an H100, not yet measured
 COMPILE_NEEDS: Final = 80.0
 DRY_BATCH: Final = 2
@@ -59,10 +65,10 @@ class Cell(NamedTuple):
 
 
 class Bench:
-    """One model at a time, and PyTorch's fp32 side of it, open."""
+    """One model at a time, with PyTorch's fp32 side of it open."""
 
-    def __init__(self, journal: Journal, log: Log, *, dry: bool, hurried: bool) -> None:
-        self.journal, self.log, self.dry, self.hurried = journal, log, dry, hurried
+    def __init__(self, journal: Journal, *, dry: bool) -> None:
+        self.journal, self.log, self.dry = journal, journal.log, dry
         self.device: Device = "cpu" if dry else "cuda"
         self.model: Model | None = None
         self.baseline: Side | None = None
@@ -76,87 +82,76 @@ class Bench:
         return self.model
 
     def open(self, cell: Cell, batch: int, *, cuda_graph: bool = True) -> Side:
-        """An engine on the cell's model; a dry run has its CPU stand for all."""
+        """An engine on the cell's model; in a dry run the CPU stands for all."""
         model = self.model_of(cell.dataset)
         if self.dry and cell.engine == "fused":
             backend = FusedBackend(copy.deepcopy(model), BASELINE_PRECISION)
-            sampler = Sampler(backend, model.preset, random_weights=True, log=self.log)
-        else:
-            precision = BASELINE_PRECISION if self.dry else cell.precision
-            sampler = open_model(
-                model,
-                cell.engine,
-                precision,
-                self.device,
-                batch=batch,
-                cuda_graph=cuda_graph,
-                log=self.log,
-            )
-        return Side(sampler, sampler.backend.timer())
+            return Side.of(Sampler(backend, model.preset, random_weights=True, log=self.log))
+        precision = BASELINE_PRECISION if self.dry else cell.precision
+        options: dict[str, Any] = {"batch": batch, "cuda_graph": cuda_graph, "log": self.log}
+        return Side.of(open_model(model, cell.engine, precision, self.device, **options))
 
     def baseline_of(self, dataset: str, batch: int) -> Side:
         if self.baseline is None or self.baseline.sampler.preset.name != dataset:
             self.baseline = self.open(Cell(dataset, batch, BASELINE, BASELINE_PRECISION), batch)
         return self.baseline
 
-    def measure(self, cell: Cell, verify: bool, limit: float) -> dict[str, Any]:
-        """Add the row of a cell, and say what is not in it; the row is there before it is verified.
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        """Add the rows of a cell, before it is verified. Returns its figures in short.
 
-        Raises LddganError for an engine that cannot run, or that makes NaN.
+        Raises LddganError for an engine that cannot run or makes NaN.
         """
         batch = DRY_BATCH if self.dry else cell.batch
-        turns = min(TURNS[cell.batch] if self.hurried else PATIENT, limit / 3)
-        trials = DRY_TRIALS if self.dry else TRIALS
-        plan = Plan(self.device, batch, trials, 0, turns)
+        hurried = self.journal.budget.limit != float("inf")
+        limit = min(TURN_SECONDS[cell.batch] if hurried else PATIENT, self.journal.limit / 3)
+        plan = Plan(self.device, batch, DRY_TRIALS if self.dry else TRIALS, 0, limit)
         model, baseline = self.model_of(cell.dataset), self.baseline_of(cell.dataset, batch)
-        clock = time.perf_counter()
+        began = time.perf_counter()
         side = self.open(cell, batch)
         opened = time.perf_counter()
         made_to_fit(lambda one, asked: run_trial(one, asked.seed, batch), side, plan, self.log)
         first = time.perf_counter()
-        found, here = measure_here(
-            lambda: side, lambda: baseline, plan, self.log, lambda _done, _asked: None
-        )
+        found, here = measure_here(lambda: side, lambda: baseline, plan, self.log)
         apart = [one._replace(peak_memory_mib=None) for one in found.opened]  # others ran here too
-        subject = Subject(model.preset, model.has_random_weights, {})
-        extras = Extras(ceilings=self.ceilings())
-        row = make_row(subject, plan, found._replace(opened=apart), None, here, extras)
-        self.journal.add(row)
-        if verify:
-            checked = verify_engine(
-                side.sampler,
-                copy.deepcopy(model),
-                images=max(batch, LEAST_VERIFIED),
-                device=self.device,
-                at_once=batch,
-                log=self.log,
-            )
-            unverified, row = row, with_verification(row, checked)
-            self.journal.add(row, instead_of=unverified)
-        return self.in_short(row) | {
-            "open_seconds": round(opened - clock, 2),
-            "first_run_seconds": round(first - opened, 2),
-        }
+        subject = Subject(model.preset, model.has_random_weights)
+        found = found._replace(opened=apart)
+        row, its = make_rows(subject, plan, found, here, ceilings=self.ceilings())
+        self.journal.add([row, its])
+        if cell.engine == "fused":  # it differs from the published network
+            verified = with_verification(row, self.verify(side, copy.deepcopy(model), batch))
+            self.journal.add([verified], instead_of=row)
+            row = verified
+        seconds = {"open_seconds": opened - began, "first_run_seconds": first - opened}
+        return self.in_short(row) | {name: round(value, 2) for name, value in seconds.items()}
+
+    def verify(self, side: Side, model: Model, batch: int) -> Verification:
+        """Compare an engine with PyTorch fp32 on the images that were timed."""
+        return verify_engine(
+            side.sampler,
+            model,
+            images=max(batch, LEAST_VERIFIED),
+            device=self.device,
+            at_once=batch,
+            log=self.log,
+        )
 
     def ceilings(self) -> Ceilings | None:
-        """What this report measured of the GPU before."""
+        """The GPU's ceilings if this report has measured them."""
         known = self.journal.about("ceilings", "rates")
         if known is None or known.why_not is not None:
             return None
-        return Ceilings.model_validate(known.found)
+        return Ceilings.model_validate(known.facts)
 
-    def in_short(self, row: BenchRow) -> dict[str, Any]:
-        """The figures that a reader of the log looks for."""
-        whole = row.engine.times.whole.p50
+    def in_short(self, row: Row) -> dict[str, Any]:
+        """The figures that the log shows."""
         said: dict[str, Any] = {
-            "ms": round(whole, 3),
-            "images_per_second": round(row.engine.images_per_second, 1),
+            "ms": round(row.whole_ms, 3),
+            "images_per_second": round(row.images_per_second, 1),
             "times_as_fast_as_torch_fp32": None if row.ratio is None else round(row.ratio, 3),
             "trials": row.trials,
         }
-        checked = row.engine.verification
-        if checked is not None:
-            said["verified"] = checked["why_failed"] or "passed"
+        if row.verification is not None:
+            said["verified"] = row.verification["why_failed"] or "passed"
         if self.device == "cuda":
             import torch
 
@@ -172,7 +167,7 @@ def small(preset: Preset) -> Preset:
 
 
 def cell_jobs(bench: Bench) -> list[Job]:
-    """The cells of every model, the most telling first."""
+    """The cells of every model, the most important first."""
     return [cell_job(bench, cell.dataset, cell) for cell in cells()]
 
 
@@ -186,11 +181,10 @@ def cells() -> list[Cell]:
 
 
 def compile_job(bench: Bench) -> Job:
-    """PyTorch's own compiler, which takes minutes and is not verified."""
+    """torch.compile, which takes minutes and is not verified."""
     cell = Cell(DATASETS[0], BATCHES[0], *COMPILED)
     return cell_job(bench, "compile", cell)._replace(needs=COMPILE_NEEDS)
 
 
 def cell_job(bench: Bench, stage: str, cell: Cell) -> Job:
-    verify = cell.engine == "fused"  # what differs from the published network
-    return Job(stage, cell.words, NEEDS[cell.batch], partial(bench.measure, cell, verify))
+    return Job(stage, cell.words, NEEDS[cell.batch], partial(bench.measure, cell))

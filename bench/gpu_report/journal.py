@@ -1,25 +1,24 @@
-"""The file of a report: its rows, and a line about each of its jobs."""
+"""The file of a report: rows of engines, and a row about each of its jobs."""
 
 from __future__ import annotations
 
 import faulthandler
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench.machine import NO_COMMIT, commit, versions
-from bench.row import BenchRow, Finding, Record, read_records, save_lines
+from bench.machine import commit, versions
+from bench.row import SCHEMA, Row, read_rows, write_rows
 from bench.timing import Budget
 from engine.gpu.driver import find_gpu
 from lddgan.errors import LddganError
-from lddgan.progress import Log
+from lddgan.progress import to_stderr
 
 UNFINISHED: Final = "its process ended before it was done"
-LIMIT: Final = "limit_seconds"  # found of a job that is not done yet
-MOST: Final = 3600.0  # seconds for one job
+JOB_SECONDS: Final = 3600.0  # for one job, at most
 DRY: Final = "a dry run has no GPU"
 
 
@@ -29,146 +28,144 @@ class Job(NamedTuple):
     stage: str
     what: str
     needs: float  # seconds on an H100, roughly: with less left it does not begin
-    run: Callable[[float], dict[str, Any]]  # within these seconds; what it found
-    after: str | None = None  # what of the same stage it cannot do without
-    why_not: str | None = None  # why it is not even begun
+    run: Callable[[], dict[str, Any]]  # returns what it found
+    after: str | None = None  # what of the same stage it needs
+    why_not: str | None = None  # why it is not begun
 
 
 class Site(NamedTuple):
-    """What makes a line one of this report: the code, the GPU and the versions."""
+    """What makes a row one of this report: the code, the GPU and the versions."""
 
-    commit: str
+    commit: str | None
     gpu: str | None  # as the driver describes it
     versions: dict[str, str]
 
     @classmethod
     def here(cls, *, dry: bool) -> Site:
-        return cls(commit() or NO_COMMIT, None if dry else find_gpu().description, versions())
+        return cls(commit(), None if dry else find_gpu().description, versions())
 
 
 class Journal:
-    """One file, written whole after every change. Raises BadInput if it holds something else."""
+    """One file, written whole after every change, and the jobs that are done for it.
 
-    def __init__(self, path: Path, site: Site) -> None:
-        self.path, self.site = path, site
-        self.records: list[Record] = read_records(path) if path.exists() else []
+    `session` is when the report was started, in ISO 8601; it is the session of its jobs' rows.
+    `limit` is how many seconds the current job may take.
+    Raises BadInput if the file holds something else.
+    """
 
-    def about(self, stage: str, what: str) -> Finding | None:
-        """The line about a job at this site."""
-        for record in self.findings():
-            if (record.stage, record.what) == (stage, what):
-                return record
-        return None
+    def __init__(self, path: Path, site: Site, session: str, budget: Budget) -> None:
+        self.path, self.site, self.session, self.budget = path, site, session, budget
+        self.limit = JOB_SECONDS
+        self.rows: list[Row] = []
+        self.reread()
 
-    def findings(self) -> list[Finding]:
-        """The lines about jobs at this site."""
-        return [
-            record
-            for record in self.records
-            if isinstance(record, Finding)
-            and (record.commit, record.gpu, record.versions) == self.site
-        ]
-
-    def since(self, started: str) -> list[Finding]:
-        """The lines about jobs that were tried since then."""
-        return [one for one in self.findings() if one.date >= started]
-
-    def rows(self) -> list[BenchRow]:
-        return [record for record in self.records if isinstance(record, BenchRow)]
-
-    def add(self, row: BenchRow, instead_of: BenchRow | None = None) -> None:
-        self.records = [one for one in self.records if one is not instead_of] + [row]
-        self.save()
-
-    def put(self, finding: Finding) -> None:
-        """Write down what came of a job, in the place of what was said of it before."""
-        old = self.about(finding.stage, finding.what)
-        self.records = [record for record in self.records if record is not old] + [finding]
-        self.save()
-
-    def save(self) -> None:
-        save_lines(self.records, self.path)
+    def log(self, line: str) -> None:
+        to_stderr(f"[{self.budget.elapsed:6.1f}] {line}")
 
     def reread(self) -> None:
-        """Take in what other processes wrote."""
-        self.records = read_records(self.path) if self.path.exists() else []
+        """Read what other processes wrote."""
+        self.rows = read_rows(self.path) if self.path.exists() else []
 
+    def add(self, rows: Sequence[Row], instead_of: Row | None = None) -> None:
+        self.rows = [row for row in self.rows if row is not instead_of] + list(rows)
+        write_rows(self.rows, self.path)
 
-def attempt(
-    job: Job,
-    journal: Journal,
-    budget: Budget,
-    started: str,
-    log: Log,
-    watched: Callable[[float], AbstractContextManager[object]],
-) -> None:
-    """Do a job unless it is done, was tried since `started`, or cannot be; write down what came.
+    def jobs(self) -> list[Row]:
+        """The rows about jobs at this site."""
+        site = (self.site.commit, self.site.gpu or "", self.site.versions)
+        jobs = [row for row in self.rows if row.kind == "job"]
+        return [row for row in jobs if (row.commit, row.where, row.versions) == site]
 
-    It may take half of the time that is left, or what it needs, and runs within `watched(seconds)`.
-    """
-    known, title = journal.about(job.stage, job.what), f"{job.stage}: {job.what}"
-    if known is not None and known.why_not is None:
-        log(f"{title}: measured before")
-        return
-    if known is not None and known.date >= started:
-        return
-    why_not = why_it_cannot_be(job, journal, budget)
-    if why_not is not None:
-        journal.put(line(job, journal.site, {}, why_not))
-        log(f"{title}: not measured: {why_not}")
-        return
-    limit = min(MOST, max(job.needs, budget.left / 2))
-    begun = line(job, journal.site, {LIMIT: limit}, UNFINISHED)
-    journal.put(begun)
-    log(title)
-    found: dict[str, Any] = {}
-    clock = time.perf_counter()
-    try:
-        with watched(limit):
-            found = job.run(limit)
-    except LddganError as error:
-        why_not = str(error)
-    journal.reread()  # a command of lddgan may have added its row
-    ended = {"found": found, "why_not": why_not, "seconds": round(time.perf_counter() - clock, 1)}
-    journal.put(begun.model_copy(update=ended))
-    log(f"{title}: {'not measured: ' + why_not if why_not else in_short(found)}")
+    def about(self, stage: str, what: str) -> Row | None:
+        """The row about a job at this site."""
+        asked = (stage, what)
+        return next((row for row in self.jobs() if (row.stage, row.variant) == asked), None)
+
+    def tried(self) -> list[Row]:
+        """The rows about jobs that were tried in this session."""
+        return [row for row in self.jobs() if row.session == self.session]
+
+    def put(self, job: Job, why_not: str | None = None, **fields: Any) -> Row:
+        """Write down what came of a job, in the place of what was known of it."""
+        row = Row(
+            schema_version=SCHEMA,
+            kind="job",
+            session=self.session,
+            date=datetime.now(UTC).isoformat(),
+            commit=self.site.commit,
+            versions=self.site.versions,
+            where=self.site.gpu or "",
+            stage=job.stage,
+            variant=job.what,
+            why_not=why_not,
+            **fields,
+        )
+        self.add([row], instead_of=self.about(job.stage, job.what))
+        return row
+
+    def attempt(
+        self, job: Job, watched: Callable[[float], AbstractContextManager[object]] | None = None
+    ) -> None:
+        """Do a job unless it is done, was tried in this session, or cannot be done.
+
+        It may take half of the time that is left, or what it needs, and runs within
+        `watched(seconds)`.
+        """
+        known, title = self.about(job.stage, job.what), f"{job.stage}: {job.what}"
+        if known is not None and known.why_not is None:
+            self.log(f"{title}: measured before")
+            return
+        if known is not None and known.session == self.session:
+            return
+        why_not = self.why_not(job)
+        if why_not is not None:
+            self.put(job, why_not)
+            self.log(f"{title}: not measured: {why_not}")
+            return
+        self.limit = min(JOB_SECONDS, max(job.needs, self.budget.left / 2))
+        self.put(job, UNFINISHED, max_seconds=self.limit)
+        self.log(title)
+        found: dict[str, Any] = {}
+        began = time.perf_counter()
+        try:
+            with watched(self.limit) if watched else nullcontext():
+                found = job.run()
+        except LddganError as error:
+            why_not = str(error)
+        seconds = round(time.perf_counter() - began, 1)
+        self.reread()  # a command of lddgan may have added its row
+        self.put(job, why_not, facts=found, seconds=seconds)
+        self.log(f"{title}: {'not measured: ' + why_not if why_not else in_short(found)}")
+
+    def why_not(self, job: Job) -> str | None:
+        """Why a job is not begun. Returns None if it can be."""
+        if job.why_not is not None:
+            return job.why_not
+        before = None if job.after is None else self.about(job.stage, job.after)
+        if before is not None and before.why_not is not None:
+            return f"{before.variant}: {before.why_not}"
+        if self.budget.left < job.needs:
+            return f"{max(0, self.budget.left):.0f} s left, {job.needs:.0f} needed"
+        return None
+
+    def blame(self, why_not: str) -> None:
+        """Write down why the job failed that a process of this session had begun, if any."""
+        for row in self.tried():
+            if row.why_not == UNFINISHED:
+                took, limit = seconds_since(row.date), row.max_seconds or 0.0
+                why_not = f"not done within {limit:.0f} s" if took >= limit else why_not
+                changes = {"why_not": why_not, "seconds": round(took, 1), "max_seconds": None}
+                self.add([row.model_copy(update=changes)], instead_of=row)
 
 
 @contextmanager
 def ended_after(limit: float) -> Iterator[None]:
-    """Ends this process, whatever it hangs in, with a traceback on stderr."""
+    """End this process after `limit` seconds, whatever it hangs in, with a traceback on stderr."""
     faulthandler.dump_traceback_later(limit, exit=True)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def line(job: Job, site: Site, found: dict[str, Any], why_not: str | None) -> Finding:
-    """What is said of a job now."""
-    return Finding(
-        date=datetime.now(UTC).isoformat(),
-        commit=site.commit,
-        gpu=site.gpu,
-        versions=site.versions,
-        stage=job.stage,
-        what=job.what,
-        seconds=None,
-        found=found,
-        why_not=why_not,
-    )
-
-
-def why_it_cannot_be(job: Job, journal: Journal, budget: Budget) -> str | None:
-    """Why a job is not begun."""
-    if job.why_not is not None:
-        return job.why_not
-    before = None if job.after is None else journal.about(job.stage, job.after)
-    if before is not None and before.why_not is not None:
-        return f"{before.what}: {before.why_not}"
-    if budget.left < job.needs:
-        return f"{max(0, budget.left):.0f} s left, {job.needs:.0f} needed"
-    return None
 
 
 def in_short(found: dict[str, Any]) -> str:
@@ -178,16 +175,5 @@ def in_short(found: dict[str, Any]) -> str:
 
 
 def seconds_since(date: str) -> float:
-    """Since a date in ISO 8601."""
+    """Seconds since a date in ISO 8601."""
     return (datetime.now(UTC) - datetime.fromisoformat(date)).total_seconds()
-
-
-def blame(journal: Journal, started: str, why_not: str) -> None:
-    """Write down why the job failed that a process has begun since `started`, if there is one."""
-    for record in journal.since(started):
-        if record.why_not == UNFINISHED:
-            took = seconds_since(record.date)
-            limit = record.found[LIMIT]
-            why_not = f"not done within {limit:.0f} s" if took >= limit else why_not
-            ended = {"found": {}, "why_not": why_not, "seconds": round(took, 1)}
-            journal.put(record.model_copy(update=ended))

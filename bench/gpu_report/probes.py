@@ -1,4 +1,4 @@
-"""What is found without a model's row: the machine, the noise, the GPU tests, rates, a profile."""
+"""Jobs without a model's row: the machine, the noise, the GPU tests, the ceilings, a profile."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -18,9 +18,10 @@ from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
 from bench.machine import HOME, gpu, load, machine, versions
 from bench.roofline import Ceilings, Device, measure_ceilings
 from bench.timing import run_trial
-from engine.gpu.device import Gpu, open_gpu
+from engine.gpu.device import open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.registry import survey
+from engine.timing import median_ms
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.noise import sampler_noise
@@ -39,20 +40,20 @@ LIBRARIES: Final = (  # beside those of a row
 )
 COMPILERS: Final = (("gcc", "-dumpfullversion"), ("nvcc", "--version"))
 REQUESTS: Final = ((2**63 - 1, 2**32 - 7), (5, 0))  # seed and first index of the noise
-IMAGES: Final = 480  # whose noise is ten million draws for each request
+IMAGES: Final = 480  # ten million draws for each request
 LAUNCHES: Final = 20
 TESTS: Final = ("tests/engine", "tests/engine/backends/trt/test_gpu.py")
 DRY_TESTS: Final = ("tests/engine/gpu/test_graphs.py",)
 TESTS_LOG: Final = "gpu_tests.log"
-TEST_SECONDS: Final = 60  # for one of them
-FAILURES: Final = 12  # after which the rest of the tests is left
+TEST_SECONDS: Final = 60  # for one test
+MAX_FAILURES: Final = 12  # of tests, after which the rest is left out
 PROFILE: Final = "profile.txt"
-PROFILED: Final = 60  # kernels that the profile lists
-TOLD: Final = 12  # of them, in the journal
+PROFILE_KERNELS: Final = 60  # in the profile
+JOURNAL_KERNELS: Final = 12  # of them, in the journal
 
 
 def facts(dry: bool) -> dict[str, Any]:
-    """Versions, the GPU and its state, and which engines run here and why the others do not."""
+    """Versions, the GPU and its state, and which engines run here or why they do not."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
@@ -76,7 +77,7 @@ def facts(dry: bool) -> dict[str, Any]:
 
 
 def last_line(*command: str) -> str | None:
-    """The end of what a program prints; None where there is none."""
+    """The last line that a program prints. Returns None if it is not installed."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -101,7 +102,8 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
         )
         made = [device.empty(array.shape, "float32") for array in true]
         request = device.upload(np.array([seed, first], np.uint64))
-        kernel.launch(device.stream, request, *made)
+        launch = partial(kernel.launch, device.stream, request, *made)
+        launch()
         for ours, numpys in zip(made, true, strict=True):
             bits = device.download(ours).view(np.uint32)
             draws += numpys.size
@@ -112,20 +114,11 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
         "draws": draws,
         "different": different,
         "nvrtc_seconds": round(compiled, 2),
-        f"ms_for_{images}_images": round(launch_ms(device, kernel, request, made), 4),
+        f"ms_for_{images}_images": round(median_ms(device.timer(), launch, LAUNCHES), 4),
     }
 
 
-def launch_ms(device: Gpu, kernel: NoiseKernel, request: Any, made: list[Any]) -> float:
-    timer, taken = device.timer(), []
-    for _ in range(LAUNCHES):
-        start = timer.mark()
-        kernel.launch(device.stream, request, *made)
-        taken.append(timer.milliseconds(start, timer.mark()))
-    return median(taken)
-
-
-def tests(out: Path, dry: bool, _limit: float) -> dict[str, Any]:
+def tests(out: Path, dry: bool) -> dict[str, Any]:
     """Run the tests that need a GPU; their output goes to TESTS_LOG.
 
     Raises LddganError if one fails.
@@ -133,7 +126,7 @@ def tests(out: Path, dry: bool, _limit: float) -> dict[str, Any]:
     each = (f"--timeout={TEST_SECONDS}",) if find_spec("pytest_timeout") else ()
     command = (
         *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider"),
-        *(*each, f"--maxfail={FAILURES}", *(DRY_TESTS if dry else TESTS)),
+        *(*each, f"--maxfail={MAX_FAILURES}", *(DRY_TESTS if dry else TESTS)),
     )
     log = out / TESTS_LOG
     with log.open("w") as said:
@@ -145,17 +138,17 @@ def tests(out: Path, dry: bool, _limit: float) -> dict[str, Any]:
 
 
 def ceilings(preset: Preset, device: Device) -> dict[str, Any]:
-    """Rates of the GPU. Raises LddganError where they cannot be measured."""
+    """Rates of the GPU. Raises LddganError if they cannot be measured."""
     found: Ceilings = measure_ceilings(preset, device)
     if found.note is not None:
         raise LddganError(found.note)
     return found.model_dump()
 
 
-def profile(bench: Bench, out: Path, _limit: float) -> dict[str, Any]:
-    """Where a batch of the fused engine spends its time, kernel by kernel; all go to PROFILE.
+def profile(bench: Bench, out: Path) -> dict[str, Any]:
+    """Time of each kernel in a batch of the fused engine, written to PROFILE.
 
-    Its steps are launched one by one, which takes the kernels no longer than in the CUDA graph.
+    The steps are launched one by one; a kernel takes as long as in the CUDA graph.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorded
@@ -168,10 +161,10 @@ def profile(bench: Bench, out: Path, _limit: float) -> dict[str, Any]:
     with recorded(activities=[seen]) as made:
         run_trial(side, 0, batch)
     name = "self_cpu_time_total" if bench.dry else "self_device_time_total"
-    rows = sorted(made.key_averages(), key=lambda row: -getattr(row, name))[:PROFILED]
+    rows = sorted(made.key_averages(), key=lambda row: -getattr(row, name))[:PROFILE_KERNELS]
     ms = [(round(getattr(row, name) / 1e3, 3), row.count, row.key) for row in rows]
     if not ms or ms[0][0] == 0:
         raise LddganError("PyTorch's profiler saw no kernel; CUPTI is missing or not permitted")
     text = "".join(f"{taken:10.3f} ms {count:6d} {key[:180]}\n" for taken, count, key in ms)
     (out / PROFILE).write_text(text)
-    return {"slowest": [(taken, count, key[:80]) for taken, count, key in ms[:TOLD]]}
+    return {"slowest": [(taken, count, key[:80]) for taken, count, key in ms[:JOURNAL_KERNELS]]}

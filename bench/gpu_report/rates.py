@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bench.roofline import Device
+from bench.roofline import Device, channels_last
+from engine.backends.fused.reference import PLAIN
 from engine.backends.fused.run import why
-from engine.timing import Timer, torch_timer
+from engine.timing import median_ms, torch_timer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,17 +63,18 @@ CONVOLUTIONS: Final = (
     Conv(100, 256, 128, 256, 2),
 )
 IMAGES: Final = ((100, 128, 256), (100, 256, 128), (100, 512, 64), (1, 128, 256))  # B, C, side
-FIR: Final = (100, 256, 16)  # what the generator resamples: to twice the side, and that back
+FIR: Final = (100, 256, 16)  # resampled by the generator: to twice the side, and back
 CODES: Final = (100, 4096, 8192, 3)  # celeba_256's search: images, vectors, codes, length
 
 
-def measure_rates(device: Device, ops: Ops, shrunk: bool) -> dict[str, Any]:
-    """TFLOP/s of the convolutions as cuDNN runs them, GB/s of the kernels, by their shapes.
+def measure_rates(device: Device, shrunk: bool, ops: Ops | None = None) -> dict[str, Any]:
+    """TFLOP/s of the convolutions as cuDNN runs them, and GB/s of the kernels, by their shapes.
 
-    For one that fails, why.
+    One that fails has the reason in their place.
     """
     import torch
 
+    ops = ops or kernels_of(device)
     rates: dict[str, dict[str, Any]] = {}
     known: tuple[type[Exception], ...] = (RuntimeError, *ops.errors)
 
@@ -92,6 +92,15 @@ def measure_rates(device: Device, ops: Ops, shrunk: bool) -> dict[str, Any]:
     return rates
 
 
+def kernels_of(device: Device) -> Ops:
+    """The Triton kernels; plain PyTorch stands for them on a CPU."""
+    if device == "cpu":
+        return PLAIN
+    from engine.backends.fused.kernels import TRITON
+
+    return TRITON
+
+
 def rate_of_convolution(device: Device, conv: Conv, shrunk: bool) -> dict[str, float]:
     run = convolution(device, conv._replace(batch=2, size=SHRUNK) if shrunk else conv)
     flop, ms = 2 * conv.macs * run().numel(), milliseconds(device, run)
@@ -103,13 +112,17 @@ def rate_of_pass(device: Device, one: Pass) -> dict[str, float]:
     return {"ms": round(ms, 4), "gb_per_second": round(one.moved / ms / 1e6, 1)}
 
 
+def milliseconds(device: Device, run: Callable[[], object]) -> float:
+    return median_ms(torch_timer(device), run, REPEATS, WARM_UPS)
+
+
 def convolution(device: Device, conv: Conv) -> Callable[[], Tensor]:
-    """One run of it, on random values."""
+    """A function that runs it once, on random values."""
     from torch.nn.functional import conv2d, conv_transpose2d
 
-    x = image(device, conv.batch, conv.channels, conv.size, conv.size)
+    x = channels_last(device, conv.batch, conv.channels, conv.size, conv.size)
     sides = (conv.channels, conv.out) if conv.up else (conv.out, conv.channels)
-    weight = image(device, *sides, conv.kernel, conv.kernel)
+    weight = channels_last(device, *sides, conv.kernel, conv.kernel)
     if conv.up:
         return lambda: conv_transpose2d(x, weight, stride=2, padding=1)
     padding = conv.kernel // 2
@@ -125,12 +138,12 @@ class Pass(NamedTuple):
 
 
 def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
-    """Every Triton kernel; those of one group normalisation together, and its moments alone."""
+    """Every Triton kernel; a group normalisation as a whole, and its moments alone."""
     for batch, channels, side in IMAGES:
         shape = (2, channels, SHRUNK, SHRUNK) if shrunk else (batch, channels, side, side)
         yield from between_convolutions(device, ops, shape, f"{batch}x{channels}x{side}x{side}")
     batch, channels, side = (2, *FIR[1:]) if shrunk else FIR
-    x, y = (image(device, batch, channels, size, size) for size in (side, 2 * side))
+    x, y = (channels_last(device, batch, channels, size, size) for size in (side, 2 * side))
     name = f"{batch}x{channels}x{side}x{side}"
     moved = size_of(x) + size_of(y)
     yield Pass(f"fir_up {name}", lambda: ops.fir_up(x), moved)
@@ -141,10 +154,10 @@ def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
 def between_convolutions(
     device: Device, ops: Ops, shape: tuple[int, ...], name: str
 ) -> Iterator[Pass]:
-    """What a residual block does besides its convolutions, on images [B,C,h,w]."""
+    """What a residual block computes besides its convolutions, on images [B,C,h,w]."""
     import torch
 
-    x, y = image(device, *shape), image(device, *shape)
+    x, y = channels_last(device, *shape), channels_last(device, *shape)
     bias, vector = torch.randn(shape[1], device=device), torch.randn(1, shape[1], device=device)
     options: dict[str, Any] = {"weight": vector, "bias": vector, "before": vector, "silu": True}
     size = size_of(x)
@@ -170,23 +183,3 @@ def search(device: Device, ops: Ops, images: int, vectors: int, codes: int, leng
 
 def size_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def image(device: Device, *shape: int) -> Tensor:
-    import torch
-
-    dtype = torch.half if device == "cuda" else torch.float
-    values = torch.randn(shape, device=device, dtype=dtype)
-    return values.contiguous(memory_format=torch.channels_last)
-
-
-def milliseconds(device: Device, run: Callable[[], object]) -> float:
-    """Median by the device's clock, after a warm-up."""
-    timer: Timer = torch_timer(device)
-    for _ in range(WARM_UPS):
-        run()
-    marks = [timer.mark()]
-    for _ in range(REPEATS):
-        run()
-        marks.append(timer.mark())
-    return median(timer.milliseconds(*span) for span in pairwise(marks))

@@ -8,34 +8,21 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from bench.gpu_report import BATCHES, DATASETS, probes
 from bench.gpu_report.cells import Bench, cell_jobs, compile_job, small
-from bench.gpu_report.journal import DRY, Job, Journal, attempt, ended_after
+from bench.gpu_report.journal import DRY, Job, Journal, ended_after
 from bench.gpu_report.rates import measure_rates
-from bench.timing import Budget
-from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.fused.run import why
 from lddgan.presets import get_preset
-from lddgan.progress import Log
 
 NO_COMPILER: Final = "a dry run leaves it out: it takes minutes"
 
 
-def work(
-    journal: Journal,
-    out: Path,
-    stages: Sequence[str],
-    budget: Budget,
-    started: str,
-    log: Log,
-    *,
-    dry: bool,
-) -> None:
-    """Do the jobs of some stages that were not tried since `started`.
+def work(journal: Journal, stages: Sequence[str], *, dry: bool) -> None:
+    """Do the jobs of some stages that were not tried in this session.
 
     An error that is not one of ours ends the process, and so does a GPU that an earlier error left
     unusable: the next process goes on.
@@ -46,42 +33,32 @@ def work(
         import torch
 
         torch.set_num_threads(1)  # networks this small lose much where cores are shared
-    hurried = budget.limit != float("inf")
-    for job in memory_jobs(Bench(journal, log, dry=dry, hurried=hurried), out):
+    for job in memory_jobs(Bench(journal, dry=dry)):
         if job.stage in stages:
-            attempt(job, journal, budget, started, log, ended_after)
+            journal.attempt(job, ended_after)
             release(dry)
 
 
-def memory_jobs(bench: Bench, out: Path) -> list[Job]:
+def memory_jobs(bench: Bench) -> list[Job]:
     """All of them, in their order."""
-    dry, full = bench.dry, get_preset(DATASETS[0])
+    dry, full, out = bench.dry, get_preset(DATASETS[0]), bench.journal.path.parent
     preset = small(full) if dry else full
     profiled = f"{DATASETS[0]}, fused, batch {BATCHES[0]}"
     no_gpu, no_time = (DRY, NO_COMPILER) if dry else (None, None)
     return [
-        Job("facts", "machine", 0, lambda _: probes.facts(dry)),
-        Job("noise", "bits", 10, lambda _: probes.noise(full), why_not=no_gpu),
+        Job("facts", "machine", 0, partial(probes.facts, dry)),
+        Job("noise", "bits", 10, partial(probes.noise, full), why_not=no_gpu),
         Job("tests", "gpu", 60, partial(probes.tests, out, dry)),
-        Job("ceilings", "rates", 10, lambda _: probes.ceilings(preset, bench.device)),
+        Job("ceilings", "rates", 10, partial(probes.ceilings, preset, bench.device)),
         *cell_jobs(bench),
-        Job("kernels", "rates", 20, lambda _: measure_rates(bench.device, ops_of(dry), dry)),
+        Job("kernels", "rates", 20, partial(measure_rates, bench.device, dry)),
         Job("profile", profiled, 25, partial(probes.profile, bench, out)),
         compile_job(bench)._replace(why_not=no_time),
     ]
 
 
-def ops_of(dry: bool) -> Ops:
-    """The kernels; plain PyTorch stands for them in a dry run."""
-    if dry:
-        return PLAIN
-    from engine.backends.fused.kernels import TRITON
-
-    return TRITON
-
-
 def release(dry: bool) -> None:
-    """Give back the memory of a job. Raises RuntimeError if the GPU is of no more use here."""
+    """Give back the memory of a job. Raises RuntimeError if the GPU has become unusable here."""
     gc.collect()
     if not dry:
         import torch
@@ -93,7 +70,7 @@ def release(dry: bool) -> None:
 def end_with_cause(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """End this process at once, its last line the cause: PyTorch adds advice below it."""
+    """End this process at once with the cause as its last line: PyTorch adds advice below it."""
     sys.__excepthook__(kind, error, trace)
     print(f"{kind.__name__}: {why(error)}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -2,7 +2,7 @@
 
 Of the shipped bundle, of another (--bundle FOLDER --precision int8), or of a CHECKPOINT in PyTorch.
 
-A classifier fitted on real scans says how sure it is of generated ones.  Images are averaged down
+A classifier fitted on real scans says how sure it is of generated ones. Images are averaged down
 to 8x8, values 0..16, the form of scikit-learn's scans.
 """
 
@@ -43,10 +43,10 @@ class DigitsQuality(NamedTuple):
 
 
 def quality(images: Images) -> DigitsQuality:
-    """Quality of images uint8 [N,32,32,3].
+    """Measure images uint8 [N,32,32,3].
 
     The classifier is SVC(gamma=0.001, C=10) with probabilities, fitted on the first 1,400 scans
-    in the order RandomState(0).permutation.  Copies are searched among all 1,797, and among what
+    in the order RandomState(0).permutation. Copies are searched among all 1,797, and among what
     enlarging and averaging makes of them (rms 1 away), which is what a copy would look like.
     """
     scans, classifier, held_out = _classifier()
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--engine", choices=ENGINES)
+    parser.add_argument("--engine", choices=["auto", *ENGINES])
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

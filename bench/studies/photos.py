@@ -1,7 +1,7 @@
 """A small data set of colour photographs that needs no download: python -m bench.studies.photos OUT
 
 32x32 crops of the two photographs that come with scikit-learn, as PNG files in OUT/train/ and
-OUT/held-out/.  No training crop shares a pixel with a held-out one.
+OUT/held-out/. No training crop shares a pixel with a held-out one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def held_out_crops(height: int, width: int) -> list[Crop]:
     """Every fifth square of SIZE, a knight's move apart: about 20 % of the pixels.
 
     They share no pixel with each other either: precision and recall measure distances to
-    neighbours (bench/quality.py).  Those of crops that overlap are so short that hardly a
+    neighbours (bench/quality.py). Those of crops that overlap are so short that hardly a
     real crop of another place is as near: of held-out crops 4 pixels apart, precision was below
     0.2 for the training crops.
     """

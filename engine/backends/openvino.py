@@ -152,7 +152,7 @@ def why(error: Exception) -> str:
 
 ENGINE = Engine(
     label="OpenVINO",
-    color="#7570b3",
+    color="#0987a0",
     precisions={"cpu": ("fp32", "fp16", "int8")},
     why_not=lambda device: why_unusable("openvino"),
     open=lambda request: OpenVinoBackend(request.bundle, request.precision),

@@ -192,7 +192,7 @@ def has_narrow_layers(preset: Preset, device: Device) -> bool:
 
 ENGINE = Engine(
     label="ONNX Runtime",
-    color="#1b9e77",
+    color="#2b6cb0",
     precisions={"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16")},
     why_not=why_not,
     open=lambda request: OrtBackend(request.bundle, request.precision, request.device),

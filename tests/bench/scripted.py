@@ -71,7 +71,7 @@ class Fused(Scripted):
 
     def __init__(self, clock: Clock, calls: list[Any], launch: float, download: float):
         super().__init__("fused", clock, calls, step=0.001, decode=0.002)
-        self.fused = True
+        self.captures = True
         self.launch_seconds, self.download_seconds = launch, download
         self.image = np.zeros((127, 32, 32, 3), np.uint8)
 

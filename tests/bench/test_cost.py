@@ -6,15 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.cost import (
-    measure_cost,
-    measure_traffic,
-    multiply_adds,
-    parameters,
-    preset_row,
-    preset_table,
-    values_moved,
-)
+from bench.cost import count, measure_cost, parameters, preset_row, preset_table
 from lddgan.presets import get_preset
 
 
@@ -24,19 +16,19 @@ def test_convolution_and_matrix_product() -> None:
     with torch.device("meta"):
         x, h = torch.empty(2, 3, 10, 10), torch.empty(2, 8, 5, 5)
         conv, depthwise = conv.to("meta"), depthwise.to("meta")
-        assert multiply_adds(lambda: conv(x)) == 2 * 10 * 10 * 8 * 3 * 9
-        assert multiply_adds(lambda: depthwise(h)) == 2 * 5 * 5 * 8 * 16
-        assert multiply_adds(lambda: torch.empty(2, 5, 6) @ torch.empty(2, 6, 7)) == 2 * 5 * 6 * 7
+        assert count(conv, lambda: conv(x))[0] == 2 * 10 * 10 * 8 * 3 * 9
+        assert count(conv, lambda: depthwise(h))[0] == 2 * 5 * 5 * 8 * 16
+        assert count(conv, lambda: torch.empty(2, 5, 6) @ torch.empty(2, 6, 7))[0] == 2 * 5 * 6 * 7
     assert parameters(conv, None) == 8 * 3 * 9 + 8
 
 
 def test_convolutions_read_their_input_and_write_their_output() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1, stride=2))
-    moved = values_moved(network, lambda: network(torch.empty(2, 3, 10, 10)))
+    _, moved = count(network, lambda: network(torch.empty(2, 3, 10, 10)))
     assert moved == 2 * (10 * 10 * (3 + 8) + 10 * 10 * 8 + 5 * 5 * 4)
-    digits, lsun = (measure_traffic(get_preset(name)) for name in ("digits", "lsun"))
-    assert digits.generator < lsun.generator < lsun.decoder
-    assert lsun.decoder > 6 * 2 * 128 * 256**2  # six convolutions of the last level alone
+    digits, lsun = (measure_cost(get_preset(name)) for name in ("digits", "lsun"))
+    assert digits.generator_values < lsun.generator_values < lsun.decoder_values
+    assert lsun.decoder_values > 6 * 2 * 128 * 256**2  # six convolutions of the last level alone
 
 
 @pytest.mark.parametrize(

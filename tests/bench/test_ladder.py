@@ -6,35 +6,29 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import rungs as rungs_module
-from bench.cost import Cost, Traffic
+from bench import ladder as ladder_module
+from bench.cost import Cost
 from bench.ladder import (
-    COLUMNS,
-    LadderRow,
-    Site,
+    Rung,
     Work,
-    cells,
+    Workshop,
+    changing,
     climb,
-    found_device,
-    ladder_file,
-    newest_ladder,
-    print_ladder,
-    read_ladders,
     run_ladder,
-    save_ladders,
+    rungs_of,
     sentence,
 )
-from bench.machine import Machine
-from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved
-from bench.row import kept_rows
-from bench.rungs import Rung, Workshop, changing, rungs_of
+from bench.roofline import Ceilings
+from bench.row import Row, newest_session, read_rows, results_file, write_rows
+from bench.run import Subject
+from bench.tables import LADDER, ladder_lines, print_ladder
 from bench.timing import Plan, Side
 from cli import app
 from engine.sampler import Sampler
@@ -44,14 +38,21 @@ from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
 from lddgan.checkpoint import Model, random_model
 from lddgan.errors import BadInput, LddganError
-from lddgan.names import Precision
 from lddgan.presets import Preset, get_preset
+from tests.bench.rows import CPU
 from tests.bench.scripted import Clock, Scripted, side
 from tests.conftest import TINY, TINY_VQ
 from tests.needs import needs
 
 PRESET = get_preset("digits")  # T = 4
-COST = Cost(generator_parameters=10, decoder_parameters=100, generator_macs=1000, decoder_macs=5000)
+COST = Cost(
+    generator_parameters=10,
+    decoder_parameters=100,
+    generator_macs=1000,
+    decoder_macs=5000,
+    generator_values=30,
+    decoder_values=300,
+)
 CEILINGS = Ceilings(
     precision="fp32",
     matmul_tflops=2e-7,
@@ -59,26 +60,13 @@ CEILINGS = Ceilings(
     convolution="1x8x8x8",
     copy_gb_per_second=1e-3,
 )
-SITE = Site(
-    started="2025-01-01T00:00:00+00:00",
-    commit=None,
-    dataset="digits",
-    random_weights=False,
-    device="cpu",
-    batch=4,
-    seed=0,
-    trials_asked=3,
-    max_seconds=1000.0,
-    machine=Machine(cpu="A CPU", cores=2, load=0, gpu=None),
-    versions={},
-    ceilings=CEILINGS,
-    notes=("a note",),
-)
+SHARED: dict[str, Any] = {"machine": CPU, "ceilings": CEILINGS, "notes": ("a note",)}
 
 
 def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:
     plan = Plan("cpu", 4, 3, 0, limit)
-    return Work(plan, PRESET, COST, Traffic(generator=30, decoder=300), CEILINGS, log)
+    fields = SHARED | {"max_seconds": limit}
+    return Work(plan, Subject(PRESET, False), COST, "2025-01-01", fields, log)
 
 
 class Grey(Scripted):
@@ -96,7 +84,7 @@ def scripted(name: str, clock: Clock, each: float, level: int = 0, poison: bool 
     """A rung whose image takes `each` seconds: half in four steps, half in the decoder."""
     backend = Grey(level, "torch" if name == "torch" else "ort", clock, [], each / 8, each / 2)
     backend.poison = poison
-    return Rung(name, f"what {name} adds", lambda: side(backend, PRESET, chunk=4))
+    return Rung(name, lambda: side(backend, PRESET, chunk=4))
 
 
 def closed() -> Side:
@@ -107,103 +95,67 @@ def ladder(clock: Clock) -> list[Rung]:
     return [
         scripted("torch", clock, 0.8),
         scripted("ort", clock, 0.4),
-        Rung("closed", "nothing", closed),
+        Rung("closed", closed),
         scripted("poisoned", clock, 0.4, poison=True),
         scripted("+ more", clock, 0.1, level=51),
     ]
 
 
-def climbed(limit: float = 1000.0, log: Callable[[str], None] = lambda _: None) -> list[LadderRow]:
+def climbed(limit: float = 1000.0, log: Callable[[str], None] = lambda _: None) -> list[Row]:
     clock = Clock()
-    return list(climb(SITE, ladder(clock), work(log, limit), clock))
+    return list(climb(ladder(clock), work(log, limit), clock))
 
 
-def test_ratios_are_of_the_times_and_a_rung_that_fails_is_passed_over() -> None:
+def test_a_rung_that_fails_is_a_row_with_its_reason() -> None:
     log: list[str] = []
     rows = climbed(log=log.append)
-    assert [(row.number, row.rung) for row in rows] == list(
-        enumerate(["torch", "ort", "closed", "poisoned", "+ more"], start=1)
-    )
-    torch_row, ort, shut, poisoned, more = (row.found for row in rows)
-    assert torch_row is not None and ort is not None and more is not None
-    assert (torch_row.ratio, torch_row.ratio_before, torch_row.agreement) == (1, None, None)
-    assert ort.measured.times.whole.p50 == pytest.approx(1600)  # four images
-    assert ort.measured.times.generator.p50 == pytest.approx(800)
-    assert ort.measured.images_per_second == pytest.approx(2.5)
-    assert (ort.ratio, ort.ratio_before) == pytest.approx((2, 2))
-    assert (more.ratio, more.ratio_before) == pytest.approx((8, 4))  # before it ran: ort
+    assert [row.rung for row in rows] == ["torch", "ort", "closed", "poisoned", "+ more"]
+    torch_row, ort, shut, poisoned, more = rows
+    assert (torch_row.ratio, torch_row.psnr) == (1, None)
+    assert ort.whole_ms == pytest.approx(1600)  # four images
+    assert ort.ms["generator"].p50 == pytest.approx(800)
+    assert ort.images_per_second == pytest.approx(2.5)
+    assert (ort.ratio, more.ratio) == pytest.approx((2, 8))
     assert ort.baseline_ms == more.baseline_ms == pytest.approx(3200)
-    assert shut is None and rows[2].why_not == "no such engine here"
-    assert poisoned is None and "NaN or Inf" in str(rows[3].why_not)
+    assert shut.why_not == "no such engine here" and shut.ratio is None
+    assert "NaN or Inf" in str(poisoned.why_not)
     assert "closed: did not run: no such engine here" in log
-    assert sentence(rows[4]).startswith("+ more: 400 ms, 8.00 times as fast as the baseline, 3")
+    assert sentence(more).startswith("+ more: 400 ms, 8.00 times as fast as the baseline, 3")
 
 
-def test_rates_and_images_are_held_against_ceilings_and_baseline() -> None:
-    _, ort, _, _, more = climbed()
-    assert ort.found is not None and more.found is not None
-    reached = more.found.measured.achieved
-    assert reached is not None and reached.matmul_share is not None
+def test_rungs_are_compared_with_ceilings_and_others() -> None:
+    rows = climbed()
+    more = rows[-1]
     flop = 2 * 4 * (4 * 1000 + 5000)
-    assert reached.whole_tflops == pytest.approx(flop / 0.4 / 1e12)
-    assert reached.matmul_share == pytest.approx(flop / 0.4 / 1e12 / 2e-7)
-    assert more.found.intensity[0] == pytest.approx(2 * 4 * 1000 / (4 * (10 + 4 * 30)))
-    assert ort.found.agreement is not None and ort.found.agreement.psnr is None
-    assert more.found.agreement is not None
-    assert more.found.agreement.psnr == pytest.approx(20 * np.log10(255 / 51))
-    assert cells(more) == [
+    assert more.tflops() == pytest.approx(flop / 0.4 / 1e12)
+    assert more.share_of("matmul_tflops") == pytest.approx(flop / 0.4 / 1e12 / 2e-7)
+    assert more.intensity["generator"] == pytest.approx(2 * 4 * 1000 / (4 * (10 + 4 * 30)))
+    assert rows[1].psnr == float("inf")
+    assert more.psnr == pytest.approx(20 * np.log10(255 / 51))
+    lines = ladder_lines(rows)
+    assert lines[-1] == [
         "+ more",
-        *("400", "400", "10", "8.00", "4.00"),
-        *("1.8e-07", "90%", "45%", f"{reached.gb_per_second:.4g}", "14.0", "3"),
+        *("400", "400", "10", "8.00", "4.00"),  # before it ran ort
+        *("1.8e-07", "90%", "45%", f"{more.gb_per_second:.4g}", "14.0", "3"),
     ]
-    assert cells(ort)[10] == "equal"
-
-
-def test_only_rungs_of_the_ceilings_precision_are_held_against_them() -> None:
-    more = climbed()[-1]
-    assert more.found is not None
-    measured = more.found.measured.model_copy(update={"precision": "int8"})
-    int8 = more.model_copy(update={"found": more.found.model_copy(update={"measured": measured})})
-    assert cells(int8)[7:9] == ["-", "-"] and cells(int8)[6] == cells(more)[6]
-    half = CEILINGS.model_copy(update={"precision": "fp16"})
-    shares = {
-        precision: achieved(Roof(PRESET, COST, half), precision, 4, 4, StageMilliseconds(1, 1, 2))
-        for precision in get_args(Precision)
-    }
-    assert [name for name, one in shares.items() if one and one.matmul_share] == ["fp16", "bf16"]
-    assert all(one and one.copy_share for one in shares.values())
+    assert (lines[0][5], lines[1][5], lines[1][10]) == ("-", "2.00", "equal")
+    assert lines[2] == ["closed", "did not run", *["-"] * (len(LADDER) - 1)]
 
 
 def test_each_rung_has_its_own_limit_and_one_turn_at_least() -> None:
-    trials = [row.found.trials for row in climbed(limit=5.0) if row.found]
+    trials = [row.trials for row in climbed(limit=5.0) if row.ms]
     assert trials == [1, 1, 1]  # a turn with the baseline takes 3.6 s at the least
-    trials = [row.found.trials for row in climbed(limit=8.0) if row.found]
+    trials = [row.trials for row in climbed(limit=8.0) if row.ms]
     assert trials == [2, 1, 2]
 
 
 def test_without_the_baseline_there_is_no_ladder() -> None:
     clock = Clock()
     with pytest.raises(LddganError, match="no such engine here"):
-        list(climb(SITE, [Rung("torch", "", closed), *ladder(clock)], work(), clock))
+        list(climb([Rung("torch", closed), *ladder(clock)], work(), clock))
     broken = scripted("torch", clock, 0.8, poison=True)
     with pytest.raises(LddganError, match="NaN or Inf"):
-        list(climb(SITE, [broken], work(), clock))
-
-
-def test_rows_survive_their_file_and_the_newest_ladder_is_found(tmp_path: Path) -> None:
-    rows, path = climbed(), tmp_path / ladder_file("digits", "cpu").name
-    later = SITE.model_copy(update={"started": "2025-01-02T00:00:00+00:00"})
-    again = [row.model_copy(update={"site": later}) for row in rows[:2]]
-    save_ladders([*rows, *again], path)
-    assert read_ladders(path) == [*rows, *again]
-    assert newest_ladder(path) == again
-    assert kept_rows(tmp_path) == []  # `lddgan bench` passes over ladders
-    assert ladder_file("lsun", "cuda") == Path("bench/results/ladder-lsun-gpu.jsonl")
-    with pytest.raises(BadInput, match="holds no ladder; `lddgan bench --ladder` writes it"):
-        newest_ladder(tmp_path / "none.jsonl")
-    path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(BadInput, match="line 8 is not a rung of a ladder"):
-        read_ladders(path)
+        list(climb([broken], work(), clock))
 
 
 def test_the_table_shows_every_rung_and_every_reason(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +167,7 @@ def test_the_table_shows_every_rung_and_every_reason(capsys: pytest.CaptureFixtu
     assert shown[2:7] == ["400", "400", "10", "8.00", "4.00"]
     assert "closed: did not run: no such engine here" in lines and "! a note" in lines
     assert "…" not in said  # no column is cut
-    assert all(word in said for column in COLUMNS for word in column.split("\n"))
+    assert all(word in said for column in LADDER for word in column.split("\n"))
 
 
 # ---- The rungs ----
@@ -226,7 +178,7 @@ def shop(tmp_path: Path) -> Workshop:
     return Workshop(open_bundle(DIGITS), "cpu", 2, tmp_path)
 
 
-def test_rungs_of_a_cpu_in_their_order_with_what_they_add(shop: Workshop) -> None:
+def test_rungs_of_a_cpu_in_their_order(shop: Workshop) -> None:
     found = rungs_of(shop)
     assert [rung.name for rung in found] == [
         "torch",
@@ -240,9 +192,6 @@ def test_rungs_of_a_cpu_in_their_order_with_what_they_add(shop: Workshop) -> Non
         "ort int8, the bundle",
         "openvino int8, the bundle",
     ]
-    adds = {rung.name: rung.adds for rung in found}
-    assert all(adds[f"+ {one.name}"] == one.what for one in REWRITES if one.name in TAKES["fp32"])
-    assert len(set(adds.values())) == len(found)
 
 
 def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
@@ -261,9 +210,7 @@ def snapshot(module: torch.nn.Module) -> tuple[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("preset", [TINY, TINY_VQ], ids=lambda preset: preset.name)
 @pytest.mark.parametrize("rewrite", REWRITES, ids=lambda rewrite: rewrite.name)
-def test_a_rewrite_leaves_the_graph_that_it_does_not_name_as_it_is(
-    rewrite: Rewrite, preset: Preset
-) -> None:
+def test_a_rewrite_leaves_other_graphs_as_they_are(rewrite: Rewrite, preset: Preset) -> None:
     model = random_model(preset)
     generator, autoencoder = copy.deepcopy((model.generator, model.autoencoder))
     graphs = Graphs(
@@ -287,7 +234,7 @@ def test_a_graph_is_exported_once_for_all_rungs_that_share_it(
     def note(_: Model, which: str, precision: str, rewrites: Any, path: Path) -> None:
         exported.append((which, tuple(rewrites)))
 
-    monkeypatch.setattr(rungs_module, "export_one", note)
+    monkeypatch.setattr(ladder_module, "export_one", note)
     taken = TAKES["fp32"]
     steps = [taken[:count] for count in range(len(taken) + 1)]
     paths = [[shop.graph(which, "fp32", s) for which in ("generator", "decoder")] for s in steps]
@@ -316,7 +263,7 @@ def test_what_cannot_be_exported_is_a_reason(
 
 def empty_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports that take no time: files of nothing."""
-    monkeypatch.setattr(rungs_module, "export_one", lambda *given: given[-1].touch())
+    monkeypatch.setattr(ladder_module, "export_one", lambda *given: given[-1].touch())
 
 
 def test_a_rung_that_does_not_open_leaves_nothing_in_the_way(
@@ -326,8 +273,8 @@ def test_a_rung_that_does_not_open_leaves_nothing_in_the_way(
         raise LddganError("no such engine here")
 
     empty_graphs(monkeypatch)
-    monkeypatch.setattr(rungs_module, "open_engine", refuse)
-    for engine in rungs_module.PLAIN["cuda"]:
+    monkeypatch.setattr(ladder_module, "open_engine", refuse)
+    for engine in ("trt", "ort"):
         with pytest.raises(LddganError, match="no such engine here"):
             shop.rewritten((), engine)
     assert {path.suffix for path in shop.folder.iterdir()} == {".onnx"}
@@ -345,7 +292,7 @@ def test_plans_of_a_plain_export_go_with_its_folder(
         return side(Grey(0, "trt", Clock(), [], 0.0, 0.0), PRESET, chunk=4).sampler
 
     empty_graphs(monkeypatch)
-    monkeypatch.setattr(rungs_module, "open_engine", build)
+    monkeypatch.setattr(ladder_module, "open_engine", build)
     assert shop.rewritten((), "trt").sampler.backend.name == "trt"
     assert shop.folder in stores[0].parents and not stores[0].exists()
 
@@ -359,7 +306,7 @@ def few(shop: Workshop) -> Iterator[Rung]:
     for rung in rungs_of(shop):
         if rung.name in (*wanted, "ort fp32, the bundle"):
             yield rung
-    yield Rung("trt", "TensorRT", lambda: shop.engine("trt", "fp16"))
+    yield Rung("trt", lambda: shop.engine("trt", "fp16"))
 
 
 @pytest.fixture
@@ -378,16 +325,15 @@ def test_every_rung_makes_the_baselines_images(
     out, log = tmp_path / "ladder.jsonl", []
     bundle = open_bundle(DIGITS)
     rows = run_ladder(bundle, "cpu", batch=3, trials=2, seed=5, out=out, log=log.append)
-    assert read_ladders(out) == rows
+    assert [row.line() for row in read_rows(out)] == [row.line() for row in rows]
     assert out.exists() and not list(tmp_path.glob("lddgan-ladder-*"))  # exports are gone
-    assert [row.found is not None for row in rows] == [True] * 5 + [False]
+    assert [row.why_not is None for row in rows] == [True] * 5 + [False]
     assert "the trt engine does not run on cpu" in str(rows[5].why_not)
     for row in rows[1:5]:
-        assert row.found is not None and row.found.agreement is not None
-        assert row.found.agreement.grey_levels <= 1 and row.found.trials == 2
-    engines = [row.found.measured.engine for row in rows if row.found]
+        assert row.grey_levels is not None and row.grey_levels <= 1 and row.trials == 2
+    engines = [row.engine for row in rows if row.ms]
     assert engines == ["torch", "torch", "openvino", "ort", "ort"]
-    assert rows[1].found is not None and "channels-last" in rows[1].found.measured.where
+    assert "channels-last" in rows[1].where
     assert sum(line.startswith("exporting the") for line in log) == 3  # the same generator
 
 
@@ -398,24 +344,15 @@ def test_what_was_measured_before_an_interruption_is_kept(
         raise KeyboardInterrupt
 
     def two(shop: Workshop) -> list[Rung]:
-        return [rungs_of(shop)[0], Rung("next", "", interrupted)]
+        return [rungs_of(shop)[0], Rung("next", interrupted)]
 
     monkeypatch.setattr("bench.ladder.rungs_of", two)
     monkeypatch.setattr("bench.ladder.measure_ceilings", lambda preset, device: CEILINGS)
     out = tmp_path / "ladder.jsonl"
-    save_ladders(climbed(), out)
+    write_rows(climbed(), out)
     with pytest.raises(KeyboardInterrupt):
         run_ladder(open_bundle(DIGITS), "cpu", batch=1, trials=1, seed=0, out=out)
-    assert [row.rung for row in read_ladders(out)][-2:] == ["+ more", "torch"]
-
-
-def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.ladder.why_no_gpu", lambda: "no NVIDIA GPU")
-    assert (found_device("auto"), found_device("cpu")) == ("cpu", "cpu")
-    with pytest.raises(LddganError, match="no NVIDIA GPU"):
-        found_device("cuda")
-    monkeypatch.setattr("bench.ladder.why_no_gpu", lambda: None)
-    assert (found_device("auto"), found_device("cpu")) == ("cuda", "cpu")
+    assert [row.rung for row in read_rows(out)][-2:] == ["+ more", "torch"]
 
 
 # ---- The command ----
@@ -439,7 +376,7 @@ def test_the_command_measures_prints_and_draws(
     words = ["bench", "--bundle", str(DIGITS), "--ladder", "--plot", "--batch", "4"]
     outcome = CliRunner().invoke(app, [*words, "--trials", "1", "--device", "cpu"])
     assert outcome.exit_code == 0, outcome.output
-    (row,) = read_ladders(ladder_file("digits", "cpu"))
-    assert (row.site.batch, row.site.trials_asked, row.site.max_seconds) == (4, 1, 30)
+    (row,) = newest_session(results_file("digits", "cpu", "ladder"), "rung")
+    assert (row.batch, row.trials_asked, row.max_seconds) == (4, 1, 30)
     assert "digits, batch 4" in outcome.output and "3,200" in outcome.output
     assert Path("docs/ladder-digits-cpu.png").is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.axes import Axes
@@ -11,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from bench.ladder import LadderRow, ladder_file, save_ladders
 from bench.plot import (
     COLOURS,
     DPI,
@@ -26,17 +24,16 @@ from bench.plot import (
     ladder_figure,
     roofline_figure,
 )
-from bench.row import BenchRow, save_row
-from lddgan.errors import BadInput, LddganError
-from tests.bench.test_ladder import CEILINGS, SITE, climbed
-from tests.bench.test_results import measured
-from tests.bench.test_results import row as bench_row
+from bench.row import Row, results_file, write_rows
+from lddgan.errors import LddganError
+from tests.bench.rows import row as engine_row
+from tests.bench.test_ladder import CEILINGS, climbed
 
 SIZE = (INCHES[0] * DPI, INCHES[1] * DPI)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[LadderRow]:
+def rows() -> list[Row]:
     """torch 3200 ms, ort 1600 ms, two that did not run, and 400 ms."""
     return climbed()
 
@@ -46,22 +43,19 @@ def axes_of(figure: Figure) -> Axes:
     return axes
 
 
-def bench_rows() -> list[BenchRow]:
+def engine_rows() -> list[Row]:
     """ort and torch at batches 1 and 4, batch 1 measured twice."""
-
-    def one(day: int, batch: int, ort: float, torch: float) -> BenchRow:
-        sides: dict[str, Any] = {
-            "engine": measured("ort", ort),
-            "baseline": measured("torch", torch),
-        }
-        return bench_row(
-            date=f"2025-01-0{day}T00:00:00+00:00", dataset="digits", batch=batch, **sides
-        )
-
-    return [one(1, 1, 1000, 4000), one(2, 1, 500, 2000), one(3, 4, 250, 1000)]
+    rows = []
+    for day, batch, ort, torch in ((1, 1, 1000, 4000), (2, 1, 500, 2000), (3, 4, 250, 1000)):
+        same = {"date": f"2025-01-0{day}", "dataset": "digits", "batch": batch}
+        rows += [
+            engine_row("ort", ort * batch, baseline_ms=torch * batch, **same),
+            engine_row("torch", torch * batch, baseline_ms=None, **same),
+        ]
+    return rows
 
 
-def test_the_bars_are_the_times_from_top_to_bottom(rows: list[LadderRow]) -> None:
+def test_the_bars_are_the_times_from_top_to_bottom(rows: list[Row]) -> None:
     axes = axes_of(ladder_figure(rows))
     bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     drawn = {round(bar.get_y() + bar.get_height() / 2): bar.get_width() for bar in bars}
@@ -80,22 +74,16 @@ def test_the_bars_are_the_times_from_top_to_bottom(rows: list[LadderRow]) -> Non
     assert bars[0].get_facecolor() != bars[1].get_facecolor()  # PyTorch and the rest
 
 
-def test_eight_bits_have_a_colour_of_their_own(rows: list[LadderRow]) -> None:
-    found = rows[1].found
-    assert found is not None and colour(found) == COLOURS["ort"]
-    eight = found.measured.model_copy(update={"precision": "int8"})
-    assert colour(found.model_copy(update={"measured": eight})) == INT8
+def test_eight_bits_have_a_colour_of_their_own(rows: list[Row]) -> None:
+    assert colour(rows[1]) == COLOURS["ort"]
+    assert colour(rows[1].model_copy(update={"precision": "int8"})) == INT8
+    assert colour(rows[1].model_copy(update={"engine": "toy"}))  # one that the table does not know
 
 
-def test_the_roofline_is_the_ceilings_and_the_fastest_rungs_networks(rows: list[LadderRow]) -> None:
+def test_the_roofline_shows_ceilings_and_the_fastest_rung(rows: list[Row]) -> None:
     best = fastest(rows)
-    assert best.rung == "+ more" and best.found is not None
-    reached = best.found.measured.achieved
-    assert reached is not None
-    found = best.found.model_copy(
-        update={"measured": best.found.measured.model_copy(update={"precision": "int8"})}
-    )
-    faster = best.model_copy(update={"found": found})  # in other numbers: not under this roof
+    assert best.rung == "+ more"
+    faster = best.model_copy(update={"precision": "int8"})  # not under this roof
     assert fastest([*rows, faster]) is best
     assert fastest([faster if row is best else row for row in rows]).rung == "ort"
     product, convolution, generator, decoder = axes_of(roofline_figure(rows)).lines
@@ -103,18 +91,16 @@ def test_the_roofline_is_the_ceilings_and_the_fastest_rungs_networks(rows: list[
         (left, ridge, right), (low, *flat) = roof.get_xdata(), roof.get_ydata()
         assert low == pytest.approx(left * 1e-6)  # 0.001 GB/s
         assert ridge == pytest.approx(peak / 1e-6) and flat == pytest.approx([peak, peak])
-        assert left < min(best.found.intensity) and right > max(best.found.intensity)
-    for point, intensity, tflops in (
-        (generator, best.found.intensity[0], reached.generator_tflops),
-        (decoder, best.found.intensity[1], reached.decoder_tflops),
-    ):
-        assert (*point.get_xdata(), *point.get_ydata()) == (intensity, tflops)
+        assert left < min(best.intensity.values()) and right > max(best.intensity.values())
+    for point, stage in ((generator, "generator"), (decoder, "decoder")):
+        expected = (best.intensity[stage], best.tflops(stage))
+        assert (*point.get_xdata(), *point.get_ydata()) == expected
 
 
 def test_speed_is_of_the_newest_row_of_each_batch() -> None:
     expected = {"ort fp32": {1: 2.0, 4: 4.0}, "torch fp32": {1: 0.5, 4: 1.0}}
-    assert by_engine(bench_rows()) == expected
-    lines = axes_of(batch_figure(bench_rows())).lines
+    assert by_engine(engine_rows()) == expected
+    lines = axes_of(batch_figure(engine_rows())).lines
     drawn = {str(line.get_label()): line for line in lines}
     assert {
         name: dict(zip(*line.get_data(), strict=True)) for name, line in drawn.items()
@@ -122,18 +108,17 @@ def test_speed_is_of_the_newest_row_of_each_batch() -> None:
 
 
 def test_pictures_are_drawn_from_kept_rows_alone(
-    rows: list[LadderRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="holds no ladder"):
+    with pytest.raises(LddganError, match="holds no rows of the kind 'rung'"):
         draw("digits", None)
-    save_ladders(rows, ladder_file("digits", "cpu"))
-    for one in bench_rows():
-        save_row(one, Path("bench/results/digits-cpu.jsonl"))
+    write_rows(rows, results_file("digits", "cpu", "ladder"))
+    write_rows(engine_rows(), Path("bench/results/digits-cpu.jsonl"))
     paths = draw("digits", None)
     names = [f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline", "batch")]
     assert paths == [Path("docs") / name for name in names]
-    save_ladders(rows, Path("mine") / "ladder.jsonl")
+    write_rows(rows, Path("mine") / "ladder.jsonl")
     assert draw("digits", Path("mine") / "ladder.jsonl") == [Path("mine") / name for name in names]
     for path in paths:
         with Image.open(path) as image:
@@ -141,13 +126,12 @@ def test_pictures_are_drawn_from_kept_rows_alone(
 
 
 def test_what_cannot_be_drawn_is_said(
-    rows: list[LadderRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     unknown = CEILINGS.model_copy(update={"note": "ceilings not measured: full"})
-    site = SITE.model_copy(update={"ceilings": unknown})
     log: list[str] = []
-    blind = [row.model_copy(update={"site": site}) for row in rows]
+    blind = [row.model_copy(update={"ceilings": unknown}) for row in rows]
     assert [path.name for path in draw_ladder(blind, tmp_path, log.append)] == [
         "ladder-digits-cpu.png"
     ]

@@ -133,7 +133,7 @@ def test_against_brute_force_with_ties_and_repeated_points(bits: Bits) -> None:
 def test_parts_make_no_difference(bits: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = bits.random((23, 3)), bits.random((17, 3)) + 0.3
     whole = precision_recall(real, fake, 3)
-    monkeypatch.setattr(photo_quality, "AT_ONCE", 5)
+    monkeypatch.setattr(photo_quality, "DISTANCE_ROWS", 5)
     assert precision_recall(real, fake, 3) == whole
 
 
@@ -195,11 +195,15 @@ def test_colours_that_are_missing_cost_recall(bits: Bits) -> None:
     colours = np.repeat([[200, 50, 50], [50, 50, 200]], 40, axis=0)  # [80,3]
     held_out = (noise + colours[:, None, None]).astype(np.uint8)
     good, poor = quality("both", held_out[::-1], held_out), quality("red", held_out[:40], held_out)
-    assert good.precision == good.recall == 1 and good.frechet == pytest.approx(0, abs=1e-6)
-    assert poor.precision == 1 and poor.recall == 0.5
+    assert good["precision"] == good["recall"] == 1 and good["frechet"] == pytest.approx(
+        0, abs=1e-6
+    )
+    assert poor["precision"] == 1 and poor["recall"] == 0.5
     gap = 2 * 16 * (75 / 255) ** 2  # two channels, 4x4 averages, half of the difference
-    assert poor.frechet == pytest.approx(2 * gap, rel=0.02)  # means, and the spread of two colours
-    assert (poor.name, poor.images, poor.held_out) == ("red", 40, 80)
+    assert poor["frechet"] == pytest.approx(
+        2 * gap, rel=0.02
+    )  # means, and the spread of two colours
+    assert (poor["name"], poor["images"], poor["held_out"]) == ("red", 40, 80)
 
 
 def test_sizes_must_agree() -> None:
@@ -242,9 +246,10 @@ def test_one_row_for_the_real_and_one_for_each_checkpoint(
     path = save_checkpoint(tmp_path / "model.safetensors", tiny_model)
     asked = [str(path), str(path), "--held-out", str(held_out), "--train", str(held_out)]
     main([*asked, "--count", "6", "--json"])
-    real, first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    rows = map(json.loads, capsys.readouterr().out.splitlines())
+    real, first, second = (row["facts"] for row in rows)
     assert (real["name"], real["images"], real["held_out"]) == (str(held_out), 6, 8)
-    assert real["precision"] == 1 and real["psnr"] is None
+    assert real["precision"] == 1 and "psnr" not in real
     assert first == second and first["name"] == str(path) and first["images"] == 6
 
     main([*asked, "--count", "6"])
@@ -266,9 +271,9 @@ def test_the_autoencoder_is_measured_on_the_held_out_images(
     found = photo_quality.checkpoint_quality(path, images, count=4, seed=0)
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     error = (tiny_model.decode(tiny_model.encode(x)) - x).double() * 127.5  # grey levels
-    assert found.mean_error == pytest.approx(error.abs().mean().item(), abs=0.5)
+    assert found["mean_error"] == pytest.approx(error.abs().mean().item(), abs=0.5)
     mse = error.square().mean().item()
-    assert found.psnr == pytest.approx(10 * np.log10(255**2 / mse), abs=0.05)
+    assert found["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=0.05)
 
 
 def test_what_cannot_run_is_one_sentence(held_out: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,48 +11,34 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import roofline
-from bench.cost import Cost, Traffic
+from bench.cost import Cost
 from bench.roofline import (
-    Achieved,
-    Ceilings,
     Device,
-    Roof,
     Sizes,
-    StageMilliseconds,
-    achieved,
-    intensities,
     least_bytes,
     measure_ceilings,
     summary,
     widest,
+    work_of,
 )
 from engine.gpu.driver import why_no_gpu
+from engine.registry import find_engine
 from engine.requirements import why_no_torch_cuda
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import get_preset
 
 LSUN = get_preset("lsun")  # T = 4, latent 4x32x32, nz = 100, image 256x256
 COST = Cost(
-    generator_parameters=10, decoder_parameters=100, generator_macs=1_000, decoder_macs=50_000
+    generator_parameters=10,
+    decoder_parameters=100,
+    generator_macs=1_000,
+    decoder_macs=50_000,
+    generator_values=30,
+    decoder_values=300,
 )
-KNOWN = Ceilings(
-    matmul_tflops=500.0, convolution_tflops=400.0, convolution="", copy_gb_per_second=4000.0
-)
 
 
-def test_rates_are_work_over_time() -> None:
-    times = StageMilliseconds(generator=2.0, decoder=10.0, whole=12.0)
-    found = achieved(Roof(LSUN, COST, KNOWN), "fp16", 100, 32, times)
-    assert found is not None
-    assert found.generator_tflops == pytest.approx(2 * 100 * 4 * 1_000 / 2e-3 / 1e12)
-    assert found.decoder_tflops == pytest.approx(2 * 100 * 50_000 / 10e-3 / 1e12)
-    assert found.whole_tflops == pytest.approx(2 * 100 * 54_000 / 12e-3 / 1e12)
-    assert found.matmul_share == pytest.approx(found.whole_tflops / 500)
-    assert found.gb_per_second == pytest.approx(found.bytes / 12e-3 / 1e9)
-    assert found.copy_share == pytest.approx(found.gb_per_second / 4000)
-
-
-def test_bytes_are_weights_per_call_and_chunk_and_what_goes_in_and_out() -> None:
+def test_least_bytes_are_weights_inputs_and_outputs() -> None:
     latent, z, image = 4 * 32 * 32 * 4, 100 * 4, 256 * 256 * 3  # bytes
     weights = 4 * 10 + 100  # values of T generator calls and the decoder
     each = 4 * (latent + z + latent + latent) + latent + image
@@ -59,13 +46,16 @@ def test_bytes_are_weights_per_call_and_chunk_and_what_goes_in_and_out() -> None
     assert least_bytes(COST, LSUN, "fp32", 100, 32) == 4 * 4 * weights + 100 * each
 
 
-def test_intensity_is_work_over_weights_once_a_chunk_and_what_convolutions_move() -> None:
-    traffic = Traffic(generator=30, decoder=300)
-    generator, decoder = intensities(COST, traffic, "fp32", 100, 32)  # 4 chunks
+def test_work_is_counted_in_the_networks_as_published() -> None:
+    work = work_of(COST, LSUN, "fp32", 100, 32)  # 4 chunks
+    assert work["flop"] == {"generator": 2 * 100 * 4 * 1_000, "decoder": 2 * 100 * 50_000}
+    assert work["least_bytes"] == least_bytes(COST, LSUN, "fp32", 100, 32)
+    generator, decoder = work["intensity"]["generator"], work["intensity"]["decoder"]
     assert generator == pytest.approx(2 * 100 * 1_000 / (4 * (4 * 10 + 100 * 30)))
     assert decoder == pytest.approx(2 * 100 * 50_000 / (4 * (4 * 100 + 100 * 300)))
-    half = intensities(COST, traffic, "fp16", 100, 32)
-    assert half == pytest.approx((2 * generator, 2 * decoder))
+    half = work_of(COST, LSUN, "fp16", 100, 32)["intensity"]
+    assert half == pytest.approx({"generator": 2 * generator, "decoder": 2 * decoder})
+    assert work_of(None, LSUN, "fp32", 100, 32) == {}
 
 
 def test_a_cpu_is_measured_in_fp32_with_its_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,15 +64,7 @@ def test_a_cpu_is_measured_in_fp32_with_its_own_clock(monkeypatch: pytest.Monkey
     found = measure_ceilings(get_preset("digits"), "cpu")
     assert (found.precision, found.convolution, found.note) == ("fp32", "1x32x32x32", None)
     assert found.matmul_tflops and found.convolution_tflops and found.copy_gb_per_second
-    assert summary(found).startswith("roofline, fp32: matrix product ")
-
-
-def test_without_a_cost_or_ceilings_there_is_none() -> None:
-    times = StageMilliseconds(1.0, 1.0, 2.0)
-    assert achieved(Roof(LSUN, None, KNOWN), "fp32", 1, 1, times) is None
-    on_cpu = achieved(Roof(LSUN, COST, None), "fp32", 1, 1, times)
-    assert isinstance(on_cpu, Achieved)
-    assert on_cpu.matmul_share is None and on_cpu.copy_share is None
+    assert summary(found).startswith("ceilings, fp32: matrix product ")
 
 
 @pytest.mark.parametrize("name", ["lsun", "celeba_256", "cifar10"])
@@ -124,9 +106,15 @@ def test_ceilings_count_the_work_that_they_time(
     assert counted[0] == 2 * size**3
 
 
+def without_cuda(monkeypatch: pytest.MonkeyPatch, why_not: str | None) -> None:
+    """Let PyTorch say that it cannot use a GPU, or that it can."""
+    torch_engine = replace(find_engine("torch"), why_not=lambda device: why_not)
+    monkeypatch.setattr(roofline, "find_engine", lambda name: torch_engine)
+
+
 def test_without_cuda_in_torch_the_ceilings_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     why_not = "torch is built without CUDA"
-    monkeypatch.setattr(roofline, "why_no_library", lambda library, device: why_not)
+    without_cuda(monkeypatch, why_not)
     found = measure_ceilings(LSUN, "cuda")
     assert (found.matmul_tflops, found.convolution, found.copy_gb_per_second) == (
         None,
@@ -134,7 +122,6 @@ def test_without_cuda_in_torch_the_ceilings_say_why(monkeypatch: pytest.MonkeyPa
         None,
     )
     assert summary(found) == "ceilings not measured: torch is built without CUDA"
-    assert achieved(Roof(LSUN, COST, found), "fp32", 1, 1, StageMilliseconds(1, 1, 2)) is not None
 
 
 @pytest.mark.parametrize(
@@ -153,7 +140,7 @@ def test_a_full_gpu_is_a_note(
     def full(_: Device) -> float:
         raise error
 
-    monkeypatch.setattr(roofline, "why_no_library", lambda library, device: None)
+    without_cuda(monkeypatch, None)
     monkeypatch.setattr(roofline, "matmul_tflops", full)
     note = summary(measure_ceilings(LSUN, "cuda"))
     assert note.startswith("ceilings not measured: ") and said in note and "more" not in note

@@ -1,4 +1,4 @@
-"""The GPU's state of a row is that of a GPU at work."""
+"""Where a run takes place, and the state of a GPU at work."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.run import gpu_at_work, measure
+from bench.run import gpu_at_work, measure, usable_device
 from bench.timing import Plan, Side
+from lddgan.errors import LddganError
 from lddgan.presets import get_preset
 from tests.bench.scripted import Clock, Scripted, side
 
@@ -58,3 +59,11 @@ def test_it_is_asked_once_when_all_is_warm_and_no_trial_counts(
     )
     assert runs == [(worker, 6)]  # three to warm up each
     assert [len(trials) for trials in found.turns.trials] == [3, 3]
+
+
+def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error() -> None:
+    why_not = "no NVIDIA GPU"
+    assert (usable_device("auto", why_not), usable_device("cpu", why_not)) == ("cpu", "cpu")
+    assert (usable_device("auto", None), usable_device("cpu", None)) == ("cuda", "cpu")
+    with pytest.raises(LddganError, match="no NVIDIA GPU"):
+        usable_device("cuda", why_not)

@@ -99,7 +99,7 @@ def test_one_launch_is_the_whole_and_its_stages_are_timed_apart(clock: Clock) ->
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(7))
 
 
-def test_a_trial_is_estimated_from_one_image_on_a_cpu_and_the_batch_on_a_gpu(
+def test_a_trial_is_estimated_from_one_image_on_a_cpu(
     clock: Clock,
 ) -> None:
     calls: list[Any] = []
@@ -130,7 +130,7 @@ def test_nan_of_the_decoder_is_an_error(clock: Clock, fused: bool) -> None:
         run_trial(side(backend, PRESET, chunk=3), seed=0, batch=4)
 
 
-def test_too_little_memory_ends_the_trial_and_no_smaller_chunk_is_tried(clock: Clock) -> None:
+def test_too_little_memory_ends_a_trial(clock: Clock) -> None:
     class Small(Fused):
         def run(self, program: Any, preset: Any, seed: int, first: int, count: int) -> Any:
             self.calls.append((self.name, "launch", count))
@@ -156,7 +156,7 @@ def small(clock: Clock, calls: list[Any]) -> Small:
 
 
 @pytest.mark.parametrize("limit", [NONE, 1000.0])
-def test_too_little_memory_while_warming_up_halves_the_chunk_and_starts_again(
+def test_too_little_memory_in_the_warm_up_halves_the_chunk(
     clock: Clock, limit: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
@@ -175,7 +175,7 @@ def test_too_little_memory_while_warming_up_halves_the_chunk_and_starts_again(
     assert decoded[-2 * 5 - 3 :] == [2] * (3 + 2 * 5)  # three to warm up, two trials of five chunks
 
 
-def test_too_little_memory_for_the_least_that_an_engine_takes_is_an_error(clock: Clock) -> None:
+def test_too_little_memory_for_the_least_chunk_is_an_error(clock: Clock) -> None:
     backend = small(clock, [])
     backend.least = 4
     plan = Plan("cpu", 10, 2, 0, NONE)
@@ -272,7 +272,7 @@ def measured(clock: Clock, plan: Plan, log: list[str]) -> tuple[list[Any], Any]:
     return calls, found
 
 
-def test_the_estimate_comes_first_and_the_engine_is_warm_before_the_baseline(clock: Clock) -> None:
+def test_the_engine_is_warm_before_the_baseline_is_opened(clock: Clock) -> None:
     log: list[str] = []
     calls, found = measured(clock, Plan("cpu", 4, 300, 0, 29.0), log)
     assert log[0] == "fast fp32 on a script: about 0.56 s per trial"
@@ -313,7 +313,7 @@ def test_settling_waits_for_busy_threads() -> None:
 
 
 def test_settling_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.timing.REST_AT_MOST", 0.05)
+    monkeypatch.setattr("bench.timing.MAX_REST_SECONDS", 0.05)
     monkeypatch.setattr("time.process_time", itertools.count().__next__)  # never at rest
     settle()
 

@@ -15,7 +15,7 @@ import pytest
 
 from engine import registry
 from engine.backends import ort
-from engine.registry import choose, load, open_engine, survey
+from engine.registry import choose, find_engine, open_engine, survey
 from lddgan.errors import BadInput, LddganError
 from lddgan.presets import get_preset
 from tests.needs import needs
@@ -43,8 +43,8 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(registry, "why_no_gpu", lambda: gpu)
         monkeypatch.setattr(
             registry,
-            "load",
-            lambda name: replace(load(name), why_not=lambda device: causes[name, device]),
+            "find_engine",
+            lambda name: replace(find_engine(name), why_not=lambda device: causes[name, device]),
         )
 
     return set_causes
@@ -253,8 +253,10 @@ def test_a_choice_looks_at_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(registry, "why_no_gpu", lambda: asked.append("gpu"))
     monkeypatch.setattr(
         registry,
-        "load",
-        lambda name: replace(load(name), why_not=lambda device: asked.append((name, device))),
+        "find_engine",
+        lambda name: replace(
+            find_engine(name), why_not=lambda device: asked.append((name, device))
+        ),
     )
     assert choose("ort", "cpu")[:2] == ("ort", "cpu")
     assert asked == [("ort", "cpu")]

@@ -87,7 +87,7 @@ def open_fused(request: Request) -> Backend:
 
 ENGINE = Engine(
     label="fused",
-    color="#d95f02",
+    color="#b7791f",
     precisions={"cuda": ("fp16", "fp32", "bf16")},
     why_not=why_not,
     open=open_fused,

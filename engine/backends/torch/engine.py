@@ -24,7 +24,7 @@ def open_torch(request: Request, *, compiled: bool) -> Backend:
 
 ENGINE = Engine(
     label="PyTorch",
-    color="#8c8c8c",
+    color="#8a8a8a",
     precisions={"cpu": (BASELINE_PRECISION,), "cuda": (BASELINE_PRECISION, "fp16")},
     why_not=why_not,
     open=partial(open_torch, compiled=False),
@@ -34,7 +34,7 @@ ENGINE = Engine(
 )
 COMPILED = Engine(
     label="torch.compile",
-    color="#595959",
+    color="#5a5a5a",
     precisions={"cuda": ("fp16", "fp32")},
     why_not=why_not,
     open=partial(open_torch, compiled=True),

@@ -189,5 +189,5 @@ def tensorrt(name: LibraryName, label: str, color: str, packages: tuple[str, ...
     )
 
 
-TRT = tensorrt("trt", "TensorRT", "#76b900", ("tensorrt", "cuda-core"))
-TRT_RTX = tensorrt("trt-rtx", "TensorRT-RTX", "#4d7a00", ("tensorrt-rtx", "cuda-core"))
+TRT = tensorrt("trt", "TensorRT", "#2f855a", ("tensorrt", "cuda-core"))
+TRT_RTX = tensorrt("trt-rtx", "TensorRT-RTX", "#22543d", ("tensorrt-rtx", "cuda-core"))

@@ -43,16 +43,16 @@ def write_manifest(folder: Path, precisions: Sequence[str] = ("fp32", "fp16")) -
 
 
 def write_row(words: list[str]) -> None:
-    from bench.row import save_row
-    from tests.bench.test_results import measured, row
+    from bench.row import add_rows
+    from tests.bench.rows import row
 
     def given(option: str) -> str:
         return words[words.index(option) + 1]
 
     graph = given("--engine") == "trt" and "--no-cuda-graph" not in words
-    one = measured(given("--engine"), 100.0, cuda_graph=graph)
-    made = row(dataset=given("--dataset"), batch=int(given("--batch")), engine=one)
-    save_row(made, Path(given("--save")))
+    batch, dataset = int(given("--batch")), given("--dataset")
+    made = row(given("--engine"), 100.0, dataset=dataset, batch=batch, cuda_graph=graph)
+    add_rows([made], Path(given("--save")))
 
 
 if __name__ == "__main__":

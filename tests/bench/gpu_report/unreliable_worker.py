@@ -9,32 +9,31 @@ from typing import Any
 
 from bench.gpu_report import worker
 from bench.gpu_report.__main__ import parser
-from bench.gpu_report.journal import Job, Journal, Site, attempt
+from bench.gpu_report.journal import Job, Journal, Site
 from bench.row import REPORT
 from bench.timing import Budget
 from lddgan.errors import LddganError
-from lddgan.progress import to_stderr
 
 
-def crash(_: float) -> dict[str, Any]:
+def crash() -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGSEGV)
     return {}
 
 
-def hang(_: float) -> dict[str, Any]:
+def hang() -> dict[str, Any]:
     time.sleep(60)
     return {}
 
 
-def mistake(_: float) -> dict[str, Any]:
+def mistake() -> dict[str, Any]:
     raise TypeError("one and two")
 
 
-def refuse(_: float) -> dict[str, Any]:
+def refuse() -> dict[str, Any]:
     raise LddganError("no memory")
 
 
-def break_gpu(_: float) -> dict[str, Any]:
+def break_gpu() -> dict[str, Any]:
     """From here on the GPU is of no use to this process."""
     worker.release = unusable
     raise LddganError("an illegal memory access")
@@ -50,21 +49,27 @@ JOBS = (
     Job("lsun", "mistake", 0, mistake),
     Job("lsun", "refusal", 0, refuse),
     Job("lsun", "broken", 0, break_gpu),
-    Job("lsun", "process", 0, lambda _: {"pid": os.getpid()}),
-    Job("lsun", "the same", 0, lambda _: {"pid": os.getpid()}),
+    Job("lsun", "process", 0, lambda: {"pid": os.getpid()}),
+    Job("lsun", "the same", 0, lambda: {"pid": os.getpid()}),
 )
+
+
+class Hurried(Journal):
+    """Gives the job that hangs two seconds."""
+
+    def attempt(self, job: Job, *watched: Any) -> None:
+        patient = self.budget
+        self.budget = Budget(2.0) if job.what == "hang" else patient
+        super().attempt(job, *watched)
+        self.budget = patient
 
 
 def main() -> None:
     options = parser().parse_args()
-    journal = Journal(options.out / REPORT, Site.here(dry=True))
-    worker.memory_jobs, worker.attempt = (lambda bench, out: list(JOBS)), hurried
-    budget = Budget(options.seconds)
-    worker.work(journal, options.out, ("lsun",), budget, options.worker, to_stderr, dry=True)
-
-
-def hurried(job: Job, journal: Journal, budget: Budget, *others: Any) -> None:
-    attempt(job, journal, Budget(2.0) if job.what == "hang" else budget, *others)
+    path, budget = options.out / REPORT, Budget(options.seconds)
+    journal = Hurried(path, Site.here(dry=True), options.worker, budget)
+    worker.memory_jobs = lambda bench: list(JOBS)
+    worker.work(journal, ("lsun",), dry=True)
 
 
 if __name__ == "__main__":

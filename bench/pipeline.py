@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench.machine import NO_COMMIT, commit, machine, versions
+from bench.machine import machine
 from bench.roofline import Device
+from bench.row import Row, new_row, now
 from bench.timing import seconds
-from bench.training.row import PipelineRow
 from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
@@ -22,6 +21,16 @@ from lddgan.progress import Log
 from lddgan.training.generator import STAGE
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings
+
+
+class Plan(NamedTuple):
+    """What one `lddgan bench --train` measures."""
+
+    device: Device
+    batch: int | None  # None: that of each stage
+    trials: int
+    max_seconds: float  # of the trials of each variant; one of each kind is always made
+    load: float  # of the machine before
 
 
 class Flow(NamedTuple):
@@ -33,58 +42,32 @@ class Flow(NamedTuple):
     seconds: float
 
 
-def measure_pipeline(
-    preset: Preset,
-    data: Path,
-    device: Device,
-    *,
-    batch: int | None,
-    workers: int,
-    trials: int,
-    max_seconds: float,
-    load: float,
-    log: Log = lambda _: None,
-) -> PipelineRow:
+def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
     """Read batches of the images at `data` as the generator's training does.
 
-    `batch` None: the preset's, or all images if they are fewer.  `trials` batches are timed, or as
-    many as come in `max_seconds`.  Raises BadInput if there are no images, or too few for `batch`.
+    The batch of a plan without one is the preset's, or all images if they are fewer. Batches are
+    timed as the trials of a plan. Raises BadInput for no images, or too few for the batch.
     """
     images = ImageFiles(open_source(data), preset.image_size)
-    size = min(preset.training.batch, len(images)) if batch is None else batch
+    size = min(preset.training.batch, len(images)) if plan.batch is None else plan.batch
     settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
     first = max(1, workers)  # they come while the workers start, one from each
-    with joined(device) as ranks:
+    with joined(plan.device) as ranks:
         feed = settings.feed(images, ranks, size, STAGE.group, preset.training.flip)
-        flow = count(feed.batches(0, first + trials), first, max_seconds)
-    cut = f"{flow.batches} of {trials} batches: more do not fit in {seconds(max_seconds)}"
-    again = (
-        f"each image was read {flow.read / len(images):.1f} times, so that it was soon in memory"
-    )
-    where_from = commit()
-    said = {
-        cut: flow.batches < trials,
-        again: flow.read > len(images),
-        NO_COMMIT: where_from is None,
-    }
-    return PipelineRow(
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=where_from,
-        dataset=preset.name,
-        source=str(data),
-        images=len(images),
-        image_size=preset.image_size,
-        batch=size,
-        workers=workers,
-        read=flow.read,
-        bad=len(feed.bad),
-        timed=flow.timed,
-        seconds=flow.seconds,
-        images_per_second=flow.timed / flow.seconds,
-        machine=machine(load, None),
-        versions=versions(),
-        notes=tuple(sentence for sentence, holds in said.items() if holds),
-    )
+        flow = count(feed.batches(0, first + plan.trials), first, plan.max_seconds)
+    notes = []
+    if flow.batches < plan.trials:
+        limit = seconds(plan.max_seconds)
+        notes.append(f"{flow.batches} of {plan.trials} batches: more do not fit in {limit}")
+    if flow.read > len(images):
+        times = flow.read / len(images)
+        notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
+    facts = {"source": str(data), "images": len(images), "image_size": preset.image_size}
+    facts |= {"workers": workers, "bad": len(feed.bad), "read": flow.read}
+    facts |= {"timed": flow.timed, "seconds": flow.seconds}
+    here = machine(plan.load, None)
+    more: dict[str, Any] = {"dataset": preset.name, "batch": size, "machine": here, "facts": facts}
+    return new_row("pipeline", now(), notes, **more)
 
 
 def count(

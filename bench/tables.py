@@ -1,0 +1,397 @@
+"""Rows as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from bench.cost import PresetRow
+from bench.machine import Machine
+from bench.roofline import summary
+from bench.row import Row
+from bench.timing import seconds
+from engine.sampler import equal_parts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+ABSENT: Final = "-"
+WIDTH: Final = 124  # characters of a table, at least, in a file or a pipe too
+STAGES: Final = {
+    "generator": "generator, {steps} steps",
+    "decoder": "decoder",
+    "whole": "whole",
+    "noise": "noise",
+    "download": "download",
+    "end_to_end": "seed to pixels",
+}
+LEGEND: Final = (
+    "M: million parameters. GMAC: 10^9 multiply-adds of one generator call, of the decoder, of one "
+    "image (T calls and the decoder), measured from the networks. The rest is the paper's:"
+)
+PEAK_MEMORY: Final = {
+    "cpu": "peak memory is the process's, libraries and interpreter included",
+    "cuda": "peak memory is what torch allocated on the GPU",
+}
+
+
+# ---- What several tables share ----
+
+
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def or_absent(value: float | None, text: Callable[[float], str] = number) -> str:
+    return ABSENT if value is None else text(value)
+
+
+def over(a: float | None, b: float | None) -> str:
+    return ABSENT if a is None or b is None else f"{a / b:.2f}"
+
+
+def two_digits(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def whole_number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def hardware(machine: Machine | None) -> str:
+    """What computed: the GPU, or the CPU and its cores."""
+    if machine is None:
+        return "unknown hardware"
+    return machine.gpu.name if machine.gpu else f"{machine.cpu}, {machine.cores} cores"
+
+
+def engine_name(row: Row) -> str:
+    """Engine, precision, and whether the whole was one CUDA graph."""
+    return f"{row.engine} {row.precision}" + (", CUDA graph" if row.cuda_graph else "")
+
+
+def agreement(row: Row) -> str:
+    """How near the images are to the baseline's."""
+    if row.psnr is None or row.changed is None:
+        return ABSENT
+    if row.psnr == float("inf"):
+        return "all equal"
+    levels = f"{row.grey_levels} grey level{'' if row.grey_levels == 1 else 's'}"
+    return f"at most {levels}, {row.changed:.2%} of values differ, {row.psnr:.1f} dB"
+
+
+def verification(row: Row) -> str:
+    """What verification measured of the engine."""
+    found = row.verification or {}
+    if "chain_psnr" not in found:
+        return ABSENT
+    psnr = float(found["chain_psnr"])  # infinite for equal images
+    shown = f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
+    return shown + (", failed" if found.get("why_failed") else "")
+
+
+def psnr(row: Row) -> str:
+    """PSNR of the images against the baseline's, without its unit."""
+    return "equal" if row.psnr == float("inf") else or_absent(row.psnr, "{:.1f}".format)
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    made = Console()
+    made.width = max(made.width, WIDTH)
+    return made
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for cells in rows:
+        made.add_row(*cells)
+    return made
+
+
+def print_lines(out: Console, lines: Sequence[str], notes: Sequence[str] = ()) -> None:
+    """Write sentences under a table, then notes in red."""
+    for line in lines:
+        out.print(line, markup=False, highlight=False)
+    for note in notes:
+        out.print(f"! {note}", style="bold red", markup=False)
+
+
+# ---- An engine beside the baseline ----
+
+
+def print_engine(rows: Sequence[Row]) -> None:
+    """Write the rows of `bench.run.benchmark`: the engine's, and the baseline's if there is one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first, out = rows[0], Console()
+    asked = "" if first.trials == first.trials_asked else f" of {first.trials_asked}"
+    title = f"{first.dataset}, batch {first.batch}, {first.trials}{asked} trials, "
+    table = Table(title=title + hardware(first.machine), title_justify="left")
+    table.add_column("ms: p50 / p90 / p99")
+    for row in rows:
+        table.add_column(f"{engine_name(row)}\n{row.where}", justify="right")
+    if len(rows) == 1:
+        table.add_column("PyTorch", justify="right")
+    for label, *cells in engine_lines(rows):
+        last_of_section = label in ("whole", "seed to pixels")
+        table.add_row(label, *cells, *[ABSENT] * (2 - len(rows)), end_section=last_of_section)
+    out.print(table)
+    print_lines(out, engine_facts(first), first.notes)
+
+
+def engine_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """The lines of the table: a label, and the text of each row."""
+    steps = rows[0].preset["steps"]
+
+    def percentiles(row: Row, stage: str) -> str:
+        ms = row.ms[stage]
+        return " / ".join(number(value) for value in (ms.p50, ms.p90, ms.p99))
+
+    lines = [
+        [label.format(steps=steps), *(percentiles(row, stage) for row in rows)]
+        for stage, label in STAGES.items()
+    ]
+    for label, text in ENGINE_LINES.items():
+        cells = [text(row) for row in rows]
+        if set(cells) != {ABSENT}:
+            lines.append([label, *cells])
+    return lines
+
+
+def with_share(value: float | None, share: float | None) -> str:
+    return or_absent(value) + ("" if share is None else f" ({share:.0%})")
+
+
+ENGINE_LINES: Final[dict[str, Callable[[Row], str]]] = {
+    "whole, mean ± std": lambda row: (
+        f"{number(row.ms['whole'].mean)} ± {number(row.ms['whole'].std)}"
+    ),
+    "images/s": lambda row: number(row.images_per_second),
+    "times as fast": lambda row: or_absent(row.ratio),
+    "images at once": lambda row: str(equal_parts(row.batch, row.chunk or row.batch)[0]),
+    "peak memory, MiB": lambda row: or_absent(row.peak_memory_mib, whole_number),
+    "GPU memory in use when warm, all processes, MiB": lambda row: or_absent(
+        row.gpu_memory_mib, whole_number
+    ),
+    "TFLOP/s": lambda row: with_share(row.tflops(), row.share_of("matmul_tflops")),
+    "GB/s, at least": lambda row: with_share(row.gb_per_second, row.share_of("copy_gb_per_second")),
+}
+
+
+def engine_facts(row: Row) -> list[str]:
+    """Sentences under the table of an engine."""
+    said = []
+    if row.baseline_ms is not None:
+        said.append(f"images against PyTorch: {agreement(row)}")
+        said.append(
+            "peak memory is the process's; PyTorch's was read with the engine loaded beside it"
+        )
+    paper = row.preset.get("paper")
+    if paper:
+        said.append(
+            f"paper ({paper['source']}): {paper['seconds']} s for a batch of 100 on its GPU"
+        )
+    if row.png_ms is not None:
+        said.append(f"PNG files of the batch: {number(row.png_ms)} ms more, on one core")
+    if verification(row) != ABSENT:
+        said.append(f"verification: {verification(row)}")
+    if row.facts:
+        facts = ", ".join(f"{name} {value}" for name, value in row.facts.items())
+        said.append(f"{row.engine}: {facts}")
+    if row.ceilings is not None and row.ceilings.note is None:
+        said.append(summary(row.ceilings))
+    gpu = row.machine.gpu if row.machine else None
+    if gpu is not None and gpu.temperature is not None:
+        said.append(
+            f"GPU at work: {gpu.sm_clock} of {gpu.sm_clock_max}, {gpu.power_draw} of "
+            f"{gpu.power_limit}, {gpu.temperature} C"
+        )
+    return said
+
+
+# ---- A ladder ----
+
+
+def of_ceiling(name: str) -> Callable[[Row, Row | None], str]:
+    return lambda row, _: or_absent(row.share_of(name), percent)
+
+
+# Of a rung and of the last one that ran before it.
+LADDER: Final[dict[str, Callable[[Row, Row | None], str]]] = {
+    "ms": lambda row, _: number(row.whole_ms),
+    "seed to\npixels": lambda row, _: number(row.ms["end_to_end"].p50),
+    "images/s": lambda row, _: number(row.images_per_second),
+    "times\nbaseline": lambda row, _: or_absent(row.ratio, two_digits),
+    "times\nbefore": lambda row, before: over(row.ratio, before.ratio if before else None),
+    "TFLOP/s": lambda row, _: or_absent(row.tflops()),
+    "of\nproduct": of_ceiling("matmul_tflops"),
+    "of\nconv.": of_ceiling("convolution_tflops"),
+    "GB/s at\nleast": lambda row, _: or_absent(row.gb_per_second),
+    "PSNR\ndB": lambda row, _: psnr(row),
+    "trials": lambda row, _: str(row.trials),
+}
+
+
+def ladder_cells(row: Row, before: Row | None) -> list[str]:
+    """One rung's text: its name, then in the order of LADDER. `before`: the last that ran."""
+    if row.why_not is not None:
+        return [row.rung or "", "did not run", *[ABSENT] * (len(LADDER) - 1)]
+    return [row.rung or "", *(text(row, before) for text in LADDER.values())]
+
+
+def ladder_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """The text of all rungs."""
+    lines, before = [], None
+    for row in rows:
+        lines.append(ladder_cells(row, before))
+        before = row if row.why_not is None else before
+    return lines
+
+
+def ladder_title(row: Row) -> str:
+    """Model, batch and hardware of a ladder."""
+    return (
+        f"{row.dataset}, batch {row.batch}, {hardware(row.machine)}; medians, each rung in turns "
+        f"with the baseline for at most {seconds(row.max_seconds or 0)}"
+    )
+
+
+def print_ladder(rows: Sequence[Row]) -> None:
+    """Write the rows of `bench.ladder.run_ladder`."""
+    out, first = console(), rows[0]
+    out.print(ladder_title(first), style="italic", markup=False, highlight=False)
+    out.print(plain_table(("rung", *LADDER), ladder_lines(rows)))
+    said = [summary(first.ceilings)] if first.ceilings else []
+    said += [f"{row.rung}: did not run: {row.why_not}" for row in rows if row.why_not]
+    print_lines(out, said, first.notes)
+
+
+# ---- Training steps ----
+
+
+def step_ms(row: Row) -> float:
+    """Milliseconds of a training step: the medians, weighted by how often R1 comes."""
+    if "with_r1" not in row.ms:
+        return row.ms["plain"].p50
+    with_r1, every = row.ms["with_r1"].p50, row.preset["training"]["r1_every"]
+    plain = row.ms["plain"].p50 if "plain" in row.ms else with_r1
+    return float(((every - 1) * plain + with_r1) / every)
+
+
+def encoded_ms(row: Row) -> float | None:
+    """Milliseconds of a step and of the encoding of its images."""
+    return step_ms(row) + row.ms["encode"].p50 if "encode" in row.ms else None
+
+
+def median(name: str) -> Callable[[Row, Row], str]:
+    return lambda row, _: number(row.ms[name].p50) if name in row.ms else ABSENT
+
+
+TrainingColumns = dict[str, Callable[[Row, Row], str]]  # a row and the baseline -> text
+
+STEP: Final[TrainingColumns] = {
+    "images/s": lambda row, _: number(row.batch / step_ms(row) * 1e3),
+    "times\neager": lambda row, eager: over(step_ms(eager), step_ms(row)),
+    "peak\nMiB": lambda row, _: or_absent(row.peak_memory_mib, whole_number),
+}
+TRIALS: Final[TrainingColumns] = {"trials": lambda row, _: str(row.trials)}
+TRAINING: Final[dict[str, TrainingColumns]] = {
+    "autoencoder": {"step\nms": lambda row, _: number(step_ms(row))} | STEP | TRIALS,
+    "generator": {
+        "no R1\nms": median("plain"),
+        "R1\nms": median("with_r1"),
+        "mean\nms": lambda row, _: number(step_ms(row)),
+        **STEP,
+        "encode\nms": median("encode"),
+        "images/s\n+encode": lambda row, _: or_absent(
+            row.batch / ms * 1e3 if (ms := encoded_ms(row)) else None
+        ),
+        "times\n+encode": lambda row, eager: over(encoded_ms(eager), encoded_ms(row)),
+        "MiB\n+encode": lambda row, _: or_absent(row.facts.get("encode_peak_mib"), whole_number),
+        **TRIALS,
+    },
+}
+
+
+def print_training(rows: Sequence[Row]) -> None:
+    """Write one stage of a training, every variant, eager fp32 first; or a data pipeline."""
+    out, first = console(), rows[0]
+    if first.kind == "pipeline":
+        print_lines(out, [pipeline(first)], first.notes)
+        return
+    columns = TRAINING[first.stage or ""]
+    lines = []
+    for row in rows:
+        cells = ["did not run", *[ABSENT] * (len(columns) - 1)]
+        if row.why_not is None:
+            cells = [text(row, first) for text in columns.values()]
+        lines.append([row.variant or "", *cells])
+    title = f"{first.dataset}: the {first.stage}'s step, batch {first.batch}, "
+    title += f"{hardware(first.machine)}; medians"
+    out.print(title, style="italic", markup=False, highlight=False)
+    out.print(plain_table(("variant", *columns), lines))
+    said = [PEAK_MEMORY[first.device or "cpu"]]
+    if first.stage == "generator":
+        every = first.preset["training"]["r1_every"]
+        said.append(f"mean: of {every} steps, one of which has R1; +encode: without stored latents")
+    said += [f"{row.variant}: {row.why_not}" for row in rows if row.why_not]
+    print_lines(out, said, tuple(dict.fromkeys(note for row in rows for note in row.notes)))
+
+
+def pipeline(row: Row) -> str:
+    """A data pipeline in one line."""
+    facts = row.facts
+    readers = f"{facts['workers']} workers" if facts["workers"] else "no workers"
+    return (
+        f"{row.dataset}: the data pipeline alone gives {number(facts['timed'] / facts['seconds'])} "
+        f"images/s of {facts['image_size']}x{facts['image_size']}, {readers}, batch {row.batch}: "
+        f"{facts['timed']:,} images in {number(facts['seconds'])} s, from {facts['source']} "
+        f"({facts['images']:,} images, {facts['bad']:,} bad)"
+    )
+
+
+# ---- The presets ----
+
+
+def print_presets(rows: Sequence[PresetRow]) -> None:
+    """Write the table of `lddgan presets`."""
+    from rich.console import Console
+
+    heads = "preset|latent|T|G\nM|dec.\nM|G\nGMAC|dec.\nGMAC|image\nGMAC|FID|recall|s/100"
+    out = Console()
+    out.print(plain_table(heads.split("|"), [preset_cells(row) for row in rows]))
+    papers = [
+        f"{row.name}: {row.paper.source}; {row.paper.differences}" for row in rows if row.paper
+    ]
+    missing = sorted({f"no cost: {row.not_measured}" for row in rows if row.not_measured})
+    print_lines(out, [LEGEND, *papers, *missing])
+
+
+def preset_cells(row: PresetRow) -> list[str]:
+    """One preset's text, in the order of the columns."""
+    cost, paper = row.cost, row.paper
+    cells = [row.name, "x".join(map(str, row.latent)), str(row.steps)]
+    if cost is None or row.macs_per_image is None:
+        cells += [ABSENT] * 5
+    else:
+        cells += [f"{n / 1e6:.2f}" for n in (cost.generator_parameters, cost.decoder_parameters)]
+        macs = (cost.generator_macs, cost.decoder_macs, row.macs_per_image)
+        cells += [f"{n / 1e9:.{2 if n < 1e11 else 0}f}" for n in macs]
+    if paper is None:
+        return cells + [ABSENT] * 3
+    return cells + [f"{n:.2f}" for n in (paper.fid, paper.recall, paper.seconds)]

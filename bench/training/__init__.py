@@ -1,1 +1,0 @@
-"""What a training step costs: `lddgan bench --train` (`measure`), its rows and their table."""

@@ -1,7 +1,8 @@
 """The table of benchmark rows in a Markdown file: python -m bench.readme README.md [--check]
 
-Rewrites what stands between the markers from bench/results/*.jsonl beside the file. With --check
-nothing is written, and the exit code is 1 if the file is not up to date.
+Rewrites what stands between the markers from bench/results/*.jsonl beside the file or its folder:
+every row after EVERY, the best ones after BEST. With --check nothing is written, and the exit code
+is 1 if the file is not up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from bench.tables import agreement, engine_name, hardware, number, verification
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
 
-BEGIN: Final = "<!-- bench:begin -->"
+EVERY: Final = "<!-- bench:begin -->"
+BEST: Final = "<!-- bench:best -->"
 END: Final = "<!-- bench:end -->"
 HEADING: Final = (
     "| Model | Batch | On | Engine | ms (PyTorch) | ms (engine) | Times as fast | Images/s "
@@ -27,9 +29,8 @@ HEADING: Final = (
 )
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The newest row of each kind that was measured beside the baseline, as a Markdown table."""
-    shown = newest(rows)
+def markdown(shown: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
     lines = [*HEADING, *map(markdown_line, shown)]
     if any(row.random_weights for row in shown):
         lines += ["", "\\* random weights: timing only"]
@@ -47,6 +48,19 @@ def newest(rows: Sequence[Row]) -> list[Row]:
             place = (on_cpu, hardware(row.machine))
             latest[*place, row.dataset, row.batch, engine_name(row)] = row
     return [latest[key] for key in sorted(latest)]
+
+
+def best(rows: Sequence[Row]) -> list[Row]:
+    """Of the newest rows, the highest ratio of each model, and the highest of all in 8 bits.
+
+    For each hardware; 8 bits are not counted for a model, as their images differ more.
+    """
+    chosen: dict[tuple[str, str], Row] = {}
+    for row in newest(rows):
+        place = (hardware(row.machine), "8 bits" if row.precision == "int8" else row.dataset)
+        if place not in chosen or (row.ratio or 0) > (chosen[place].ratio or 0):
+            chosen[place] = row
+    return list(chosen.values())
 
 
 def markdown_line(row: Row) -> str:
@@ -69,13 +83,14 @@ def markdown_line(row: Row) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def rewritten(text: str, table: str) -> str:
-    """`text` with `table` between the markers. Raises BadInput unless each is there once."""
-    before, begin, rest = text.partition(BEGIN)
+def rewritten(text: str, rows: Sequence[Row]) -> str:
+    """`text` with the table between its markers. Raises BadInput unless each is there once."""
+    begin, choose = (BEST, best) if BEST in text else (EVERY, newest)
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise BadInput(f"the file must hold {BEGIN} and {END}, once each, in this order")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    if not found or not end or begin in rest or END in after:
+        raise BadInput(f"the file must hold {begin} and {END}, once each, in this order")
+    return f"{before}{begin}\n{markdown(choose(rows))}\n{END}{after}"
 
 
 def update(path: Path, check: bool) -> int:
@@ -84,11 +99,12 @@ def update(path: Path, check: bool) -> int:
         text = path.read_text()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    folder = path.resolve().parent / RESULTS
-    rows = kept_rows(folder, "engine")
+    places = [parent / RESULTS for parent in path.resolve().parents[:2]]
+    folder = next((place for place in places if place.is_dir()), places[0])
+    rows = kept_rows(folder, "engine") if folder.is_dir() else []
     if not rows:
         raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
-    new = rewritten(text, markdown(rows))
+    new = rewritten(text, rows)
     if new == text:
         return 0
     if check:

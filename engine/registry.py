@@ -200,19 +200,16 @@ def choose(
 
 def check_precision(precision: Precision | None, engine: str, device: DeviceName = "auto") -> None:
     """Raise BadInput if no engine and device of a request ever run a precision."""
-    if precision is None or any(
-        precision in find_engine(name).precisions[where] for name, where in pairs(engine, device)
-    ):
+    found = pairs(engine, device)
+    if precision is None or not found:
         return
-    places = [
-        f"--engine {' or '.join(names)} on --device {where}"
-        for where in DEVICES
-        if (
-            names := [
-                n for n, w in pairs("auto", where) if precision in find_engine(n).precisions[w]
-            ]
-        )
-    ]
+    if any(precision in find_engine(name).precisions[where] for name, where in found):
+        return
+    places = []
+    for where in DEVICES:
+        names = [name for name, _ in pairs(device=where)]
+        names = [name for name in names if precision in find_engine(name).precisions[where]]
+        places += [f"--engine {' or '.join(names)} on --device {where}"] if names else []
     raise BadInput(f"{precision} runs with {', and '.join(places)} only")
 
 
@@ -231,20 +228,14 @@ def pairs(
     """The engines and devices that a request names, best first (for a model)."""
     if engine != "auto":
         find_engine(engine)  # raises for an unknown one
-    found = [
-        (name, where)
-        for where in DEVICES
-        for name in ENGINES
-        if engine in ("auto", name)
-        and device in ("auto", where)
-        and where in find_engine(name).precisions
-    ]
-    if preset is None:
-        return found
-    order = {where: rank for rank, where in enumerate(DEVICES)}
-    return sorted(
-        found, key=lambda one: (order[one[1]], not find_engine(one[0]).suits(preset, one[1]))
-    )
+    found: list[tuple[str, Device]] = []
+    for where in (where for where in DEVICES if device in ("auto", where)):
+        names = [name for name in ENGINES if engine in ("auto", name)]
+        names = [name for name in names if where in find_engine(name).precisions]
+        if preset is not None:
+            names.sort(key=lambda name: not find_engine(name).suits(preset, where))
+        found += [(name, where) for name in names]
+    return found
 
 
 def survey(

@@ -12,7 +12,6 @@ from bench.gpu_report.journal import Job, Journal
 from bench.roofline import Ceilings, Device
 from bench.row import Row
 from bench.run import (
-    BASELINE,
     LEAST_VERIFIED,
     Subject,
     make_rows,

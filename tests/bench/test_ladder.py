@@ -200,8 +200,9 @@ def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
         *("torch", "torch, channels-last", "torch-compile", "torch fp16", "torch-compile fp16"),
     ]
     rewrites = [f"+ {name}" for name in TAKES["fp16"]]
-    engines = [f"{name} fp16, the bundle" for name in ("ort", "fused", "trt")]
-    assert names[5:] == ["trt, no rewrites", "ort, no rewrites", *rewrites, *engines]
+    engines = [f"{name} fp16, the bundle" for name in ("ort", "fused", "trt-rtx", "trt")]
+    plain = [f"{name}, no rewrites" for name in ("trt", "trt-rtx", "ort")]
+    assert names[5:] == [*plain, *rewrites, *engines]
 
 
 def snapshot(module: torch.nn.Module) -> tuple[str, dict[str, torch.Tensor]]:

@@ -11,7 +11,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from bench.plot import (
-    COLOURS,
     DPI,
     INCHES,
     INT8,
@@ -25,6 +24,7 @@ from bench.plot import (
     roofline_figure,
 )
 from bench.row import Row, results_file, write_rows
+from engine.registry import find_engine
 from lddgan.errors import LddganError
 from tests.bench.rows import row as engine_row
 from tests.bench.test_ladder import CEILINGS, climbed
@@ -75,7 +75,7 @@ def test_the_bars_are_the_times_from_top_to_bottom(rows: list[Row]) -> None:
 
 
 def test_eight_bits_have_a_colour_of_their_own(rows: list[Row]) -> None:
-    assert colour(rows[1]) == COLOURS["ort"]
+    assert colour(rows[1]) == find_engine("ort").color
     assert colour(rows[1].model_copy(update={"precision": "int8"})) == INT8
     assert colour(rows[1].model_copy(update={"engine": "toy"}))  # one that the table does not know
 

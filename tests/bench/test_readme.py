@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.machine import HOME, in_words
-from bench.readme import main, markdown, newest, rewritten
+from bench.readme import best, main, markdown, newest, rewritten
 from bench.row import write_rows
 from lddgan.errors import BadInput
 from tests.bench.rows import CPU, H200, PAPERS_SETTINGS, gpu_row, row
@@ -16,8 +16,17 @@ from tests.bench.rows import CPU, H200, PAPERS_SETTINGS, gpu_row, row
 TEXT = "# Title\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\nEnd.\n"
 
 
-def test_our_readmes_table_is_printed_from_the_rows() -> None:
-    assert main([str(HOME / "README.md"), "--check"]) == 0
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_our_tables_are_printed_from_the_rows(name: str) -> None:
+    assert main([str(HOME / name), "--check"]) == 0
+
+
+def test_the_best_row_of_each_model_and_the_best_in_8_bits() -> None:
+    slow, fast = row(baseline_ms=3000.0), row("openvino", baseline_ms=9000.0)
+    eight = [row(precision="int8", dataset=name, baseline_ms=8000.0) for name in ("lsun", "zebra")]
+    quick = row("openvino", precision="int8", baseline_ms=9500.0)
+    other = row(dataset="zebra")
+    assert best([slow, fast, *eight, quick, other]) == [fast, quick, other]
 
 
 def test_a_row_becomes_a_line_of_the_table() -> None:
@@ -75,4 +84,4 @@ def test_what_cannot_be_rewritten_is_refused(
     assert "holds no results" in capsys.readouterr().err
     for text in ("", "<!-- bench:end --><!-- bench:begin -->", TEXT + TEXT):
         with pytest.raises(BadInput, match="once each"):
-            rewritten(text, "")
+            rewritten(text, [])

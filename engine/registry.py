@@ -189,11 +189,12 @@ def choose(
         if candidate.why_not is None:
             return Chosen(candidate.engine, candidate.device, wanted)
         causes.append(f"{candidate.engine} on {candidate.device}: {candidate.why_not}")
-    if not causes:
+    if not causes and engine != "auto":
+        causes = [f"the {engine} engine does not run on {device}"]
+    elif not causes:
         from export.bundle import in_words
 
-        what = "nothing runs" if engine == "auto" else f"the {engine} engine does not run"
-        what = what if precision is None else f"{what} {precision}"
+        what = "nothing runs" if precision is None else f"nothing runs {precision}"
         causes = [f"{what} on {device}, the bundle holds {in_words(held)}"]
     raise LddganError(f"{'; '.join(causes)}; `lddgan doctor` says what runs here")
 

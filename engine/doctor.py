@@ -11,7 +11,7 @@ from engine.gpu.driver import find_gpu
 from engine.registry import survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL, version_of
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 
 PACKAGES = (
     "lddgan",

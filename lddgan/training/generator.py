@@ -20,7 +20,7 @@ from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
 from lddgan.networks.registry import create_discriminator, create_generator
-from lddgan.noise import sampler_noise
+from lddgan.noise import draw as draw_noise
 from lddgan.preset import GROUP, Preset
 from lddgan.training.latents import StoredLatents, encode_moments
 from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
@@ -282,14 +282,7 @@ def grid_images(
     preset: Preset, generator: nn.Module, trained: TrainedAutoencoder
 ) -> NDArray[np.uint8]:
     """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
-    drawn = sampler_noise(
-        0,
-        0,
-        PICTURES,
-        latent_shape=preset.latent_shape,
-        nz=preset.generator.nz,
-        steps=preset.steps,
-    )
+    drawn = draw_noise(preset, 0, PICTURES)
     device = next(generator.parameters()).device
     noise = [torch.from_numpy(part).to(device) for part in drawn]
     generator.eval()

@@ -102,11 +102,11 @@ def on_meta(preset: Preset) -> Networks:
     """The networks of a preset without weights. Needs torch."""
     import torch
 
-    from lddgan.networks.registry import create_autoencoder, create_generator
+    from lddgan.networks.registry import create
 
     with torch.device("meta"):
-        generator = create_generator(preset).eval()
-        autoencoder = create_autoencoder(preset).eval()
+        generator = create("generator", preset).eval()
+        autoencoder = create("autoencoder", preset).eval()
         x_t = torch.empty(1, *preset.latent_shape)
         t = torch.zeros(1, dtype=torch.int32)
         z = torch.empty(1, preset.generator.nz)

@@ -24,7 +24,7 @@ from lddgan.errors import BadInput
 from lddgan.files import atomic_write, sha256_of_bytes
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
-from lddgan.networks.registry import create, create_autoencoder, create_generator
+from lddgan.networks.registry import create
 from lddgan.preset import Preset
 
 FORMAT = "lddgan-checkpoint-1"
@@ -85,7 +85,7 @@ def build_model(
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
     with torch.device("meta"):
-        network = create_generator(preset)
+        network = create("generator", preset)
     fill(network, generator, "generator")
     stage = build_autoencoder(preset, autoencoder, provenance)
     return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
@@ -96,7 +96,7 @@ def build_autoencoder(
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
     with torch.device("meta"):
-        network = create_autoencoder(preset)
+        network = create("autoencoder", preset)
     fill(network, autoencoder, "autoencoder")
     return TrainedAutoencoder(preset, network.eval(), dict(provenance))
 

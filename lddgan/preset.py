@@ -192,13 +192,18 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
 
 def names(values: Mapping[str, Any]) -> list[str]:
     """Names of the values of a dumped preset that can be set."""
-    found = []
+    return [name for name in flat(values) if name != "name" and not name.startswith("paper")]
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a dumped preset by name: {"generator": {"nf": 32}} -> {"generator.nf": 32}."""
+    leaves: dict[str, Any] = {}
     for section, value in values.items():
-        if section not in ("name", "paper"):
-            found += (
-                [f"{section}.{leaf}" for leaf in value] if isinstance(value, dict) else [section]
-            )
-    return found
+        if isinstance(value, dict):
+            leaves |= {f"{section}.{leaf}": inner for leaf, inner in value.items()}
+        else:
+            leaves[section] = value
+    return leaves
 
 
 def parsed(settings: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lddgan.checkpoint import TrainedAutoencoder, load_checkpoint
 from lddgan.data.images import InMemory
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.configs import AutoencoderConfig
-from lddgan.networks.registry import AUTOENCODERS, Kind, create_autoencoder
+from lddgan.networks.registry import AUTOENCODERS, Kind, create
 from lddgan.preset import Preset, with_values
 from lddgan.training.generator import train_generator
 from lddgan.training.run_folder import MODEL_FILE
@@ -71,7 +71,7 @@ def test_it_trains_exports_verifies_and_samples(preset: Preset, tmp_path: Path) 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
     images = InMemory(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
     settings = Settings(out=tmp_path, steps=1, device="cpu", log=lambda line: None)
-    trained = TrainedAutoencoder(preset, create_autoencoder(preset))
+    trained = TrainedAutoencoder(preset, create("autoencoder", preset))
     train_generator(preset, trained, images, settings)
     model = load_checkpoint(tmp_path / MODEL_FILE)
     assert isinstance(model.autoencoder, Pixels)

@@ -21,7 +21,7 @@ from bench.training.row import Job, Measured, Timed
 from engine.timing import Timer, torch_timer
 from lddgan.data.images import to_float
 from lddgan.errors import LddganError, OutOfMemory
-from lddgan.networks.registry import create_autoencoder
+from lddgan.networks.registry import create
 from lddgan.preset import Preset
 from lddgan.training.autoencoder import Codec, training_of
 from lddgan.training.generator import Gan
@@ -88,7 +88,7 @@ def generator_stage(job: Job, settings: Settings, ranks: Ranks) -> Measured:
 
 def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
     """Encodes a batch of images as `train_generator` does without stored latents."""
-    autoencoder = create_autoencoder(preset).eval().requires_grad_(False)
+    autoencoder = create("autoencoder", preset).eval().requires_grad_(False)
     autoencoder.to(ranks.device, **settings.layout())
     rows = pixels(preset, preset.training.batch, ranks.device)
 

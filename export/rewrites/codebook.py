@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lddgan.networks.autoencoder import Autoencoder, VqAutoencoder, nearest_code
+from lddgan.networks.autoencoder import Autoencoder, VqAutoencoder
 from lddgan.networks.layers import to_image, to_tokens
+from lddgan.networks.quantiser import nearest_code
 
 
 class Lookup(nn.Module):

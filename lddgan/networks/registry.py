@@ -10,11 +10,6 @@ from lddgan.frozen import Frozen
 from lddgan.networks import configs
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from lddgan.networks.autoencoder import Autoencoder
-    from lddgan.networks.discriminator import Discriminator
-    from lddgan.networks.generator import Generator
     from lddgan.preset import Preset
 
 
@@ -71,23 +66,10 @@ def values_of_kind(part: str, values: Mapping[str, Any], kind: Any) -> dict[str,
     return defaults | {name: values[name] for name in fields if name in values} | {"kind": kind}
 
 
-def create(part: str, preset: Preset) -> nn.Module:
-    """The "generator", "autoencoder" or "discriminator" of a preset, newly initialised."""
+def create(part: str, preset: Preset) -> Any:
+    """The "generator", "autoencoder" or "discriminator" of a preset, newly initialised.
+
+    An instance of the class that the registry names for the preset's kind.
+    """
     module, _, name = PARTS[part][getattr(preset, part).kind].network.rpartition(".")
-    network: nn.Module = getattr(importlib.import_module(module), name)(preset)
-    return network
-
-
-def create_generator(preset: Preset) -> Generator:
-    """The generator of a preset, newly initialised."""
-    return create("generator", preset)  # type: ignore[return-value]
-
-
-def create_autoencoder(preset: Preset) -> Autoencoder:
-    """The autoencoder of a preset, newly initialised."""
-    return create("autoencoder", preset)  # type: ignore[return-value]
-
-
-def create_discriminator(preset: Preset) -> Discriminator:
-    """The discriminator of a preset, newly initialised."""
-    return create("discriminator", preset)  # type: ignore[return-value]
+    return getattr(importlib.import_module(module), name)(preset)

@@ -22,7 +22,7 @@ from torch import Tensor
 from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.preset import Preset
+from lddgan.preset import Preset, flat
 from lddgan.presets import get_preset
 from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
 from lddgan.published.ncsnpp import NCSNPP
@@ -270,17 +270,6 @@ def preset_changes(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
     """Where two presets differ: "generator.nz" -> (old, new)."""
     before, after = flat(old.model_dump()), flat(new.model_dump())
     return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
-
-
-def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    leaves: dict[str, Any] = {}
-    for key, value in sections.items():
-        if isinstance(value, dict):
-            leaves |= {f"{key}.{name}": leaf for name, leaf in flat(value).items()}
-        else:
-            leaves[key] = value
-    return leaves
 
 
 def count_tensors(around: Mapping[Any, Any]) -> Counter[str]:

@@ -27,7 +27,7 @@ from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
-from lddgan.networks.registry import create_autoencoder
+from lddgan.networks.registry import create
 from lddgan.preset import AutoencoderTraining, Preset
 from lddgan.training.codec_losses import (
     adaptive_weight,
@@ -69,7 +69,8 @@ class Codec:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.perceptual = perceptual
         self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
-        self.autoencoder = create_autoencoder(preset).to(ranks.device, **settings.layout())
+        self.autoencoder: Autoencoder = create("autoencoder", preset)
+        self.autoencoder.to(ranks.device, **settings.layout())
         self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
         ranks.broadcast([*self.autoencoder.parameters(), *self.critic.parameters()])
         self.adam = torch.optim.Adam(self.autoencoder.parameters(), cfg.lr, cfg.betas)

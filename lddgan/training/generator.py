@@ -19,7 +19,7 @@ from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
-from lddgan.networks.registry import create_discriminator, create_generator
+from lddgan.networks.registry import create
 from lddgan.noise import draw as draw_noise
 from lddgan.preset import GROUP, Preset
 from lddgan.training.latents import StoredLatents, encode_moments
@@ -76,8 +76,8 @@ class Gan:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
         self.coefficients = posterior(preset)
-        self.generator = create_generator(preset).to(ranks.device, **settings.layout())
-        self.discriminator = create_discriminator(preset).to(ranks.device, **settings.layout())
+        self.generator = create("generator", preset).to(ranks.device, **settings.layout())
+        self.discriminator = create("discriminator", preset).to(ranks.device, **settings.layout())
         ranks.broadcast([*self.generator.parameters(), *self.discriminator.parameters()])
         average = get_ema_multi_avg_fn(cfg.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.generator, multi_avg_fn=average).requires_grad_(False)

@@ -10,10 +10,11 @@ from torch import nn
 
 from lddgan import diffusion
 from lddgan.checkpoint import materialise
-from lddgan.networks.autoencoder import KlAutoencoder, nearest_code
+from lddgan.networks.autoencoder import KlAutoencoder
 from lddgan.networks.discriminator import minibatch_deviation
 from lddgan.networks.generator import Generator
 from lddgan.networks.layers import FirDown, FirUp, GroupNorm, attention, sinusoid
+from lddgan.networks.quantiser import nearest_code
 from lddgan.networks.registry import PARTS, create
 from lddgan.preset import Preset
 from lddgan.presets import get_preset
@@ -197,7 +198,7 @@ def test_nearest_code_is_the_lowest_of_the_nearest(
     """Small integers make every distance exact, so that there are many ties."""
     distance = ((vectors[:, :, None] - codes) ** 2).sum(axis=-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lddgan.networks.autoencoder.CODES_PER_SLICE", per_slice)
+        patch.setattr("lddgan.networks.quantiser.CODES_PER_SLICE", per_slice)
         found = nearest_code(torch.from_numpy(vectors), torch.from_numpy(codes))
     np.testing.assert_array_equal(found.numpy(), distance.argmin(axis=-1))
 

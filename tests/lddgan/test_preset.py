@@ -9,6 +9,7 @@ import pytest
 from lddgan.errors import BadInput
 from lddgan.preset import (
     Preset,
+    flat,
     names,
     parsed,
     resized,
@@ -25,14 +26,6 @@ def differences(a: Preset, b: Preset) -> dict[str, Any]:
     """What b has where it differs from a, by name."""
     one, other = flat(a.model_dump()), flat(b.model_dump())
     return {name: value for name, value in other.items() if one.get(name, "absent") != value}
-
-
-def flat(values: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, value in values.items():
-        inner = flat(value) if isinstance(value, dict) else {"": value}
-        found |= {f"{name}.{leaf}".rstrip("."): v for leaf, v in inner.items()}
-    return found
 
 
 # ---- single values ----

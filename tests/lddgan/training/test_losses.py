@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import lddgan.extras as extras_module
 from lddgan.errors import BadInput, LddganError
-from lddgan.networks.autoencoder import straight_through, vq_losses
 from lddgan.networks.patch_discriminator import PatchDiscriminator
+from lddgan.networks.quantiser import straight_through, vq_losses
 from lddgan.training.codec_losses import (
     adaptive_weight,
     hinge_discriminator_loss,

@@ -1,12 +1,13 @@
 """Checkpoints: one `.safetensors` file with `generator.*` (EMA), `autoencoder.*` and its preset.
 
-The first stage of a training, an autoencoder alone, is such a file without `generator.*`.
+An autoencoder alone is such a file without `generator.*`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,27 +85,26 @@ def build_model(
 
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
-    with torch.device("meta"):
-        network = create("generator", preset)
-    fill(network, generator, "generator")
-    stage = build_autoencoder(preset, autoencoder, provenance)
-    return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
+    first = filled("generator", preset, generator)
+    second = filled("autoencoder", preset, autoencoder)
+    return Model(preset, first, second, dict(provenance))
 
 
 def build_autoencoder(
     preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
+    network = filled("autoencoder", preset, autoencoder)
+    return TrainedAutoencoder(preset, network, dict(provenance))
+
+
+def filled(part: str, preset: Preset, tensors: Mapping[str, Tensor]) -> Any:
+    """The network of a preset with exactly these tensors, in evaluation mode. Raises BadInput."""
     with torch.device("meta"):
-        network = create("autoencoder", preset)
-    fill(network, autoencoder, "autoencoder")
-    return TrainedAutoencoder(preset, network.eval(), dict(provenance))
-
-
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give a network made on the meta device exactly these tensors. Raises BadInput."""
-    check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, what)
+        network: nn.Module = create(part, preset)
+    check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, part)
     materialise(network, tensors)
+    return network.eval()
 
 
 def materialise(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -129,7 +129,7 @@ def check_tensors(
             for k, shape in expected.items()
             if k in found and found[k].shape != shape
         ],
-        "with NaN or Inf": [  # numpy's is many times faster than torch's on busy cores
+        "with NaN or Inf": [  # numpy finds them many times faster than torch on busy cores
             k for k, v in found.items() if not np.isfinite(v.float().numpy()).all()
         ],
     }
@@ -159,9 +159,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoenco
     return atomic_write(Path(path), payload)
 
 
-def digest_of(stage: TrainedAutoencoder) -> str:
+def digest_of(trained: TrainedAutoencoder) -> str:
     """Digest of an autoencoder's tensors, whatever file they came from."""
-    return sha256_of_content({}, {k: v.cpu() for k, v in stage.autoencoder.state_dict().items()})
+    return sha256_of_content({}, {k: v.cpu() for k, v in trained.autoencoder.state_dict().items()})
 
 
 def sha256_of_content(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -190,7 +190,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
 
 
 def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
-    """The autoencoder in a file of `save_checkpoint`, of a first stage or of a whole model.
+    """Read the autoencoder in a checkpoint, alone or of a whole model.
 
     Raises BadInput as `load_checkpoint`.
     """
@@ -228,7 +228,10 @@ def read_checkpoint(
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """(metadata, tensors) of a safetensors file, read whole (a mapped file that shrinks kills)."""
+    """(metadata, tensors) of a safetensors file. Raises BadInput.
+
+    The file is read whole: a mapped one that shrinks would kill the process.
+    """
     if not path.is_file():
         raise BadInput(f"{path} does not exist or is not a file")
     try:
@@ -272,8 +275,6 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype
     Vectors are 0.1 N(0,1), around one for scales; matrices and kernels N(0,1)/sqrt(fan in); AdaGN
     projections stay small, so that scales stay near one.
     """
-    import zlib
-
     bits = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
     draw = bits.standard_normal(shape).astype(np.float32)
     if "embedding.weight" in name:

@@ -78,7 +78,7 @@ ATANH = tuple(1.0 / n for n in range(19, 0, -2))
 LN2 = 0.69314718055994530942
 
 MAX_INDEX = 2**63 - 1
-SLICE = 8192  # blocks made at a time: temporaries of 256 KiB stay in cache
+SLICE_BLOCKS = 8192  # made at a time: temporaries of 256 KiB stay in cache
 
 
 class Noise(NamedTuple):
@@ -138,8 +138,8 @@ def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
     blocks = -(-size // 4)
     key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
     out = np.empty((count * blocks, 4), np.float32)
-    for start in range(0, len(out), SLICE):
-        stop = min(start + SLICE, len(out))
+    for start in range(0, len(out), SLICE_BLOCKS):
+        stop = min(start + SLICE_BLOCKS, len(out))
         words = philox4x32(_counters(stream, first, blocks, start, stop), key)
         out[start:stop] = normal_from_words(words)
     return np.ascontiguousarray(out.reshape(count, 4 * blocks)[:, :size])

@@ -11,7 +11,7 @@ from lddgan.preset import GROUP, Preset
 
 SLOPE = 0.2  # of LeakyReLU
 DEVIATION_EPS = 1e-8
-NEARLY_ZERO = 1e-10
+NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
 
 
 def act(x: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def import_published(
 
 
 def import_generator(preset: Preset, path: Path, use_raw: bool) -> Network:
-    """The generator in a netG_N.pth or content.pth. Raises BadInput."""
+    """Read the generator in a netG_N.pth or content.pth. Raises BadInput."""
     key, state, around = read_state(path)
     check_kind_of_network(state, "generator", path)
     preset = with_training_arguments(fit(preset, state, "generator", path), around, path)
@@ -108,17 +108,17 @@ def import_generator(preset: Preset, path: Path, use_raw: bool) -> Network:
 
 
 def import_autoencoder(preset: Preset, path: Path) -> Network:
-    """The autoencoder in a Lightning file or a plain state dict. Raises BadInput."""
+    """Read the autoencoder in a Lightning file or a plain state dict. Raises BadInput."""
     _, state, around = read_state(path)
     check_kind_of_network(state, "autoencoder", path)
-    state, needless = split_autoencoder(state, path)
+    state, left_out = split_autoencoder(state, path)
     preset = fit(preset, state, "autoencoder", path)
     tensors = plain_floats(preset, state, "autoencoder", path)
-    return Network(preset, tensors, record(path, count_tensors(around) + needless))
+    return Network(preset, tensors, record(path, count_tensors(around) + left_out))
 
 
 def record(path: Path, left_out: Mapping[str, int]) -> dict[str, Any]:
-    """Where a part comes from, for the provenance."""
+    """Where a network comes from, for the provenance."""
     return {
         "file": path.name,
         "sha256": sha256_of_file(path),
@@ -134,16 +134,12 @@ def read_state(path: Path) -> tuple[str | None, dict[str, Tensor], dict[Any, Any
     if not isinstance(state, dict):
         raise BadInput(f"{path} holds a {type(state).__name__}, not a state dict")
     around = {} if key is None else {k: v for k, v in loaded.items() if k != key}
+    if not state:
+        raise BadInput(f"{path} is no state dict: it has no tensors")
     others = [k for k, v in state.items() if not (is_name(k) and isinstance(v, Tensor))]
-    if others or not state:
-        raise BadInput(
-            f"{path} is no state dict: "
-            + (
-                f"not tensors: {some([printable(str(k)) for k in others])}"
-                if others
-                else "it has no tensors"
-            )
-        )
+    if others:
+        listed = some([printable(str(k)) for k in others])
+        raise BadInput(f"{path} is no state dict: not tensors: {listed}")
     return key, without_parallel(state, path), around
 
 
@@ -218,14 +214,13 @@ def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> 
 def plain_floats(
     preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path
 ) -> dict[str, Tensor]:
-    """The tensors as float32, in the network's order. Raises BadInput if one is wrong."""
-    odd = [
-        name
-        for name, tensor in state.items()
-        if not tensor.is_floating_point()
-        or tensor.layout != torch.strided
-        or tensor.device.type != "cpu"
-    ]
+    """Convert tensors to float32, in the network's order. Raises BadInput if one is wrong."""
+
+    def is_plain(tensor: Tensor) -> bool:
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        return is_dense and tensor.is_floating_point()
+
+    odd = [name for name, tensor in state.items() if not is_plain(tensor)]
     if odd:
         raise BadInput(f"the {part} in {path} has tensors that are not plain floats: {some(odd)}")
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
@@ -256,7 +251,7 @@ def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str,
 
 
 def with_training_arguments(preset: Preset, around: Mapping[Any, Any], path: Path) -> Preset:
-    """`preset` with the steps and schedule of a training state's arguments, which win."""
+    """`preset` with the steps and schedule of a training state's arguments. Raises BadInput."""
     given = next((v for v in around.values() if isinstance(v, argparse.Namespace)), None)
     found = {ours: getattr(given, name) for name, ours in ARGUMENTS.items() if hasattr(given, name)}
     try:

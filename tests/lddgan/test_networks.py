@@ -240,7 +240,7 @@ def test_minibatch_deviation_of_a_batch_that_does_not_divide() -> None:
 
 
 @torch.no_grad()
-def test_generator_ignores_the_length_of_z_and_depends_on_all_inputs() -> None:
+def test_generator_depends_on_all_inputs_but_the_length_of_z() -> None:
     preset = tiny_preset()
     torch.manual_seed(0)
     network = Generator(preset)

@@ -7,14 +7,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from export.bundle import CHECKPOINT, MANIFEST, open_bundle
 from lddgan.checkpoint import load_checkpoint
 from lddgan.diffusion import sample
+from lddgan.errors import BadInput
 from lddgan.noise import draw
 from lddgan.preset import Preset, with_values
 from lddgan.presets import PRESETS, get_preset
+from lddgan.training.state import check_run
 from tests.published_files import REFERENCE, recorded
 
 OLD = REFERENCE / "old-checkpoint.safetensors"
@@ -70,6 +73,13 @@ def test_old_json_of_every_preset_is_that_preset() -> None:
         for kind in ("kl", "vq", "none"):
             own = with_values(preset, {"autoencoder.kind": kind})
             assert Preset.model_validate_json(json.dumps(in_old_words(own))) == own
+
+
+def test_old_training_state_is_of_the_same_run() -> None:
+    found = {"seed": "0", "preset": json.dumps(in_old_words(EXPECTED))}
+    check_run(OLD, found, {"seed": "0", "preset": EXPECTED.model_dump_json()})
+    with pytest.raises(BadInput, match="another preset"):
+        check_run(OLD, found, {"seed": "0", "preset": get_preset("digits").model_dump_json()})
 
 
 def test_shipped_digits_are_old_files_that_open() -> None:

@@ -81,7 +81,7 @@ def test_several_values_are_judged_together() -> None:
         "steps.x",
     ],
 )
-def test_a_name_that_there_is_not_lists_those_that_there_are(name: str) -> None:
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     with pytest.raises(BadInput) as caught:
         with_values(DIGITS, {name: 1})
     said = str(caught.value)
@@ -97,7 +97,7 @@ def test_a_section_that_a_preset_lacks_has_no_values() -> None:
 
 
 @ALL
-def test_what_is_listed_can_be_set(preset: Preset) -> None:
+def test_every_listed_name_can_be_set(preset: Preset) -> None:
     own = flat(preset.model_dump(exclude={"name", "paper"}))
     assert names(preset.model_dump()) == list(own)
     for name, value in own.items():
@@ -147,7 +147,7 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("autoencoder_training.kl_weight", float("nan"), "kl_weight: .*finite|greater"),
     ],
 )
-def test_a_value_that_does_not_fit_is_one_sentence(name: str, value: Any, said: str) -> None:
+def test_an_invalid_value_is_one_sentence(name: str, value: Any, said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
         with_values(DIGITS, {name: value})
     assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
@@ -235,7 +235,7 @@ def test_sizes_that_cannot_be_halved_are_refused(dataset: str, size: int, said: 
         ("celeba_256", "none", {"autoencoder.kind": "none"}),
     ],
 )
-def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
+def test_a_new_kind_keeps_shared_values_and_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
     preset = get_preset(dataset)
     found = with_values(preset, {"autoencoder.kind": kind})
     assert differences(preset, found) == changes

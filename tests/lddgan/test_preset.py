@@ -235,7 +235,7 @@ def test_sizes_that_cannot_be_halved_are_refused(dataset: str, size: int, said: 
         ("celeba_256", "none", {"autoencoder.kind": "none"}),
     ],
 )
-def test_a_new_kind_keeps_shared_values_and_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
+def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> None:
     preset = get_preset(dataset)
     found = with_values(preset, {"autoencoder.kind": kind})
     assert differences(preset, found) == changes

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lddgan.extras import why_missing
-from lddgan.presets import PRESETS, Frozen, Paper, Preset
+from lddgan.frozen import Frozen
+from lddgan.preset import Paper, Preset
+from lddgan.presets import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,16 +34,17 @@ def measure_cost(preset: Preset) -> Cost:
     """Count on the meta device, where only shapes are computed. Needs torch."""
     import torch
 
-    from lddgan.networks.autoencoder import Autoencoder
-    from lddgan.networks.generator import Generator
+    from lddgan.networks.registry import create
 
     with torch.device("meta"):
-        generator, autoencoder = Generator(preset).eval(), Autoencoder(preset).eval()
+        generator, autoencoder = (
+            create(part, preset).eval() for part in ("generator", "autoencoder")
+        )
         x = torch.empty(1, *preset.latent_shape)
         t, z = torch.zeros(1, dtype=torch.int32), torch.empty(1, preset.generator.nz)
         generator_macs, generator_values = count(generator, lambda: generator(x, t, z))
         decoder_macs, decoder_values = count(autoencoder, lambda: autoencoder.decode(x))
-    decoder = (autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.quantize)
+    decoder = (*autoencoder.decoding, autoencoder.quantize)
     return Cost(
         generator_parameters=parameters(generator),
         decoder_parameters=parameters(*decoder),
@@ -102,7 +105,7 @@ def preset_row(preset: Preset) -> PresetRow:
         image=preset.image_shape,
         latent=preset.latent_shape,
         steps=preset.steps,
-        downsampling=preset.downsampling,
+        downsampling=preset.autoencoder.factor,
         cost=cost,
         macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
         paper=preset.paper,

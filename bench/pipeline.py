@@ -16,7 +16,7 @@ from bench.timing import seconds
 from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 from lddgan.training.generator import STAGE
 from lddgan.training.ranks import joined

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from bench.cost import Cost
 from engine.registry import BASELINE, find_engine
 from engine.timing import median_ms, torch_timer
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen, Preset
+from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +77,8 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
 
 
 def widest(preset: Preset) -> int:
-    """Channels of the decoder's largest convolution, which follows the last upsampling."""
-    return preset.autoencoder.ch * max(preset.autoencoder.ch_mult[:2])
+    """Channels of a convolution at the image's size whose tensor is the decoder's largest."""
+    return preset.autoencoder.largest_activation(preset.image_size) // preset.image_size**2
 
 
 def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:

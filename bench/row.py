@@ -19,8 +19,8 @@ from bench.roofline import Ceilings, Device, comparable
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 
 RESULTS: Final = Path("bench") / "results"  # in the repository
 REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GPU

@@ -51,7 +51,7 @@ from export.compare import changed, grey_levels, psnr
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.names import DeviceName, Precision
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 MAX_SECONDS: Final = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise

@@ -28,19 +28,20 @@ from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import torch_timer
 from lddgan.data.images import to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.frozen import Frozen
 from lddgan.names import DeviceName
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.presets import GROUP, Frozen, Preset, get_preset
+from lddgan.networks.registry import create
+from lddgan.preset import GROUP, Preset, with_values
+from lddgan.presets import get_preset
 from lddgan.progress import Log, to_stderr
 from lddgan.training.autoencoder import Codec, training_of
 from lddgan.training.generator import Gan
-from lddgan.training.latents import encode_moments, moments_shape
+from lddgan.training.latents import encode_moments
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
 from lddgan.training.settings import Settings
 from lddgan.training.state import flushing_denormals
-from lddgan.variants import with_values
 
 StageName = Literal["generator", "autoencoder"]
 Run = Callable[[], Any]
@@ -266,7 +267,7 @@ def generator_stage(
     """D's and G's step on latents in memory; then the encoding, and the memory of both together."""
     preset = job.preset
     gan = Gan(preset, settings, ranks)
-    moments = torch.randn(job.batch, *moments_shape(preset), device=ranks.device)
+    moments = torch.randn(job.batch, *preset.moments_shape, device=ranks.device)
     steps: dict[str, Run] = {"with_r1": lambda: gan.step(moments, WITH_R1, 0.0)}
     if preset.training.r1_every > 1:
         steps["plain"] = lambda: gan.step(moments, WITHOUT_R1, 0.0)
@@ -281,7 +282,7 @@ def generator_stage(
 
 def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
     """Encodes a batch of images as `train_generator` does without stored latents."""
-    autoencoder = Autoencoder(preset).eval().requires_grad_(False)
+    autoencoder = create("autoencoder", preset).eval().requires_grad_(False)
     autoencoder.to(ranks.device, **settings.layout())
     rows = pixels(preset, preset.training.batch, ranks.device)
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.timing import HostTimer, Timer
-from export.agreement import draw
 from export.bundle import CHECKPOINT, Bundle, store_folder
 from lddgan.errors import BadInput
 from lddgan.names import Device, Precision
-from lddgan.presets import Preset
+from lddgan.noise import draw
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from engine.gpu.driver import find_gpu
 from engine.registry import ENGINES, find_engine, pairs, survey
 from lddgan.cores import usable_cores
 from lddgan.extras import INSTALL, version_of
-from lddgan.presets import PRESETS, Frozen
+from lddgan.frozen import Frozen
+from lddgan.presets import PRESETS
 
 OWN_PACKAGES = ("lddgan", "numpy", "onnx", "onnxscript", "pycuda", "safetensors", "scikit-learn")
 

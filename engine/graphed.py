@@ -14,7 +14,7 @@ from engine.backend import Backend, Inputs, Made, Native, Program
 from engine.timing import Timer, median_ms
 from lddgan.errors import OutOfMemory
 from lddgan.names import Device
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.sampler import Sampler
     from export.bundle import Bundle
     from lddgan.checkpoint import Model
-    from lddgan.presets import Preset
+    from lddgan.preset import Preset
     from lddgan.progress import Log
 
 ENGINES: Final[dict[str, str]] = {  # name -> its record: module, relative to this folder, and name

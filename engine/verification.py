@@ -11,8 +11,8 @@ from export.agreement import (
     passed_limit,
 )
 from lddgan.errors import LddganError
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 
 if TYPE_CHECKING:
     pass

@@ -21,7 +21,6 @@ from export.agreement import (
     Run,
     Stages,
     differences,
-    draw,
     joined,
     run_alone,
     run_chain,
@@ -39,7 +38,7 @@ from export.compare import (
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.names import Device, Precision
-from lddgan.noise import Noise
+from lddgan.noise import Noise, draw
 from lddgan.progress import Log, Meter, to_stderr
 from lddgan.torch_settings import exact_fp32
 

@@ -1,13 +1,14 @@
 """Checkpoints: one `.safetensors` file with `generator.*` (EMA), `autoencoder.*` and its preset.
 
-The first stage of a training, an autoencoder alone, is such a file without `generator.*`.
+An autoencoder alone is such a file without `generator.*`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from lddgan.errors import BadInput
 from lddgan.files import atomic_write, sha256_of_bytes
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
-from lddgan.presets import Preset
+from lddgan.networks.registry import create
+from lddgan.preset import Preset
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
@@ -49,6 +51,14 @@ class Model:
     def encode(self, image: Tensor) -> Tensor:
         """Image [B,3,H,W] in [-1,1] -> latent x_0 [B,C,h,w], divided by the scale factor."""
         return self.autoencoder.encode(image) / self.preset.scale_factor
+
+    @torch.no_grad()
+    def codes(self, x_0: Tensor) -> Tensor | None:
+        """Index of the code of every position of x_0 [B,C,h,w], int64 [B,h*w].
+
+        Returns None if the autoencoder has no codebook.
+        """
+        return self.autoencoder.codes(x_0 * self.preset.scale_factor)
 
     @property
     def has_random_weights(self) -> bool:
@@ -75,27 +85,26 @@ def build_model(
 
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
-    with torch.device("meta"):
-        network = Generator(preset)
-    fill(network, generator, "generator")
-    stage = build_autoencoder(preset, autoencoder, provenance)
-    return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
+    first = filled("generator", preset, generator)
+    second = filled("autoencoder", preset, autoencoder)
+    return Model(preset, first, second, dict(provenance))
 
 
 def build_autoencoder(
     preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
+    network = filled("autoencoder", preset, autoencoder)
+    return TrainedAutoencoder(preset, network, dict(provenance))
+
+
+def filled(part: str, preset: Preset, tensors: Mapping[str, Tensor]) -> Any:
+    """The network of a preset with exactly these tensors, in evaluation mode. Raises BadInput."""
     with torch.device("meta"):
-        network = Autoencoder(preset)
-    fill(network, autoencoder, "autoencoder")
-    return TrainedAutoencoder(preset, network.eval(), dict(provenance))
-
-
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Give a network made on the meta device exactly these tensors. Raises BadInput."""
-    check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, what)
+        network: nn.Module = create(part, preset)
+    check_tensors(tensors, {k: v.shape for k, v in network.state_dict().items()}, part)
     materialise(network, tensors)
+    return network.eval()
 
 
 def materialise(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -120,15 +129,19 @@ def check_tensors(
             for k, shape in expected.items()
             if k in found and found[k].shape != shape
         ],
-        "with NaN or Inf": [  # numpy's is many times faster than torch's on busy cores
+        "with NaN or Inf": [  # numpy finds them many times faster than torch on busy cores
             k for k, v in found.items() if not np.isfinite(v.float().numpy()).all()
         ],
     }
     for problem, names in problems.items():
         if names:
-            more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-            listed = ", ".join(names[:NAMED_AT_MOST])
-            raise BadInput(f"the {what} has {len(names)} tensors {problem}: {listed}{more}")
+            raise BadInput(f"the {what} has {len(names)} tensors {problem}: {some(names)}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoencoder) -> Path:
@@ -146,9 +159,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoenco
     return atomic_write(Path(path), payload)
 
 
-def digest_of(stage: TrainedAutoencoder) -> str:
+def digest_of(trained: TrainedAutoencoder) -> str:
     """Digest of an autoencoder's tensors, whatever file they came from."""
-    return sha256_of_content({}, {k: v.cpu() for k, v in stage.autoencoder.state_dict().items()})
+    return sha256_of_content({}, {k: v.cpu() for k, v in trained.autoencoder.state_dict().items()})
 
 
 def sha256_of_content(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -177,7 +190,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
 
 
 def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
-    """The autoencoder in a file of `save_checkpoint`, of a first stage or of a whole model.
+    """Read the autoencoder in a checkpoint, alone or of a whole model.
 
     Raises BadInput as `load_checkpoint`.
     """
@@ -215,7 +228,10 @@ def read_checkpoint(
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """(metadata, tensors) of a safetensors file, read whole (a mapped file that shrinks kills)."""
+    """(metadata, tensors) of a safetensors file. Raises BadInput.
+
+    The file is read whole: a mapped one that shrinks would kill the process.
+    """
     if not path.is_file():
         raise BadInput(f"{path} does not exist or is not a file")
     try:
@@ -238,13 +254,19 @@ def random_model(preset: Preset) -> Model:
     Unlike the training initialisation no layer starts near zero, so that a comparison of outputs
     says something about every layer.  The weights depend on name and shape alone (`random_tensor`).
     """
+
+    def weights(part: str) -> dict[str, Tensor]:
+        shapes = shapes_of(preset, part)
+        return {name: torch.from_numpy(random_tensor(name, tuple(v))) for name, v in shapes.items()}
+
+    provenance = {"random_weights": True}
+    return build_model(preset, weights("generator"), weights("autoencoder"), provenance)
+
+
+def shapes_of(preset: Preset, part: str) -> dict[str, torch.Size]:
+    """Names and shapes of a network's tensors, in the order of its parameters."""
     with torch.device("meta"):
-        shapes = [n(preset).state_dict() for n in (Generator, Autoencoder)]
-    generator, autoencoder = (
-        {k: torch.from_numpy(random_tensor(k, tuple(v.shape))) for k, v in part.items()}
-        for part in shapes
-    )
-    return build_model(preset, generator, autoencoder, {"random_weights": True})
+        return {name: v.shape for name, v in create(part, preset).state_dict().items()}
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -253,8 +275,6 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype
     Vectors are 0.1 N(0,1), around one for scales; matrices and kernels N(0,1)/sqrt(fan in); AdaGN
     projections stay small, so that scales stay near one.
     """
-    import zlib
-
     bits = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
     draw = bits.standard_normal(shape).astype(np.float32)
     if "embedding.weight" in name:

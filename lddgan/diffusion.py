@@ -1,8 +1,8 @@
 """The diffusion of LDDGAN: schedule, forward pairs, posterior and the sampling loop.
 
-Pure functions.  The schedule is numpy (sampling needs no torch); what acts on tensors takes and
-returns torch tensors.  t runs 0..T-1; x_T is pure noise (arXiv 2406.11713, section 3; the
-schedule is that of DDGAN, arXiv 2112.07804).
+Pure functions.  The schedule is in numpy (sampling needs no torch); the rest takes and returns
+torch tensors.  t runs 0..T-1; x_T is pure noise (arXiv 2406.11713, section 3; the schedule is that
+of DDGAN, arXiv 2112.07804).
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SMALLEST = 1e-3  # s_0, where the schedule starts
 FIRST_BETA = 1e-8  # put before the T betas, so that index t means x_t
-LEAST_VARIANCE = 1e-20  # under the logarithm
+LEAST_VARIANCE = 1e-20  # before the logarithm is taken
 
 
 class GeneratorNetwork(Protocol):

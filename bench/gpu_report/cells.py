@@ -26,8 +26,8 @@ from engine.verification import Verification
 from engine.verify import verify_engine
 from lddgan.checkpoint import Model, random_model
 from lddgan.names import Precision
-from lddgan.presets import Preset, get_preset
-from lddgan.variants import resized, with_values
+from lddgan.preset import Preset, resized, with_values
+from lddgan.presets import get_preset
 
 Engine = tuple[str, Precision]
 
@@ -161,8 +161,8 @@ class Bench:
 
 def small(preset: Preset) -> Preset:
     """A preset of the same name and layers that a CPU runs in milliseconds."""
-    halvings = max(len(preset.generator.ch_mult) - 1, preset.discriminator.halvings)
-    return resized(with_values(preset, SMALL), preset.downsampling << halvings)
+    halvings = max(preset.generator.halvings, preset.discriminator.halvings)
+    return resized(with_values(preset, SMALL), preset.autoencoder.factor << halvings)
 
 
 def cell_jobs(bench: Bench) -> list[Job]:

@@ -25,7 +25,7 @@ from engine.timing import median_ms
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.noise import sampler_noise
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 LIBRARIES: Final = (  # beside those of a row
     "onnx",

@@ -17,7 +17,7 @@ from export.bundle import Bundle, graph_file
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.names import Device, Precision
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
@@ -186,7 +186,7 @@ def why_not(device: Device) -> str | None:
 
 def has_narrow_layers(preset: Preset, device: Device) -> bool:
     """Whether ONNX Runtime is the fastest engine for a model on `device`."""
-    widest = max(*preset.generator_widths, *preset.autoencoder_widths)
+    widest = max(preset.generator.widest, preset.autoencoder.widest)
     return device == "cpu" and widest < WIDE
 
 

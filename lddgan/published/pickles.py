@@ -1,14 +1,13 @@
-"""Reading pickled files of strangers: tensors and plain data come in, code never runs.
+"""Read pickled files of strangers: tensors and plain data come in, code never runs.
 
-torch's weights-only reader builds nothing but what is on a list.  To its own list come the names
-below: what training frameworks leave in a checkpoint beside the weights.  Each stands for an inert
-object that keeps what it was given, so the frameworks themselves are not needed.
+torch's weights-only reader builds only what is on a list.  The names below are added to its own
+list: training frameworks leave such objects in a checkpoint beside the weights.  Each name makes an
+inert object that keeps its arguments, so the frameworks themselves are not needed.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
 import pickletools
 import re
@@ -26,36 +25,13 @@ import torch
 
 from lddgan.errors import BadInput
 
-HEAD = 1 << 16  # bytes that tell what a file is
+HEAD_BYTES = 1 << 16  # of a file, which tell what it is
 TORCH_OWN = ("torch.", "collections.", "_codecs.encode", "builtins.set", "builtins.bytearray")
 SHOWN = 160  # characters of a name or message that is not ours
-UNREADABLE = (  # what torch raises on bytes that are not a checkpoint
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-)
-
-UNREADABLE_ZIP = (  # what zipfile and pickletools raise
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
+UNREADABLE = (  # what torch, zipfile and pickletools raise on bytes that are not a checkpoint
+    *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError),
 )
 
 LIGHTNING = (
@@ -127,10 +103,10 @@ def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str
 
 
 def read_pickle(path: Path) -> Any:
-    """What torch.save wrote to `path`, tensors on the CPU, everything foreign inert.
+    """Read what torch.save wrote to `path`: tensors on the CPU, every foreign object inert.
 
-    Raises BadInput with the cause if the file is missing, of another kind, damaged or asks for
-    anything beyond the list.
+    Raises BadInput with the cause if the file is missing, of another kind or damaged, or names
+    anything that is not on the list.
     """
     check_kind(path)
     try:
@@ -151,7 +127,7 @@ def check_kind(path: Path) -> None:
         raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(HEAD_BYTES)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     if not head:
@@ -181,7 +157,7 @@ def is_safetensors(head: bytes) -> bool:
 
 
 def explain(path: Path, error: BaseException) -> str:
-    """Why torch could not read `path`, in a sentence for the user."""
+    """Say in a sentence why torch could not read `path`."""
     message = str(error)
     blocked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if blocked:
@@ -213,36 +189,28 @@ def printable(text: str) -> str:
 
 
 def foreign_global(path: Path) -> str:
-    """The first global in the pickle of `path` that is on no list, "" if there is none.
+    """The first global in a bare pickle that is on no list, "" if there is none.
 
-    The pickle is parsed, nothing is built.  Covers the protocols that torch's reader does not.
+    The pickle is parsed, nothing is built.  Covers the protocols that torch's reader does not; in
+    the files of torch.save, zip or older, its message names the global.
     """
     known = {*INERT_NAMES, *DICT_NAMES, "argparse.Namespace"}
     try:
-        with pickle_stream(path) as file:
+        with path.open("rb") as file:
             for name in globals_named(file):
                 if name not in known and not name.startswith(TORCH_OWN):
                     return name
-    except UNREADABLE_ZIP:
+    except UNREADABLE:
         pass  # cut, or no pickle at all
     return ""
 
 
-def pickle_stream(path: Path) -> BinaryIO:
-    """The pickle of a torch file: the zip's data.pkl, else the file itself."""
-    for name in names_in_zip(path):
-        if name.endswith("data.pkl"):
-            with zipfile.ZipFile(path) as archive:
-                return io.BytesIO(archive.read(name))
-    return path.open("rb")
-
-
 def names_in_zip(path: Path) -> list[str]:
-    """What a zip archive holds; nothing if it is damaged or another kind of file."""
+    """The names in a zip archive. Returns none if it is damaged or another kind of file."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except UNREADABLE_ZIP:
+    except UNREADABLE:
         return []
 
 

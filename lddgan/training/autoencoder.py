@@ -27,17 +27,15 @@ from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
-from lddgan.presets import AutoencoderTraining, Preset
+from lddgan.networks.registry import create
+from lddgan.preset import AutoencoderTraining, Preset
 from lddgan.training.codec_losses import (
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    straight_through,
-    vq_losses,
 )
-from lddgan.training.latents import draw_latent
 from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
-from lddgan.training.losses import kl_divergence, widened
+from lddgan.training.losses import widened
 from lddgan.training.perceptual import load_perceptual
 from lddgan.training.ranks import Ranks, joined
 from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE, unfinished
@@ -71,7 +69,8 @@ class Codec:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.perceptual = perceptual
         self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
-        self.autoencoder = Autoencoder(preset).to(ranks.device, **settings.layout())
+        self.autoencoder: Autoencoder = create("autoencoder", preset)
+        self.autoencoder.to(ranks.device, **settings.layout())
         self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
         ranks.broadcast([*self.autoencoder.parameters(), *self.critic.parameters()])
         self.adam = torch.optim.Adam(self.autoencoder.parameters(), cfg.lr, cfg.betas)
@@ -141,28 +140,15 @@ def codec_losses(
 
 
 def reconstruct(codec: Codec, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w].
-
-    The KL of an image is divided by its number of values, which keeps `kl_weight` what it is
-    where both are summed over an image (latent diffusion).
-    """
-    autoencoder = codec.autoencoder
-    if autoencoder.quantize is not None:
-        latent = widened(autoencoder.encode(image))
-        quantised = autoencoder.quantize(latent)
-        codebook, commitment = vq_losses(latent, quantised, codec.cfg.commitment)
-        decoded = autoencoder.decode_codes(straight_through(latent, quantised))
-        return decoded, {"codebook": codebook, "commitment": commitment}
-    mean, logvar = map(widened, autoencoder.moments(image))
-    if autoencoder.kind == "none":
-        return autoencoder.decode(mean), {}
-    kl = codec.cfg.kl_weight * kl_divergence(mean, logvar) / image[0].numel()
-    return autoencoder.decode(draw_latent(torch.cat([mean, logvar], dim=1), noise)), {"kl": kl}
+    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w]."""
+    moments = widened(codec.autoencoder.moments(image))
+    latent, losses = codec.autoencoder.regularise(moments, noise, codec.cfg)
+    return codec.autoencoder.decode_regularised(latent), losses
 
 
 def balance(codec: Codec, nll: Tensor, adversarial: Tensor) -> Tensor:
     """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
-    last = codec.autoencoder.decoder.conv_out.weight
+    last = codec.autoencoder.last_weight
     gradients = (
         torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, adversarial)
     )

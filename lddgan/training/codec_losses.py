@@ -28,17 +28,3 @@ def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
     """
     nll, g = (torch.linalg.vector_norm(v.detach()) for v in (nll_gradient, g_gradient))
     return (nll / (g + WEIGHT_EPS)).clamp(0, WEIGHT_MOST)
-
-
-def straight_through(latent: Tensor, quantised: Tensor) -> Tensor:
-    """The value of `quantised`, to the last bit, with its gradient going to `latent`: [B,C,h,w]."""
-    return quantised.detach() + (latent - latent.detach())
-
-
-def vq_losses(latent: Tensor, quantised: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """(codebook |sg(z_e) - e|^2, commitment beta |z_e - sg(e)|^2), means over all elements.
-
-    latent z_e [B,C,h,w], its codes e [B,C,h,w] (arXiv 1711.00937, equation 3).
-    """
-    codebook = (latent.detach() - quantised).square().mean()
-    return codebook, beta * (latent - quantised.detach()).square().mean()

@@ -32,7 +32,6 @@ from lddgan.training.latents import (
     Shape,
     Values,
     encode_moments,
-    moments_shape,
 )
 
 VERIFIED: Final = 64  # images that are encoded twice
@@ -66,7 +65,7 @@ def encode_images(
     refuse_used(folder)
     with atomic_folder(folder, os.replace) as temporary, exact_fp32():
         path = temporary / FILE
-        whole = (len(images), 1 + flip, *moments_shape(preset))
+        whole = (len(images), 1 + flip, *preset.moments_shape)
         with path.open("wb") as file, Meter("encoding", 0, len(images), log, "images") as meter:
             reserve(file, whole)
             kept = write_all(file, encoder, read_parts(images, batch, workers), on_bad, meter)

@@ -18,11 +18,11 @@ from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of,
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
-from lddgan.networks.discriminator import Discriminator
-from lddgan.networks.generator import Generator
-from lddgan.noise import sampler_noise
-from lddgan.presets import GROUP, Preset
-from lddgan.training.latents import StoredLatents, draw_latent, encode_moments
+from lddgan.networks.autoencoder import draw_latent
+from lddgan.networks.registry import create
+from lddgan.noise import draw as draw_noise
+from lddgan.preset import GROUP, Preset
+from lddgan.training.latents import StoredLatents, encode_moments
 from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
 from lddgan.training.losses import (
     discriminator_loss,
@@ -76,8 +76,8 @@ class Gan:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
         self.coefficients = posterior(preset)
-        self.generator = Generator(preset).to(ranks.device, **settings.layout())
-        self.discriminator = Discriminator(preset).to(ranks.device, **settings.layout())
+        self.generator = create("generator", preset).to(ranks.device, **settings.layout())
+        self.discriminator = create("discriminator", preset).to(ranks.device, **settings.layout())
         ranks.broadcast([*self.generator.parameters(), *self.discriminator.parameters()])
         average = get_ema_multi_avg_fn(cfg.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.generator, multi_avg_fn=average).requires_grad_(False)
@@ -282,14 +282,7 @@ def grid_images(
     preset: Preset, generator: nn.Module, trained: TrainedAutoencoder
 ) -> NDArray[np.uint8]:
     """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
-    drawn = sampler_noise(
-        0,
-        0,
-        PICTURES,
-        latent_shape=preset.latent_shape,
-        nz=preset.generator.nz,
-        steps=preset.steps,
-    )
+    drawn = draw_noise(preset, 0, PICTURES)
     device = next(generator.parameters()).device
     noise = [torch.from_numpy(part).to(device) for part in drawn]
     generator.eval()

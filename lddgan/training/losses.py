@@ -47,9 +47,3 @@ def reconstruction_weight(progress: float, delta: float | None) -> float:
         return 1.0
     phi = (2 * progress - 1) * delta
     return (1 - math.tanh(phi / 2)) / 2  # the same, and no exp that overflows
-
-
-def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp logvar) || N(0, 1)) of an image in nats, mean over the batch -> scalar."""
-    per_element = mean.square() + logvar.exp() - 1 - logvar
-    return 0.5 * per_element.sum(dim=(1, 2, 3)).mean()

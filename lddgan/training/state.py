@@ -17,10 +17,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lddgan.errors import BadInput
 from lddgan.files import atomic_write
+from lddgan.preset import Preset
 
 SAVE_SECONDS: Final = 60.0  # between two savings, at least
 SAVE_SHARE: Final = 0.05  # of the time at most goes into saving
@@ -93,12 +95,21 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> None:
     """Raise BadInput, naming the difference, if a state is of another run."""
+    found = in_words_of_now(found)
     differs = [key for key in run if found.get(key) != run[key]]
     if differs:
         raise BadInput(
             f"{path} belongs to a run with another {' and '.join(differs)}; repeat its settings, "
             "or start in another --out"
         )
+
+
+def in_words_of_now(run: Mapping[str, str]) -> Mapping[str, str]:
+    """The description of a run with its preset as this version writes it."""
+    try:
+        return {**run, "preset": Preset.model_validate_json(run["preset"]).model_dump_json()}
+    except (KeyError, ValidationError):
+        return run
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from bench.row import Row, read_rows, write_rows
 from bench.tables import print_training
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput
-from lddgan.variants import with_values
+from lddgan.preset import with_values
 from tests.bench.scripted import Clock
 from tests.conftest import TINY
 

@@ -33,10 +33,10 @@ from bench.training_step import (
 )
 from cli import app
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.presets import AutoencoderTraining, get_preset
+from lddgan.preset import AutoencoderTraining, with_values
+from lddgan.presets import get_preset
 from lddgan.training.loop import NotFinite
 from lddgan.training.settings import Settings
-from lddgan.variants import with_values
 from tests.bench.rows import CPU, H200
 from tests.conftest import TINY
 

@@ -236,9 +236,9 @@ def test_an_image_does_not_depend_on_its_batch(
     assert batch[i].tobytes() == alone[0, :size].tobytes()
 
 
-@pytest.mark.parametrize("size", [4 * noise.SLICE + 5, 100, 4095])
+@pytest.mark.parametrize("size", [4 * noise.SLICE_BLOCKS + 5, 100, 4095])
 def test_slices_leave_no_seam(size: int) -> None:
-    count = 2 + 8 * noise.SLICE // size
+    count = 2 + 8 * noise.SLICE_BLOCKS // size
     first = 2**32 - 1  # the images cross into the high word
     batch = normals(3, 1, first, count, size)
     rows = [normals(3, 1, first + i, 1, size)[0] for i in range(count)]

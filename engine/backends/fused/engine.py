@@ -13,8 +13,8 @@ from engine.requirements import why_no_torch_cuda, why_unusable
 from export.graphs import MAX_BATCH
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.frozen import Frozen
 from lddgan.names import Device
-from lddgan.presets import Frozen
 from lddgan.progress import Log
 
 TUNING: Final = "fused.json"  # in the store of a bundle

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
-from lddgan.networks.autoencoder import nearest_code
 from lddgan.networks.layers import FirDown, FirUp
+from lddgan.networks.quantiser import nearest_code
 
 
 class Ops(NamedTuple):

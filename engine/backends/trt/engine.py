@@ -26,7 +26,7 @@ from export.bundle import Bundle, store_folder
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError
 from lddgan.names import Device, Precision
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 FLOATS_FAST_FIRST: Final[tuple[Precision, ...]] = ("fp16", "fp32")

@@ -31,8 +31,8 @@ from export.bundle import Bundle, FileEntry, graph_file, store_folder
 from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
 
 SCHEMA: Final = 1

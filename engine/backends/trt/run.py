@@ -18,7 +18,7 @@ from engine.timing import Timer
 from engine.verification import Verification
 from export.graphs import BATCH, GraphSpec, TensorSpec, graph_specs
 from lddgan.errors import BadInput
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors

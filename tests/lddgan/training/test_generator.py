@@ -18,6 +18,7 @@ from lddgan.data.images import InMemory
 from lddgan.data.order import Order
 from lddgan.errors import BadInput, LddganError, OutOfMemory, Stopped
 from lddgan.networks import discriminator, generator, layers
+from lddgan.networks.autoencoder import kl_divergence
 from lddgan.pictures import grid
 from lddgan.training.generator import (
     Draws,
@@ -31,7 +32,6 @@ from lddgan.training.latents import StoredLatents, latents_of
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
-    kl_divergence,
     r1_penalty,
     reconstruction_loss,
     reconstruction_weight,

@@ -20,12 +20,11 @@ from torch.nn import functional as F
 import lddgan.extras as extras_module
 from lddgan.errors import BadInput, LddganError
 from lddgan.networks.patch_discriminator import PatchDiscriminator
+from lddgan.networks.quantiser import straight_through, vq_losses
 from lddgan.training.codec_losses import (
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    straight_through,
-    vq_losses,
 )
 from lddgan.training.perceptual import VGG_URL, load_perceptual
 from tests.needs import needs

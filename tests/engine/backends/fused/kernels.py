@@ -16,7 +16,7 @@ from engine.backends.fused.kernels import TRITON
 from engine.backends.fused.run import FusedBackend
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model
-from lddgan.networks.autoencoder import CODES_PER_SLICE
+from lddgan.networks.quantiser import CODES_PER_SLICE
 
 EPS = 1e-6
 TOLERANCE = {  # of the largest value; the interpreter cuts bf16 off where a GPU rounds

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+import lddgan
 from export.agreement import Differences
 from export.graphs import GraphSpec, graph_specs
 from lddgan.errors import BadInput, why_invalid
@@ -26,7 +27,7 @@ MANIFEST = "manifest.json"
 CHECKPOINT = "model.safetensors"
 ENGINES = "engines"  # built later, beside what the manifest lists
 EXPORTS = Path("exports")
-DIGITS = Path(__file__).parents[1] / "lddgan" / "assets" / "digits"  # ships with the package
+DIGITS = Path(lddgan.__file__).parent / "assets" / "digits"  # ships with the package
 
 
 class FileEntry(Frozen):

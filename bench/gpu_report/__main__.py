@@ -33,7 +33,7 @@ IN_MEMORY: Final = (
 )
 COMMANDS: Final = ("trt", "ort", "ladder")
 STAGES: Final = (*IN_MEMORY, *COMMANDS)
-WORKER: Final = (sys.executable, "-m", "bench.gpu_report")
+WORKER: Final = (sys.executable, "-m", str(__package__))
 GRACE: Final = 30.0  # seconds, after which a worker that does not end itself is ended
 
 

@@ -20,7 +20,7 @@ from lddgan.progress import Log
 
 Command = tuple[str, ...]
 
-PROGRAM: Final = (sys.executable, "-m", "cli")
+PROGRAM: Final = (sys.executable, "-m", "lddgan")
 HALF: Final[Precision] = "fp16"
 TRIALS: Final = {100: 50, 1: 300}  # by batch
 NEEDS: Final = {"export": 60.0, "build": 60.0, "bench": 40.0, "ladder": 300.0}  # not yet measured

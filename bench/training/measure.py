@@ -52,7 +52,7 @@ LEAST: Final = 900.0  # or so many seconds, since torch.compile takes minutes
 CPU_BATCH: Final = 8  # by default
 CPU_LARGE_BATCH: Final = 2  # for the autoencoder of large images
 LARGE: Final = 128  # side
-PROGRAM: Final = (sys.executable, "-m", "bench.training.child")
+PROGRAM: Final = (sys.executable, "-m", f"{__package__}.child")
 
 EAGER: Final = Variant(name="fp32")
 VARIANTS: Final = (

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "sklearn")
 
 
-def run_without_torch(*args: object, module: str = "cli") -> subprocess.CompletedProcess[str]:
+def run_without_torch(*args: object, module: str = "lddgan") -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGS` in a process that cannot import the training packages."""
     program = (
         "import runpy, sys\n"

@@ -13,14 +13,14 @@ from zipfile import ZipFile
 
 import pytest
 
+from lddgan.checkpoint import random_model, save_checkpoint
 from tests import published_files as files
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 NAMES = ("engine", "export", "bench", "cli")
 FOREIGN = "raise RuntimeError('this is not a module of lddgan')\n"
-
-pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 
 def outcome(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -73,6 +73,20 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_imports_are_moved_wherever_they_stand() -> None:
+    moved = pytest.importorskip("hatch_build").with_moved_imports
+    assert moved("import bench.row as row\n", "x.py") == "import lddgan.bench.row as row\n"
+    assert moved("def f():\n    from engine import a\n", "x.py").endswith(
+        " lddgan.engine import a\n"
+    )
+    unmoved = "from lddgan.noise import draw\nimport enginery\nx = 'from engine import y'\n"
+    assert moved(unmoved, "x.py") == unmoved
+    with pytest.raises(ValueError, match=r"x.py:1: write `import engine.sampler as"):
+        moved("import engine.sampler\n", "x.py")
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
 def test_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"lddgan"}
@@ -81,6 +95,8 @@ def test_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     assert not any(name.startswith(("bench/studies", "bench/results")) for name in held)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)
 def test_modules_of_the_same_names_are_left_alone(python: Path, project: Path) -> None:
     program = "import lddgan\nlddgan.Sampler\nlddgan.export_bundle\nprint(lddgan.__file__)"
     assert Path(run(python, "-c", program, cwd=project)).is_relative_to(python.parents[1])
@@ -88,32 +104,33 @@ def test_modules_of_the_same_names_are_left_alone(python: Path, project: Path) -
         assert FOREIGN.strip() in outcome(python, "-c", f"import {name}", cwd=project).stderr
 
 
-@pytest.mark.parametrize("as_module", [True, False])
-def test_commands_work_beside_modules_of_the_same_names(
-    python: Path, project: Path, as_module: bool
-) -> None:
-    command = (python, "-m", "lddgan") if as_module else (python.with_name("lddgan"),)
-
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_commands_work_beside_modules_of_the_same_names(python: Path, project: Path) -> None:
     def lddgan(*words: object) -> str:
-        return run(*command, *words, cwd=project)
+        return run(python, "-m", "lddgan", *words, cwd=project)
 
     generator = files.netg_file(project / "netG.pth", files.zero_state("cifar10/generator"))
     autoencoder = files.kl_file(project / "kl.ckpt", files.zero_state("cifar10/autoencoder"))
     given = ("--generator", generator, "--autoencoder", autoencoder)
     out = lddgan("import", "--dataset", "cifar10", *given, "--out", "cifar10.safetensors")
     assert "a cifar10 model" in out
-    lddgan("export", "--dataset", "digits", "--precision", "fp32", "--out", "bundle")
+    save_checkpoint(project / "tiny.safetensors", random_model(TINY))
+    given = ("--checkpoint", "tiny.safetensors", "--precision", "fp32")
+    lddgan("export", *given, "--out", "bundle")
     bundle = ("--bundle", "bundle")
-    assert "4 images of digits" in lddgan("sample", *bundle, "--num", 4, "--out", "x.npz")
+    assert "4 images of tiny" in lddgan("sample", *bundle, "--num", 4, "--out", "x.npz")
+    assert run(python.with_name("lddgan"), "sample", *bundle, "--num", 4, "--out", "y.npz")
     row = json.loads(lddgan("bench", *bundle, "--batch", 2, "--trials", 2, "--json"))
     assert row["ratio"] is not None
-    lddgan("train-autoencoder", "--dataset", "digits", "--steps", 1)
-    lddgan("train", "--dataset", "digits", "--steps", 1)
+    assert "trained" in lddgan("train-autoencoder", "--dataset", "digits", "--steps", 1)
     measured = ("--dataset", "digits", "--batch", 4, "--max-seconds", 0)
-    lddgan("bench", "--train", *measured, "--save", "training.jsonl")
+    lddgan("bench", "--train", *measured, "--save", "training.jsonl")  # in processes of their own
     assert (project / "training.jsonl").read_text().count("\n") == 2
 
 
+@pytest.mark.full
+@pytest.mark.timeout(900)
 def test_wheel_samples_without_torch(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"

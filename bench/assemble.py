@@ -16,9 +16,8 @@ from engine.backend import Images
 from engine.output import png
 from engine.timing import Clock
 from engine.verification import Verification
-from export.agreement import Differences
+from export.agreement import Differences, changed, grey_levels, psnr
 from export.bundle import Bundle
-from export.compare import changed, grey_levels, psnr
 from lddgan.extras import why_missing
 from lddgan.names import Precision
 from lddgan.presets import Preset

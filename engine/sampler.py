@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.backend import Backend, Float32, Images, Inputs, Made, Native
 from engine.noise_ahead import NoiseAhead
-from export.compare import any_of_one_value
+from export.agreement import any_of_one_value
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX

@@ -44,7 +44,7 @@ class FileEntry(Frozen):
         return value
 
 
-class StageAgreement(Differences):
+class Agreement(Differences):
     """What verification measured: ONNX Runtime against PyTorch fp32, all batches together."""
 
     batches: tuple[int, ...]
@@ -76,7 +76,7 @@ class Manifest(Frozen):
     exporter: dict[str, str]  # package -> version
     # Names in export/rewrites; an export older than them does not say.
     rewrites: dict[Precision, tuple[str, ...]] = Field(default_factory=dict)
-    verification: dict[Precision, StageAgreement]
+    verification: dict[Precision, Agreement]
 
     @field_validator("files")
     @classmethod

@@ -29,10 +29,15 @@ The CUDA kernel repeats these formulas in this order, in float64, every operatio
 PPND16's third interval (sqrt(-log p) > 5) is never reached: p >= 2^-33, whose root is 4.78.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lddgan.presets import Preset
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
@@ -100,6 +105,18 @@ class Noise(NamedTuple):
     x_T: F32  # [B, C, h, w]
     z: F32  # [T, B, nz]
     noise: F32  # [T, B, C, h, w]
+
+
+def draw(preset: Preset, first: int, count: int, seed: int) -> Noise:
+    """Draw the noise of images first..first+count-1 of a seed, for a preset's T calls."""
+    return sampler_noise(
+        seed,
+        first,
+        count,
+        latent_shape=preset.latent_shape,
+        nz=preset.generator.nz,
+        steps=preset.steps,
+    )
 
 
 def sampler_noise(

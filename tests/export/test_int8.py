@@ -28,7 +28,7 @@ from export.int8 import (
     share_range,
 )
 from export.rewrites import TAKES
-from export.verify import batches_of, onnx_stages, torch_stages
+from export.verify import batches_of, onnx_runner, torch_runner
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput, LddganError
 from lddgan.names import FLOATS, PRECISIONS, Precision
@@ -151,8 +151,8 @@ def test_the_shared_range_holds_both() -> None:
 def test_the_generator_of_a_vq_model_stays_fp32(
     tiny_vq_model: Model, tiny_vq_bundle: Path, tmp_path: Path
 ) -> None:
-    stages = onnx_stages(tiny_vq_bundle, "fp32")
-    quantise_graphs(tiny_vq_model.preset, stages, tiny_vq_bundle, tmp_path)
+    runner = onnx_runner(tiny_vq_bundle, "fp32")
+    quantise_graphs(tiny_vq_model.preset, runner, tiny_vq_bundle, tmp_path)
     copy = (tmp_path / "generator.int8.onnx").read_bytes()
     assert copy == (tiny_vq_bundle / "generator.fp32.onnx").read_bytes()
     kinds = {data_type for data_type, _ in kernels_of(tmp_path / "decoder.int8.onnx").values()}
@@ -161,11 +161,11 @@ def test_the_generator_of_a_vq_model_stays_fp32(
 
 def test_calibration_is_made_of_the_chain(tiny_model: Model) -> None:
     preset = tiny_model.preset
-    feeds = calibration_inputs(preset, torch_stages(tiny_model))
+    feeds = calibration_inputs(preset, torch_runner(tiny_model))
     assert len(feeds["decoder"]) == IMAGES
     assert [feed["t"].item() for feed in feeds["generator"][: preset.steps]] == [2, 1, 0]
     x, t, z, noise = feeds["generator"][0].values()
-    first = torch_stages(tiny_model).step(x, t, z, noise)
+    first = torch_runner(tiny_model).step(x, t.item(), z, noise)
     np.testing.assert_array_equal(feeds["generator"][1]["x"], first)
 
 
@@ -188,8 +188,8 @@ def test_images_stay_close_to_pytorch(bundle: Path) -> None:
 def test_the_same_graphs_give_the_same_bytes(
     bundle: Path, tiny_bundle: Path, tiny_model: Model, tmp_path: Path
 ) -> None:
-    stages = onnx_stages(tiny_bundle, "fp32")
-    quantise_graphs(tiny_model.preset, stages, tiny_bundle, tmp_path)
+    runner = onnx_runner(tiny_bundle, "fp32")
+    quantise_graphs(tiny_model.preset, runner, tiny_bundle, tmp_path)
     for name in ("generator.int8.onnx", "decoder.int8.onnx"):
         assert (tmp_path / name).read_bytes() == (bundle / name).read_bytes()
 

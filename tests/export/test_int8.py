@@ -197,7 +197,7 @@ def test_the_same_graphs_give_the_same_bytes(
 # ---- refusals ----
 
 
-def test_less_than_32_db_is_refused_unless_told() -> None:
+def test_less_than_32_db_is_refused_unless_accepted() -> None:
     poor = GOOD.model_copy(update={"chain_psnr": 31.9, "generator_error": 0.5, "chain_levels": 90})
     assert INT8_PSNR == 32
     assert passed_limit(limits_of(poor, "int8")) == "image PSNR in dB is 31.9, the limit is 32"
@@ -215,7 +215,7 @@ def test_flipped_codes_are_recorded_and_not_limited() -> None:
     assert passed_limit(limits_of(worse, "int8")) == "image PSNR in dB is 31, the limit is 32"
 
 
-def test_a_generator_that_8_bits_spoil_stays_fp32_and_that_is_said(
+def test_int8_keeps_a_spoilt_generator_in_fp32_and_says_so(
     bundle: Path,
     tiny_bundle: Path,
     tiny_model: Model,
@@ -257,12 +257,12 @@ def test_a_refused_export_publishes_nothing(
     [(name, "auto") for name in ("torch", "torch-compile", "trt", "trt-rtx", "fused")]
     + [("ort", "cuda"), ("auto", "cuda")],
 )
-def test_other_engines_say_that_they_do_not_run_it(bundle: Path, engine: str, device: str) -> None:
+def test_other_engines_refuse_int8(bundle: Path, engine: str, device: str) -> None:
     with pytest.raises(BadInput, match=r"int8 runs with --engine .*ort on --device cpu only"):
         open_engine(bundle, engine, "int8", device)
 
 
-def test_it_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Path) -> None:
+def test_int8_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Path) -> None:
     assert choose("auto", "auto", "int8", PRECISIONS)[1:] == ("cpu", "int8")
     assert choose("ort", "cpu", None, PRECISIONS).precision == "fp32"
     assert choose("ort", "auto", None, ("int8",)) == ("ort", "cpu", "int8")
@@ -272,7 +272,7 @@ def test_it_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Pa
         open_engine(tiny_bundle, "ort", "int8", "cpu")
 
 
-def test_verify_measures_what_export_measured_and_asks_no_more(bundle: Path) -> None:
+def test_verify_repeats_the_figures_and_the_limit_of_the_export(bundle: Path) -> None:
     exported = open_bundle(bundle).manifest.verification["int8"]
     found = verify_bundle(open_bundle(bundle), "ort", "int8", "cpu")
     assert found.precision == "int8" and found.noise_identical
@@ -295,7 +295,7 @@ def test_enough_images_are_verified() -> None:
     assert batches_of(large, "int8") == (1, 2, 3, 2)
 
 
-def test_what_both_and_all_are() -> None:
+def test_both_and_all_name_precisions() -> None:
     assert precisions_of("both") == FLOATS == ("fp32", "fp16")
     assert precisions_of("all") == PRECISIONS == ("fp32", "fp16", "int8")
     assert precisions_of("int8") == ("int8",)

@@ -171,7 +171,7 @@ def test_each_limit_is_refused_by_name(case: str) -> None:
     assert named in str(caught.value)
 
 
-def test_what_is_at_the_limit_passes() -> None:
+def test_values_at_the_limits_pass() -> None:
     refuse_disagreement(GOOD, "fp32")
     refuse_disagreement(GOOD_HALF, "fp16")
 

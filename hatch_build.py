@@ -19,7 +19,7 @@ MOVED = ("engine", "export", "bench", "cli")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "studies", "results")
 
 
-class OnePackage(BuildHookInterface):  # type: ignore[type-arg,misc]  # hatchling may be missing
+class OnePackage(BuildHookInterface):
     """Packs a copy of the folders whose imports name their places under `lddgan`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Exact rewrites before export: the same function in fewer or better suited operations.
 
 Each changes copies of the networks in place.  `REWRITES` lists them in the order in which they are
-applied; docs/performance.md has why each is taken, or not.
+applied; docs/performance.md says why a precision takes one.  The engine `fused` exports nothing and
+calls some of the same functions (engine/backends/fused/networks.py).
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from export.rewrites.generator import (
 from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
-from lddgan.names import Precision
+from lddgan.names import PRECISIONS, Precision
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
 from lddgan.presets import Preset
 
 Which = Literal["generator", "decoder"]
-TakenBy = Literal["fp32", "fp16", "int8", "fused"]  # graphs of a precision, and the engine `fused`
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -51,7 +51,7 @@ class Rewrite(NamedTuple):
     name: str
     apply: Callable[[Graphs], None]
     changes: tuple[Which, ...]  # the other graph is left as it is
-    taken_by: tuple[TakenBy, ...]
+    taken_by: tuple[Precision, ...]
 
     @property
     def what(self) -> str:
@@ -187,36 +187,28 @@ def pays(conv: nn.Conv2d, size: int) -> bool:
 GENERATOR: Final = ("generator",)
 DECODER: Final = ("decoder",)
 BOTH: Final = ("generator", "decoder")
-ALL: Final = ("fp32", "fp16", "int8", "fused")
-GRAPHS: Final = ("fp32", "fp16", "int8")
 CPU: Final = ("fp32", "int8")
 
 # rescaled-weights looks for convolutions that skip-first replaces, and skip-first for filters that
 # phased-fir replaces.
 REWRITES: Final = (
-    Rewrite("transposed-upsampling", transposed_upsampling, DECODER, ("fp16", "fused")),
+    Rewrite("transposed-upsampling", transposed_upsampling, DECODER, ("fp16",)),
     Rewrite("phased-upsampling", phased_upsampling, DECODER, CPU),
-    Rewrite("codebook", codebook, DECODER, ALL),
-    Rewrite("rescaled-weights", rescaled_weights, GENERATOR, GRAPHS),
-    Rewrite("skip-first", skip_first, GENERATOR, ALL),
+    Rewrite("codebook", codebook, DECODER, PRECISIONS),
+    Rewrite("rescaled-weights", rescaled_weights, GENERATOR, PRECISIONS),
+    Rewrite("skip-first", skip_first, GENERATOR, PRECISIONS),
     Rewrite("phased-fir", phased_fir, GENERATOR, CPU),
-    Rewrite("attention-output", attention_output, BOTH, GRAPHS),
-    Rewrite("styles", styles, GENERATOR, ALL),
-    Rewrite("step-table", step_table, GENERATOR, ALL),
-    Rewrite("bare-norms", bare_norms, GENERATOR, GRAPHS),
+    Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
+    Rewrite("styles", styles, GENERATOR, PRECISIONS),
+    Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
+    Rewrite("bare-norms", bare_norms, GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),
 )
-
-
-def names_taken_by(graphs: TakenBy) -> tuple[str, ...]:
-    """The rewrites of one list, in the order in which they are applied."""
-    return tuple(rewrite.name for rewrite in REWRITES if graphs in rewrite.taken_by)
 
 
 # A bundle has one graph for each precision, whatever runs it: where OpenVINO and ONNX Runtime
 # differ, OpenVINO, the default on CPUs, decides.
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
-    "fp32": names_taken_by("fp32"),
-    "fp16": names_taken_by("fp16"),
-    "int8": names_taken_by("int8"),
+    precision: tuple(rewrite.name for rewrite in REWRITES if precision in rewrite.taken_by)
+    for precision in PRECISIONS
 }

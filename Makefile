@@ -40,4 +40,4 @@ gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one folder; 
 	touch $@
 
 clean:
-	rm -rf .venv .venv-gpu build *.egg-info
+	rm -rf .venv .venv-gpu dist

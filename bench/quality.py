@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from bench.row import new_row, now
 from engine.sampler import Sampler, check_request
-from export.compare import Images, mean_levels, psnr  # Images: uint8 [N,H,W,3]
+from export.agreement import Images, mean_levels, psnr
 from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError

@@ -45,9 +45,8 @@ from engine.sampler import check_request
 from engine.timing import Clock
 from engine.verification import Verification
 from engine.verify import verify_opened
-from export.agreement import Differences
+from export.agreement import Differences, changed, grey_levels, psnr
 from export.bundle import Bundle, open_bundle
-from export.compare import changed, grey_levels, psnr
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.names import DeviceName, Precision

@@ -21,10 +21,13 @@ from export.agreement import (
     LEVELS_TOLERANCE,
     PSNR_TOLERANCE,
     Limit,
+    any_of_one_value,
+    changed,
+    grey_levels,
     passed_limit,
+    psnr,
 )
 from export.bundle import CHECKPOINT, Bundle
-from export.compare import any_of_one_value, changed, grey_levels, psnr
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
 from lddgan.frozen import Frozen

@@ -12,8 +12,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from engine.backend import Backend, Float32, Images, Inputs, Made, Native
-from export.compare import any_of_one_value
+from export.agreement import any_of_one_value
 from export.graphs import MAX_BATCH
+from lddgan.chain import chain
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX, Noise, draw
 from lddgan.preset import Preset
@@ -171,10 +172,12 @@ class Sampler:
 
     def denoise(self, inputs: Inputs) -> Native:
         """T steps: x_T -> x_0 [B,C,h,w]."""
-        x_t = inputs.x_T
-        for k, t in enumerate(reversed(range(self.preset.steps))):
-            x_t = self.backend.step(x_t, self._t[t], inputs.z[k], inputs.noise[k])
-        return x_t
+        step = self.backend.step
+        calls = chain(lambda x_t, t, z, noise: step(x_t, self._t[t], z, noise), *inputs)
+        x_0 = inputs.x_T
+        for x_0 in calls:  # noqa: B007 - the last one is the latent
+            pass
+        return x_0
 
     def decode(self, x_0: Native) -> Native:
         """Latent x_0 [B,C,h,w] -> uint8 [B,H,W,3]."""

@@ -18,23 +18,21 @@ from export.agreement import (
     IMAGES,
     SEED,
     Differences,
+    Latents,
     Run,
-    Stages,
+    Runner,
+    changed,
     differences,
+    grey_levels,
+    is_sound,
     joined,
+    mean_error,
+    mean_levels,
+    relative_error,
     run_alone,
     run_chain,
 )
 from export.bundle import CHECKPOINT, Bundle
-from export.compare import (
-    Latents,
-    changed,
-    grey_levels,
-    is_sound,
-    mean_error,
-    mean_levels,
-    relative_error,
-)
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.names import Device, Precision
@@ -178,23 +176,24 @@ def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, cou
     from export.verify import code_flips
 
     preset, backend = sampler.preset, sampler.backend
-    noise = draw(preset, first, count)
+    noise = draw(preset, first, count, SEED)
     with exact_fp32():
-        true = run_chain(_stages(reference), preset, noise)
-    alone = run_alone(_stages(backend), preset, noise, true)
+        true = run_chain(_runner(reference), noise)
+    alone = run_alone(_runner(backend), noise, true)
     chain = _downloaded(backend, sampler.make_from(*noise))
     identical = _is_noise(backend, sampler.inputs(SEED, first, count), noise)
     drawn = _downloaded(backend, sampler.make(SEED, first, count))
     return Part(true, alone, chain, drawn, identical, code_flips(model, chain.x_0, true.x_0))
 
 
-def _stages(backend: Backend) -> Stages:
+def _runner(backend: Backend) -> Runner:
     """A backend's two graphs, as functions of host arrays."""
     send, fetch = backend.upload, backend.download
-    return Stages(
-        lambda *arrays: fetch(backend.step(*map(send, arrays))),
-        lambda x_0: fetch(backend.decode(send(x_0))),
-    )
+
+    def step(x: Latents, t: int, z: Any, noise: Latents) -> Latents:
+        return fetch(backend.step(send(x), send(np.array([t], np.int32)), send(z), send(noise)))
+
+    return Runner(step, lambda x_0: fetch(backend.decode(send(x_0))))
 
 
 def _downloaded(backend: Backend, made: Made) -> Run:

@@ -1,4 +1,4 @@
-"""Two ways to compute the same images: run stage by stage, compared, judged. numpy only."""
+"""Two ways to compute the same images: how far they are apart, and what is allowed. numpy only."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from export.compare import Images, Latents, changed, grey_levels, psnr, relative_error
+from lddgan.chain import chain
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.noise import Noise
-from lddgan.preset import Preset
+
+Images = NDArray[np.uint8]  # [B,H,W,3]
+Latents = NDArray[np.float32]  # [B,C,h,w]
 
 SEED: Final = 0  # of the noise that is compared
 IMAGES: Final = 64  # of that seed, by default
 
-STAGE_TOLERANCE = 1e-4  # of the range, fp32
-CHAIN_TOLERANCE = 1e-3
-LEVELS_TOLERANCE = 1  # uint8
+GRAPH_TOLERANCE = 1e-4  # of the range, for one graph in fp32
+CHAIN_TOLERANCE = 1e-3  # of the range, for x_0 after T steps
+LEVELS_TOLERANCE = 1  # grey levels
 # Rounding turns an error of e grey levels into a changed value with probability e, so a mean error
-# of STAGE_TOLERANCE of the range changes this share of the values.
-CHANGED_TOLERANCE = STAGE_TOLERANCE * 255
+# of GRAPH_TOLERANCE of the range changes this share of the values.
+CHANGED_TOLERANCE = GRAPH_TOLERANCE * 255
 FLIPS_TOLERANCE = 1e-3  # share of VQ codes
 PSNR_TOLERANCE = 40.0  # dB, fp16
 INT8_PSNR: Final = 32.0  # dB, unless an export accepts another
-HALF_STAGE_TOLERANCE = 2e-2  # of the range, fp16: 2^-11 through some fifty layers
-BF16_PSNR: Final = 30.0  # dB; one image in some dozens takes another turn on its way
-BF16_STAGE_TOLERANCE = 8 * HALF_STAGE_TOLERANCE  # 2^-8
-
-Limit = tuple[str, float, float]  # what, found, largest allowed
+HALF_GRAPH_TOLERANCE = 2e-2  # of the range, fp16: 2^-11 through some fifty layers
+BF16_PSNR: Final = 30.0  # dB; one image in some dozens comes out different
+BF16_GRAPH_TOLERANCE = 8 * HALF_GRAPH_TOLERANCE  # bf16 rounds at 2^-8
 
 
-class Stages(NamedTuple):
-    """How one side runs a step and the decoder, on arrays of the host."""
+class Runner(NamedTuple):
+    """One way to run the two networks, on arrays of the host."""
 
-    step: Callable[..., Latents]  # x, t, z, noise
+    step: Callable[[Latents, int, Any, Latents], Latents]  # x, t, z, noise -> x_next
     decode: Callable[[Latents], Images]
 
 
 class Run(NamedTuple):
-    """What one side made of some noise."""
+    """What a runner made of some noise."""
 
     steps: list[Latents]  # x_next of every call
     image: Images
@@ -52,8 +52,83 @@ class Run(NamedTuple):
         return self.steps[-1]
 
 
+def run_chain(runner: Runner, noise: Noise) -> Run:
+    """Run T steps and the decoder."""
+    steps = list(chain(runner.step, noise.x_T, [*noise.z], [*noise.noise]))
+    return Run(steps, runner.decode(steps[-1]))
+
+
+def run_alone(runner: Runner, noise: Noise, true: Run) -> Run:
+    """Run every call and the decoder on the inputs they had in the reference's run `true`."""
+    given = [noise.x_T, *true.steps[:-1]]
+    last = len(given) - 1
+    steps = [
+        runner.step(x, last - k, noise.z[k], noise.noise[k])  # t = T-1-k
+        for k, x in enumerate(given)
+    ]
+    return Run(steps, runner.decode(true.x_0))
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """Join runs of the parts of a batch."""
+    steps = [np.concatenate(parts) for parts in zip(*(run.steps for run in runs), strict=True)]
+    return Run(steps, np.concatenate([run.image for run in runs]))
+
+
+# ---- how far two results are apart ----
+
+
+def relative_error(a: Latents, b: Latents) -> float:
+    """Largest |a - b| / largest |b|; infinite if a is not finite."""
+    error = float(np.abs(a - b).max() / np.abs(b).max())
+    return error if np.isfinite(error) else float("inf")
+
+
+def mean_error(a: Latents, b: Latents) -> float:
+    """Mean |a - b| / largest |b|; infinite if a is not finite."""
+    error = float(np.abs(a - b).mean(dtype=np.float64) / np.abs(b).max())
+    return error if np.isfinite(error) else float("inf")
+
+
+def _levels(a: Images, b: Images) -> NDArray[np.int16]:
+    return np.abs(a.astype(np.int16) - b.astype(np.int16))
+
+
+def grey_levels(a: Images, b: Images) -> int:
+    """Largest difference of two uint8 images."""
+    return int(_levels(a, b).max())
+
+
+def mean_levels(a: Images, b: Images) -> float:
+    """Mean difference of two uint8 images, in grey levels."""
+    return float(_levels(a, b).mean(dtype=np.float64))
+
+
+def changed(a: Images, b: Images, levels: int = 0) -> float:
+    """Share of values that differ by more than `levels`."""
+    return float((_levels(a, b) > levels).mean())
+
+
+def psnr(a: Images, b: Images) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for equal images."""
+    mse = float(np.square(a.astype(np.float64) - b.astype(np.float64)).mean())
+    return float("inf") if mse == 0 else float(10 * np.log10(255**2 / mse))
+
+
+def is_sound(x_0: Latents, images: Images) -> bool:
+    """Whether latents are finite and no image is of one value, which is what NaN becomes."""
+    return bool(np.isfinite(x_0).all()) and not any_of_one_value(images)
+
+
+def any_of_one_value(images: Images) -> bool:
+    """Whether all values of an image are the same."""
+    spaced = images[:, ::8, ::8]  # fast, as a GPU waits: an image that varies here needs no more
+    alike = images[spaced.min(axis=(1, 2, 3)) == spaced.max(axis=(1, 2, 3))]
+    return bool((alike.min(axis=(1, 2, 3)) == alike.max(axis=(1, 2, 3))).any())
+
+
 class Differences(Frozen):
-    """How far one side is from the reference, on the same noise."""
+    """How far a run is from the reference's, on the same noise."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
 
@@ -66,9 +141,9 @@ class Differences(Frozen):
     chain_changed: float
     chain_psnr: float  # dB, of the images; infinite if equal
     code_flips: float  # share of VQ codes that differ after the chain; 0 for KL
-    # Of int8, from the export; None where it was not so.
-    int8_accepted_psnr: float | None = None  # dB, the least, instead of INT8_PSNR
-    int8_both_psnr: float | None = None  # dB with both graphs in 8 bits: too little
+    # Of int8, from the export; None if that did not happen.
+    int8_accepted_psnr: float | None = None  # the lowest PSNR in dB, instead of INT8_PSNR
+    int8_both_psnr: float | None = None  # dB with both graphs in 8 bits: too low
 
     @property
     def why_fp32(self) -> str | None:
@@ -79,45 +154,28 @@ class Differences(Frozen):
         return f"the generator stays in fp32: with both graphs in 8 bits, images had {both}"
 
 
-def run_chain(stages: Stages, preset: Preset, drawn: Noise) -> Run:
-    """T steps and the decoder."""
-    x, steps = drawn.x_T, []
-    for k in range(preset.steps):
-        x = stages.step(*call_inputs(preset, drawn, k, x))
-        steps.append(x)
-    return Run(steps, stages.decode(x))
-
-
-def run_alone(stages: Stages, preset: Preset, drawn: Noise, true: Run) -> Run:
-    """Every call and the decoder on the inputs they had in the reference's run `true`."""
-    inputs = [drawn.x_T, *true.steps[:-1]]
-    steps = [stages.step(*call_inputs(preset, drawn, k, x)) for k, x in enumerate(inputs)]
-    return Run(steps, stages.decode(true.x_0))
-
-
-def joined(runs: Sequence[Run]) -> Run:
-    """Runs of the parts of a batch as one."""
-    steps = [np.concatenate(parts) for parts in zip(*(run.steps for run in runs), strict=True)]
-    return Run(steps, np.concatenate([run.image for run in runs]))
-
-
-def differences(alone: Run, chain: Run, true: Run, code_flips: float) -> Differences:
-    """Stages on the reference's own inputs (`alone`) and the whole chain, against the reference."""
+def differences(alone: Run, whole: Run, true: Run, code_flips: float) -> Differences:
+    """Compare with the reference's run `true`: each graph on its inputs, and the whole chain."""
     return Differences(
         generator_error=max(map(relative_error, alone.steps, true.steps)),
         decoder_levels=grey_levels(alone.image, true.image),
         decoder_changed=changed(alone.image, true.image),
         decoder_psnr=psnr(alone.image, true.image),
-        chain_error=relative_error(chain.x_0, true.x_0),
-        chain_levels=grey_levels(chain.image, true.image),
-        chain_changed=changed(chain.image, true.image),
-        chain_psnr=psnr(chain.image, true.image),
+        chain_error=relative_error(whole.x_0, true.x_0),
+        chain_levels=grey_levels(whole.image, true.image),
+        chain_changed=changed(whole.image, true.image),
+        chain_psnr=psnr(whole.image, true.image),
         code_flips=code_flips,
     )
 
 
+# ---- what is allowed ----
+
+Limit = tuple[str, float, float]  # name, value found, largest allowed
+
+
 def passed_limit(limits: Sequence[Limit]) -> str | None:
-    """The first limit that is passed, in words; None if all are kept. NaN passes every limit."""
+    """Describe the first limit that is passed; None if all are kept. NaN passes every limit."""
     for name, value, limit in limits:
         if not value <= limit:
             return f"{name} is {abs(value):.3g}, the limit is {abs(limit):.3g}"
@@ -125,11 +183,10 @@ def passed_limit(limits: Sequence[Limit]) -> str | None:
 
 
 def limits_of(found: Differences, precision: Precision) -> list[Limit]:
-    """What is asked of a precision.
+    """List the limits of a precision.
 
-    Where VQ codes flip, images are compared by the decoder alone: one flip moves many pixels.  In
-    fp16 the latents are rounded to about 1e-3, in bf16 and int8 to 1e-2, so flips are recorded and
-    not limited.
+    One flipped VQ code moves many pixels, so with flips the decoder alone is compared.  fp16 rounds
+    latents to about 1e-3, bf16 and int8 to 1e-2: their flips are recorded and not limited.
     """
     image_psnr = found.decoder_psnr if found.code_flips else found.chain_psnr
     if precision == "int8":
@@ -138,17 +195,17 @@ def limits_of(found: Differences, precision: Precision) -> list[Limit]:
         return [("image PSNR in dB", -image_psnr, -least)]
     if precision == "fp16":
         return [
-            ("generator error", found.generator_error, HALF_STAGE_TOLERANCE),
+            ("generator error", found.generator_error, HALF_GRAPH_TOLERANCE),
             ("image PSNR in dB", -image_psnr, -PSNR_TOLERANCE),
         ]
     if precision == "bf16":
         return [
-            ("generator error", found.generator_error, BF16_STAGE_TOLERANCE),
+            ("generator error", found.generator_error, BF16_GRAPH_TOLERANCE),
             ("decoder PSNR in dB", -found.decoder_psnr, -PSNR_TOLERANCE),
             ("image PSNR in dB", -image_psnr, -BF16_PSNR),
         ]
     limits: list[Limit] = [
-        ("generator error", found.generator_error, STAGE_TOLERANCE),
+        ("generator error", found.generator_error, GRAPH_TOLERANCE),
         ("decoder difference in grey levels", found.decoder_levels, LEVELS_TOLERANCE),
         ("share of changed decoder values", found.decoder_changed, CHANGED_TOLERANCE),
         ("error of x_0 after all steps", found.chain_error, CHAIN_TOLERANCE),
@@ -157,11 +214,3 @@ def limits_of(found: Differences, precision: Precision) -> list[Limit]:
     if found.code_flips == 0:
         limits.append(("image difference in grey levels", found.chain_levels, LEVELS_TOLERANCE))
     return limits
-
-
-def call_inputs(
-    preset: Preset, drawn: Noise, k: int, x: Latents
-) -> tuple[Latents, NDArray[np.int32], NDArray[Any], Latents]:
-    """What the generator is given in call k: x, t, z, noise."""
-    t = np.array([preset.steps - 1 - k], dtype=np.int32)
-    return x, t, drawn.z[k], drawn.noise[k]

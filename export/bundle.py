@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
+import lddgan
 from export.agreement import Differences
 from export.graphs import GraphSpec, graph_specs
 from lddgan.errors import BadInput, why_invalid
@@ -26,27 +26,24 @@ from lddgan.presets import get_preset
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"
 CHECKPOINT = "model.safetensors"
-ENGINES = "engines"  # built later, beside what the manifest lists
+ENGINES = "engines"  # built later; the manifest does not list it
 EXPORTS = Path("exports")
-DIGITS = Path(__file__).parents[1] / "lddgan" / "assets" / "digits"  # ships with the package
+DIGITS = Path(lddgan.__file__).parent / "assets" / "digits"  # ships with the package
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # sha256
+FileName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]  # in the bundle's folder
 
 
 class FileEntry(Frozen):
     """One file of the bundle."""
 
-    sha256: str
+    sha256: Digest
     bytes: int
 
-    @field_validator("sha256")
-    @classmethod
-    def _is_digest(cls, value: str) -> str:
-        if not re.fullmatch(r"[0-9a-f]{64}", value):
-            raise ValueError("not a sha256")
-        return value
 
-
-class StageAgreement(Differences):
-    """What verification measured: ONNX Runtime against PyTorch fp32, all batches together."""
+class Agreement(Differences):
+    """How ONNX Runtime agrees with PyTorch fp32, over all batches together."""
 
     batches: tuple[int, ...]
     # One image through the torch modules in the graph's own dtypes; None for fp32.
@@ -54,7 +51,7 @@ class StageAgreement(Differences):
     fp16_psnr: float | None = None  # dB against fp32; for VQ, of the decoder alone
 
     def summary(self) -> str:
-        """One line for people."""
+        """What was measured, as one line of text."""
         flips = f", {self.code_flips:.3%} of the VQ codes differ" if self.code_flips else ""
         largest = "" if self.fp16_largest is None else f", fp16 reaches {self.fp16_largest:,.0f}"
         kept = f"; {self.why_fp32}" if self.why_fp32 else ""
@@ -67,30 +64,22 @@ class StageAgreement(Differences):
 
 
 class Manifest(Frozen):
-    """What `manifest.json` promises; checked when a bundle is opened."""
+    """The content of `manifest.json`, checked when a bundle is opened."""
 
     schema_version: Literal[1]
     preset: Preset
     provenance: dict[str, Any]
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     graphs: dict[str, GraphSpec]
     exporter: dict[str, str]  # package -> version
-    # Names in export/rewrites; an export older than them does not say.
+    # Names in export/rewrites; missing in the oldest bundles.
     rewrites: dict[Precision, tuple[str, ...]] = Field(default_factory=dict)
-    verification: dict[Precision, StageAgreement]
-
-    @field_validator("files")
-    @classmethod
-    def _plain_names(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
-        for name in value:
-            if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", name):
-                raise ValueError(f"file name {name!r} is not a plain name")
-        return value
+    verification: dict[Precision, Agreement]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; every file that is asked for has been checked against the manifest."""
+    """An opened bundle. `file` checks each file against the manifest before it gives its path."""
 
     folder: Path
     manifest: Manifest
@@ -108,25 +97,20 @@ class Bundle:
         return bool(self.manifest.provenance.get("random_weights"))
 
     def file(self, name: str) -> Path:
-        """Path of a listed file after its size and sha256 were checked. Raises BadInput."""
+        """Check a listed file's size and sha256; returns its path. Raises BadInput on a fault."""
         path, entry = self.folder / name, self.manifest.files.get(name)
         if entry is None:
             listed = ", ".join(self.manifest.files)
             raise BadInput(f"the bundle {self.folder} has no {name}; it has {listed}")
         if not path.is_file():
-            raise BadInput(f"{path} is missing; export the bundle again")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BadInput(
-                f"{path} has {size:,} bytes, its manifest says {entry.bytes:,}; "
-                "export the bundle again"
-            )
-        if sha256_of_file(path) != entry.sha256:
-            raise BadInput(
-                f"{path} is not the file its manifest lists (sha256 differs); "
-                "export the bundle again"
-            )
-        return path
+            fault = "is missing"
+        elif (size := path.stat().st_size) != entry.bytes:
+            fault = f"has {size:,} bytes, its manifest says {entry.bytes:,}"
+        elif sha256_of_file(path) != entry.sha256:
+            fault = "is not the file its manifest lists (sha256 differs)"
+        else:
+            return path
+        raise BadInput(f"{path} {fault}; export the bundle again")
 
     def graph(self, which: str, precision: Precision) -> Path:
         """Path of `generator` or `decoder` in a precision. Raises BadInput if not exported."""
@@ -140,7 +124,7 @@ class Bundle:
 
 
 def in_words(held: Sequence[Precision]) -> str:
-    """The precisions of a bundle, for people."""
+    """The precisions of a bundle as text: "fp32 and fp16"."""
     return " and ".join(held) or "a checkpoint without graphs"
 
 
@@ -157,7 +141,7 @@ OF_A_BUNDLE = {MANIFEST, CHECKPOINT, ENGINES} | {
 def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Read and check a bundle's manifest.
 
-    Raises BadInput for a folder without one, one from a newer version, or one edited by hand.
+    Raises BadInput if there is none, or it is of a newer version or was edited by hand.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -180,10 +164,10 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def find_bundle(dataset: str | None) -> Path:
-    """Folder of the bundle to use.
+    """Choose the folder of the bundle to use.
 
     `digits` is always the shipped one; another data set is `exports/<dataset>`; None is the newest
-    under `exports/`, or the shipped digits.
+    under `exports/`, or the shipped digits.  Raises BadInput if the data set was not exported.
     """
     if dataset == "digits":
         return DIGITS
@@ -197,8 +181,7 @@ def find_bundle(dataset: str | None) -> Path:
 
 
 def store_folder(bundle: Bundle) -> Path:
-    """Where what is built or tuned of a bundle is kept: in it, or, for the installed digits, in the
-    user's cache."""
+    """Folder for what is built or tuned: in the bundle; for the shipped digits, in the cache."""
     if bundle.folder.resolve() != DIGITS.resolve():
         return bundle.folder / ENGINES
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -207,9 +190,9 @@ def store_folder(bundle: Bundle) -> Path:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name if the body succeeds.
+    """Give a temporary folder, which becomes `folder` if the body succeeds.
 
-    A bundle that is already there is replaced; any other content is refused (BadInput).
+    It replaces a bundle that is there already. Raises BadInput if anything else is.
     """
     refuse_foreign(folder)
     with atomic_folder(folder, exchange) as temporary:
@@ -217,7 +200,7 @@ def publishing(folder: Path) -> Iterator[Path]:
 
 
 def exchange(new: Path, folder: Path) -> None:
-    """Give `new` the name of a folder, which is back under it if that fails."""
+    """Rename `new` to `folder`. Puts a folder that was there back if that fails."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -233,7 +216,7 @@ def exchange(new: Path, folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise BadInput if `folder` exists and is neither empty nor a bundle and nothing else."""
+    """Raise BadInput if `folder` exists, unless it is empty or holds nothing but a bundle."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} exists and is not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

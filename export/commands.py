@@ -53,17 +53,17 @@ def export(
     precision: Annotated[
         Wanted,
         typer.Option(
-            help="both: fp32 and fp16; all: int8 for CPUs too; none: torch and fused need no graph."
+            help="both: fp32 and fp16; all: int8 for CPUs too; none: for torch and fused."
         ),
     ] = "both",
     out: Annotated[Path | None, typer.Option(help="Default exports/<dataset>.")] = None,
     rewrites: Annotated[
         str | None,
-        typer.Option(help="none, or some of them (a,b,c), instead of what suits the engines."),
+        typer.Option(help="none, or names (a,b,c), instead of those that suit the engines."),
     ] = None,
     accept_psnr: Annotated[
         float | None,
-        typer.Option(help="Publish int8 graphs whose images have this many dB or more."),
+        typer.Option(help="Lowest PSNR in dB at which int8 graphs are published."),
     ] = None,
 ) -> None:
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
@@ -98,7 +98,7 @@ def export(
 
 
 def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
-    """The bundle that --dataset or --bundle names, or the default one; says which."""
+    """Open the bundle of --dataset or --bundle, or the default one, which is told."""
     from export.bundle import find_bundle, open_bundle
     from lddgan.errors import BadInput
 

@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -17,8 +17,8 @@ from export.bundle import (
     DIGITS,
     MANIFEST,
     SCHEMA,
+    Agreement,
     Manifest,
-    StageAgreement,
     file_entries,
     graph_file,
     open_bundle,
@@ -29,12 +29,13 @@ from export.fp16 import to_half
 from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import TAKES, Graphs, rewritten
-from export.verify import HalfCheck, check_half, onnx_stages, refuse_disagreement, verify
+from export.verify import HalfCheck, check_half, onnx_runner, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
 from lddgan.errors import BadInput
 from lddgan.extras import version_of
 from lddgan.names import Precision
 from lddgan.presets import get_preset
+from lddgan.progress import Log
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -47,20 +48,22 @@ def export_bundle(
     checkpoint: Path | None = None,
     rewrites: Mapping[Precision, Sequence[str]] = TAKES,
     accept_psnr: float | None = None,
-    log: Callable[[str], None] = lambda _: None,
-) -> dict[Precision, StageAgreement]:
+    log: Log = lambda _: None,
+) -> dict[Precision, Agreement]:
     """Export, verify and publish `model` as the bundle `folder`; returns what was measured.
 
     Without `precisions` the bundle is a checkpoint and its manifest, which needs no onnx.
     `checkpoint` is the file that holds `model`: it is hard-linked instead of written again.
-    `accept_psnr` is the least that images of int8 graphs may have, in dB, instead of INT8_PSNR.
+    `accept_psnr` is the lowest PSNR in dB of int8 images, instead of INT8_PSNR.
     Raises LddganError if the graphs disagree with PyTorch, leaving `folder` as it was, and BadInput
     for unknown rewrites.
     """
     refuse_loss(model, folder)
     with publishing(folder) as temporary:
         place_checkpoint(model, checkpoint, temporary / CHECKPOINT)
-        measured: dict[Precision, StageAgreement] = {}
+
+        # ONNX graphs, each precision compared with PyTorch
+        measured: dict[Precision, Agreement] = {}
         for precision in precisions:
             log(f"{precision}: exporting the two graphs, comparing ONNX Runtime with PyTorch")
             if precision == "int8":
@@ -70,13 +73,16 @@ def export_bundle(
                 found = verify(model, temporary, precision, half)
             refuse_disagreement(found, precision)
             measured[precision] = found
+
+        # the manifest, which lists every file by now
+        versions = {name: version_of(name) for name in EXPORTERS}
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
             provenance=dict(model.provenance),
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
-            exporter={name: number for name in EXPORTERS if (number := version_of(name))},
+            exporter={name: version for name, version in versions.items() if version},
             rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )
@@ -85,7 +91,7 @@ def export_bundle(
 
 
 def refuse_loss(model: Model, folder: Path) -> None:
-    """Raise BadInput if random weights would take the place of a trained model."""
+    """Raise BadInput if random weights would replace a trained model."""
     if not model.has_random_weights or not (folder / MANIFEST).is_file():
         return
     if not open_bundle(folder).has_random_weights:
@@ -96,10 +102,10 @@ def refuse_loss(model: Model, folder: Path) -> None:
 
 
 def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:
-    """The model and the file that holds it; random weights (and None) without a checkpoint.
+    """Load the model to export; returns it and its file, None for random weights.
 
-    `digits` without a checkpoint is the shipped model.  Raises BadInput if the checkpoint belongs
-    to another data set, or neither is given.
+    Without a checkpoint `digits` is the shipped model, and other data sets get random weights.
+    Raises BadInput if the checkpoint belongs to another data set, or neither is given.
     """
     if checkpoint is None and dataset == "digits":
         checkpoint = DIGITS / CHECKPOINT
@@ -114,7 +120,7 @@ def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model
 
 
 def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
-    """The checkpoint inside the bundle: a hard link, a copy across file systems, or written."""
+    """Put the checkpoint into the bundle: as a hard link, else a copy; written without `source`."""
     if source is None:
         save_checkpoint(target, model)
         return
@@ -127,7 +133,7 @@ def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
 def export_graphs(
     model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
 ) -> HalfCheck | None:
-    """Write both graphs, fp32 or fp16; for fp16 returns how the modules fare in those dtypes."""
+    """Write both graphs in fp32 or fp16; for fp16 returns how the modules do in those dtypes."""
     modules = graph_modules(model, rewrites)
     half = None
     if precision == "fp16":
@@ -141,37 +147,31 @@ def export_graphs(
 
 
 def export_int8(
-    model: Model,
-    folder: Path,
-    rewrites: Sequence[str],
-    accept_psnr: float | None,
-    log: Callable[[str], None],
-) -> StageAgreement:
-    """Write both graphs in int8, made of fp32 graphs that are calibrated and thrown away.
+    model: Model, folder: Path, rewrites: Sequence[str], accept_psnr: float | None, log: Log
+) -> Agreement:
+    """Write both graphs in int8, made of temporary fp32 graphs; returns what was measured.
 
-    If their images are less than what is asked of int8, the generator of a KL model stays in fp32.
-    Returns what was measured of the graphs that stay.
+    If their images miss the limit of int8, the generator of a KL model stays in fp32.
     """
     from export.int8 import keep_generator, quantise_graphs
 
-    asked = {"int8_accepted_psnr": accept_psnr}
+    accepted = {"int8_accepted_psnr": accept_psnr}
     with tempfile.TemporaryDirectory() as name:
         floats = Path(name)
         export_graphs(model, floats, "fp32", rewrites)
-        quantise_graphs(model.preset, onnx_stages(floats, "fp32"), floats, folder)
-        both = verify(model, folder, "int8").model_copy(update=asked)
+        quantise_graphs(model.preset, onnx_runner(floats, "fp32"), floats, folder)
+        both = verify(model, folder, "int8").model_copy(update=accepted)
         if model.preset.autoencoder.has_codes or passed_limit(limits_of(both, "int8")) is None:
             return both
         keep_generator(floats, folder)
-        found = verify(model, folder, "int8").model_copy(
-            update=asked | {"int8_both_psnr": both.chain_psnr}
-        )
+        update = accepted | {"int8_both_psnr": both.chain_psnr}
+        found = verify(model, folder, "int8").model_copy(update=update)
         log(f"int8: {found.why_fp32}, now {found.chain_psnr:.1f} dB")
         return found
 
 
 def graph_modules(model: Model, rewrites: Sequence[str]) -> dict[str, nn.Module]:
-    """Copies of the networks as the two graphs compute them. Raises BadInput for unknown names."""
+    """Copy the networks as the two graphs compute them. Raises BadInput for unknown rewrites."""
     generator, autoencoder = copy.deepcopy((model.generator, model.autoencoder))
     graphs = Graphs(
         GeneratorStep(generator, model.preset).eval(),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.errors import LddganError
@@ -18,11 +18,11 @@ LARGEST_ALLOWED = 32768.0  # half of what fp16 can hold
 
 
 def to_half(module: nn.Module) -> nn.Module:
-    """Convert, in place, all that computes in fp16.
+    """Convert a graph's module to fp16, in place.
 
-    float32 remain: the posterior, the codebook and its search, and the FIR filters, for which
-    TensorRT 11.2 has no fp16 kernel (NVIDIA/TensorRT issue 4838); group-normalisation statistics
-    and softmax are float32 in the networks themselves.
+    float32 stay: the posterior, the codebook and its search, and the FIR filters, for which
+    TensorRT 11.2 has no fp16 kernel (NVIDIA/TensorRT issue 4838).  Statistics of normalisation and
+    softmax are float32 in the networks themselves.
     """
     if isinstance(module, GeneratorStep):
         module.generator.half()
@@ -55,38 +55,35 @@ class HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not _touches_half((args, kwargs)) or func in PASSED_THROUGH:
+        if func in PASSED_THROUGH or not any(map(_is_half, tree_leaves((args, kwargs)))):
             return tree_map(self._see, func(*args, **kwargs))
         out = func(*tree_map(_to_float, args), **tree_map(_to_float, kwargs))
         return tree_map(self._round, out)
 
     def _round(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return value
-        return self._see(value.half())
+        is_float = isinstance(value, Tensor) and value.dtype == torch.float32
+        return self._see(value.half()) if is_float else value
 
     def _see(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dtype == torch.half and value.numel():
+        if _is_half(value) and value.numel():
             self.finite = self.finite and bool(value.isfinite().all())
             self.largest = max(self.largest, float(value.abs().max()))
         return value
 
 
-PASSED_THROUGH = {torch.ops.aten._to_copy.default}  # a cast says itself what it makes
+PASSED_THROUGH = {torch.ops.aten._to_copy.default}  # casts, which name their own result's dtype
 
 
 def _to_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype == torch.half else value
+    return value.float() if _is_half(value) else value
 
 
-def _touches_half(tree: Any) -> bool:
-    found: list[bool] = []
-    tree_map(lambda v: found.append(isinstance(v, Tensor) and v.dtype == torch.half), tree)
-    return any(found)
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.half
 
 
 def largest_magnitude(what: str, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """(result, largest fp16 magnitude) of `run`.
+    """Run `run`; returns its result and the largest magnitude of its fp16 tensors.
 
     Raises LddganError if an fp16 tensor has NaN or Inf, or a magnitude above 32,768.
     """

@@ -5,7 +5,10 @@ Export, verification, buffers, TensorRT profiles and sample inputs derive from i
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lddgan.frozen import Frozen
 from lddgan.names import FLOATS, PRECISIONS, Precision, Wanted
@@ -17,7 +20,7 @@ OPSET = 17  # the newest that TensorRT 8.6 reads
 
 
 def precisions_of(wanted: Wanted) -> tuple[Precision, ...]:
-    """What an export is asked for: one precision, "both" floats, "all", or "none"."""
+    """The precisions of `--precision`: one of them, "both" floats, "all", or "none"."""
     if wanted == "none":
         return ()
     if wanted == "both":
@@ -63,3 +66,10 @@ def graph_specs(preset: Preset) -> dict[str, GraphSpec]:
             outputs=(TensorSpec(name="image", shape=(BATCH, height, width, 3), dtype="uint8"),),
         ),
     }
+
+
+def generator_inputs(
+    x: NDArray[Any], t: int, z: NDArray[Any], noise: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """One call's inputs of the generator graph by name, in its order."""
+    return {"x": x, "t": np.array([t], np.int32), "z": z, "noise": noise}

@@ -7,7 +7,7 @@ attention) stays in fp32.  docs/performance.md has what was measured for these c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.agreement import Run, Stages, call_inputs, run_chain
+from export.agreement import Images, Latents, Runner, run_chain
 from export.bundle import graph_file
-from export.graphs import graph_specs
-from lddgan.noise import Noise, draw
+from export.graphs import generator_inputs
+from lddgan.noise import draw
 from lddgan.preset import Preset
 
 SEED: Final = 1  # of the images that calibrate; others are verified
@@ -32,7 +32,7 @@ Feeds = Mapping[str, NDArray[Any]]
 
 
 class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """What a graph is given while the ranges of its tensors are found."""
+    """Inputs of a graph, on which the ranges of its tensors are found."""
 
     def __init__(self, feeds: Iterable[Feeds]) -> None:
         self.feeds = iter(feeds)
@@ -41,14 +41,14 @@ class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return next(self.feeds, None)
 
 
-def quantise_graphs(preset: Preset, stages: Stages, floats: Path, folder: Path) -> None:
+def quantise_graphs(preset: Preset, runner: Runner, floats: Path, folder: Path) -> None:
     """Write both graphs of `folder` in int8, made of the fp32 graphs of `floats`.
 
-    `stages` run the same networks in fp32.  The generator of a VQ model is copied as it is: its
+    `runner` runs the same networks in fp32.  The generator of a VQ model is copied as it is: its
     latents, off by 1e-2, would change an eighth of celeba_256's codes.
     """
-    feeds = calibration_inputs(preset, stages)
-    for which in graph_specs(preset):
+    feeds = calibration_inputs(preset, runner)
+    for which in ("generator", "decoder"):
         if which == "generator" and preset.autoencoder.has_codes:
             keep_generator(floats, folder)
         else:
@@ -57,40 +57,35 @@ def quantise_graphs(preset: Preset, stages: Stages, floats: Path, folder: Path) 
 
 
 def keep_generator(floats: Path, folder: Path) -> None:
-    """Make the fp32 generator of `floats` that of `folder`'s int8."""
+    """Copy the fp32 generator of `floats` to `folder` as its int8 generator."""
     source, target = graph_file("generator", "fp32"), graph_file("generator", "int8")
     shutil.copyfile(floats / source, folder / target)
 
 
-def calibration_inputs(preset: Preset, stages: Stages) -> dict[str, list[Feeds]]:
-    """What the two graphs are given when `stages` make IMAGES images of SEED, one at a time."""
+def calibration_inputs(preset: Preset, runner: Runner) -> dict[str, list[Feeds]]:
+    """Collect the inputs of both graphs while `runner` makes IMAGES images of SEED, one by one."""
     feeds: dict[str, list[Feeds]] = {"generator": [], "decoder": []}
+
+    def step(*args: Any) -> Latents:
+        feeds["generator"].append(generator_inputs(*args))
+        return runner.step(*args)
+
+    def decode(x_0: Latents) -> Images:
+        feeds["decoder"].append({"x_0": x_0})
+        return runner.decode(x_0)
+
     for image in range(IMAGES):
-        noise = draw(preset, image, 1, seed=SEED)
-        made = run_chain(stages, preset, noise)
-        for which, arrays in arrays_given(preset, noise, made):
-            names = [tensor.name for tensor in graph_specs(preset)[which].inputs]
-            feeds[which].append(dict(zip(names, arrays, strict=True)))
+        run_chain(Runner(step, decode), draw(preset, image, 1, SEED))
     return feeds
 
 
-def arrays_given(
-    preset: Preset, noise: Noise, made: Run
-) -> Iterator[tuple[str, Sequence[NDArray[Any]]]]:
-    """The arrays of every call of a chain that made `made`, with the name of the graph."""
-    for k, x in enumerate([noise.x_T, *made.steps[:-1]]):
-        yield "generator", call_inputs(preset, noise, k, x)
-    yield "decoder", (made.x_0,)
-
-
 def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
-    """Write the graph `source` (fp32) with 8-bit convolutions to `target`.
+    """Write the fp32 graph `source` with 8-bit convolutions to `target`, the same bytes each time.
 
-    Weights become int8, one scale per output channel; activations uint8 with a zero point, their
-    ranges wide enough for every value that `feeds` make: clipping a few of a trained model's
-    changes images more than coarser steps do.  A convolution reads and writes bytes (QDQ form,
-    which ONNX Runtime runs as QLinearConv); CPUs with VNNI add their products without saturation.
-    The same inputs give the same bytes.
+    Weights become int8, one scale per output channel; activations uint8 with a zero point.  The
+    range of an activation holds every value that `feeds` make: clipping a few values of a trained
+    model changes its images more than coarser steps do.  A convolution reads and writes bytes (QDQ
+    form, which ONNX Runtime runs as QLinearConv); CPUs with VNNI sum without saturation.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
     add_pre_process_metadata(model)  # the exporter's graphs are optimised; without it ORT warns
@@ -123,18 +118,18 @@ def kept_in_fp32(graph: onnx.GraphProto) -> list[str]:
 def pays(kernel: tuple[int, ...]) -> bool:
     """Whether a convolution with a kernel [out,in/groups,height,width] is worth 8 bits.
 
-    Not the first and the last, nor filters (one input), nor 1x1: those are attention's, and the
-    skips', which carry the unnormalised sum of all blocks and cost the most accuracy.
+    Not the first and the last, nor filters (one input), nor 1x1: those are in attention and in
+    skips, which carry the unnormalised sum of all blocks and cost the most accuracy.
     """
     outputs, inputs, height, width = kernel
     return min(outputs, inputs) >= NARROWEST and height * width > 1
 
 
 def interleave_bytes(graph: onnx.GraphProto) -> None:
-    """Bring the phases of upsampling together while they are bytes, in place.
+    """Join the phases of upsampling while they are bytes, in place.
 
-    Concat and DepthToSpace in fp32 become copies of bytes: see `rows_of_bytes`.  The four phases
-    share the widest of their ranges.
+    Concat and DepthToSpace in fp32 become copies of bytes (`rows_of_bytes`).  The four phases share
+    the widest of their ranges.
     """
     makes = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -145,7 +140,8 @@ def interleave_bytes(graph: onnx.GraphProto) -> None:
             continue  # of a FIR filter, in fp32
         _, scales, zeros = zip(*(node.input for node in phases), strict=True)
         share_range([constants[name] for name in scales], [constants[name] for name in zeros])
-        channels = channels_of(makes[makes[phases[0].input[0]].input[0]], makes, constants)
+        conv = makes[makes[phases[0].input[0]].input[0]]
+        channels = constants[makes[conv.input[1]].input[0]].dims[0]
         nodes = rows_of_bytes(phases, channels, shuffle.output[0])
         position = list(graph.node).index(shuffle)
         for node in (shuffle, concat, *phases):
@@ -157,11 +153,11 @@ def interleave_bytes(graph: onnx.GraphProto) -> None:
 def rows_of_bytes(
     phases: Sequence[onnx.NodeProto], channels: int, name: str
 ) -> list[onnx.NodeProto]:
-    """Nodes that make `name`, [B,C,2h,2w], of four uint8 [B,C,h,w] and copy whole rows of channels.
+    """Make the nodes that compute `name` [B,C,2h,2w] by copying whole rows of channels.
 
-    `phases` dequantise the four, which are of even and odd columns of even, then of odd rows.  The
-    channels of two columns side by side are [B,h,w,2C], two rows of those [B,h,2w,2C]: in memory
-    that is [B,2h,2w,C].
+    `phases` dequantise four uint8 tensors [B,C,h,w]: even and odd columns of even rows, then of odd
+    rows.  Channels of two columns side by side are [B,h,w,2C]; two rows of those, [B,h,2w,2C], lie
+    in memory as [B,2h,2w,C].
     """
     parts = [f"{node.input[0]}_nhwc" for node in phases]
     even, odd, both, image = (f"{name}_{part}" for part in ("even", "odd", "both", "nhwc"))
@@ -182,15 +178,6 @@ def rows_of_bytes(
     for node in nodes:
         node.name = f"{node.output[0]}_{node.op_type}"
     return nodes
-
-
-def channels_of(
-    conv: onnx.NodeProto,
-    makes: Mapping[str, onnx.NodeProto],
-    constants: Mapping[str, onnx.TensorProto],
-) -> int:
-    """Output channels of a convolution whose kernel is dequantised."""
-    return constants[makes[conv.input[1]].input[0]].dims[0]
 
 
 def share_range(scales: Sequence[onnx.TensorProto], zeros: Sequence[onnx.TensorProto]) -> None:

@@ -16,14 +16,14 @@ from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec
 from export.modules import example
 
 EXPORTER_OPSET = 18  # the oldest that torch's exporter writes
-ADDED = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}  # by opset 18; as it was before
+ADDED = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}  # in opset 18; opset 17's meaning
 
 
 def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write `module` to `path`, weights inside, batch dynamic over 1..127.
+    """Write `module` to `path`, weights inside, batch dynamic over 1..127, in opset 17.
 
-    The file is of opset 17: what opset 18 changed is either not used, or used in its old form
-    (Split with its sizes), and the checker refuses anything else (`onnx.checker.ValidationError`).
+    The exporter writes opset 18.  Its new operators and forms are not used, which the checker
+    proves: raises `onnx.checker.ValidationError` otherwise.
     """
     batch = Dim("batch", min=1, max=MAX_BATCH)
     shapes = tuple({0: batch} if tensor.shape[0] == BATCH else {} for tensor in spec.inputs)
@@ -50,9 +50,10 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
 
 
 def interleave_by_depth_to_space(graph: onnx.GraphProto) -> None:
-    """Replace Reshape, Transpose, Reshape by the DepthToSpace that they are, in place.
+    """Replace Reshape, Transpose, Reshape by the DepthToSpace that equals them, in place.
 
-    It is what `interleaved` of the upsampling rewrite becomes; one pass over memory instead of two.
+    The exporter makes the three of `interleaved` in export/rewrites/upsampling.py; DepthToSpace
+    passes over memory once instead of twice.
     """
     makes = {name: node for node in graph.node for name in node.output}
     reads = {name: node for node in graph.node for name in node.input}
@@ -77,6 +78,7 @@ def is_interleaving(node: onnx.NodeProto) -> bool:
 
 
 def declare_opset(model: onnx.ModelProto) -> None:
+    """Declare opset 17, dropping attributes that opset 18 added and whose values change nothing."""
     (main,) = model.opset_import
     assert (main.domain, main.version) == ("", EXPORTER_OPSET)
     main.version = OPSET
@@ -87,7 +89,7 @@ def declare_opset(model: onnx.ModelProto) -> None:
 
 
 def tidy(model: onnx.ModelProto, spec: GraphSpec) -> None:
-    """Drop what the exporter says about itself (stack traces, paths) and name the batch "B"."""
+    """Drop the exporter's notes (stack traces, paths) and name the batch dimension "B"."""
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]

@@ -10,22 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from export.agreement import (
     IMAGES,
     PSNR_TOLERANCE,
+    SEED,
+    Latents,
     Run,
-    Stages,
+    Runner,
     differences,
     joined,
     limits_of,
     passed_limit,
+    psnr,
     run_alone,
     run_chain,
 )
-from export.bundle import StageAgreement, graph_file
-from export.compare import Latents, psnr
+from export.bundle import Agreement, graph_file
 from export.fp16 import largest_magnitude
+from export.graphs import generator_inputs
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
@@ -38,32 +42,42 @@ SMALL_IMAGE = 64  # up to this size batch 7 is verified too, and int8 on all IMA
 INT8_LARGE_IMAGES = 8  # PyTorch takes seconds for a 256x256 image
 
 
-def torch_stages(model: Model) -> Stages:
-    """The networks as published, in fp32."""
-    generator = GeneratorStep(model.generator, model.preset)
-    decoder = DecoderToImage(model.autoencoder, model.preset)
+def module_runner(
+    modules: Mapping[str, nn.Module],
+    watch: Callable[[str, Callable[[], Tensor]], Tensor] = lambda _, run: run(),
+) -> Runner:
+    """Run a generator and a decoder in PyTorch; `watch(which, run)` runs each call."""
 
-    def run(module: torch.nn.Module, *arrays: NDArray[Any]) -> Any:
-        with torch.inference_mode():
-            return module(*(torch.from_numpy(array) for array in arrays)).numpy()
+    def call(which: str, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        tensors = [torch.from_numpy(array) for array in inputs.values()]
+        with torch.no_grad():
+            return watch(which, lambda: modules[which](*tensors)).numpy()
 
-    return Stages(
-        lambda x, t, z, noise: run(generator, x, t, z, noise), lambda x_0: run(decoder, x_0)
+    return Runner(
+        lambda *args: call("generator", generator_inputs(*args)),
+        lambda x_0: call("decoder", {"x_0": x_0}),
     )
 
 
-def onnx_stages(folder: Path, precision: Precision) -> Stages:
-    """The graphs of a folder, on ONNX Runtime's CPU provider."""
+def torch_runner(model: Model) -> Runner:
+    """Run the networks as published, in fp32."""
+    generator = GeneratorStep(model.generator, model.preset)
+    decoder = DecoderToImage(model.autoencoder, model.preset)
+    return module_runner({"generator": generator, "decoder": decoder})
+
+
+def onnx_runner(folder: Path, precision: Precision) -> Runner:
+    """Run the graphs of a folder on ONNX Runtime's CPU provider."""
     import onnxruntime
 
-    def session(which: str) -> Any:
-        return onnxruntime.InferenceSession(
+    generator, decoder = (
+        onnxruntime.InferenceSession(
             folder / graph_file(which, precision), providers=["CPUExecutionProvider"]
         )
-
-    generator, decoder = session("generator"), session("decoder")
-    return Stages(
-        lambda x, t, z, noise: generator.run(None, {"x": x, "t": t, "z": z, "noise": noise})[0],
+        for which in ("generator", "decoder")
+    )
+    return Runner(
+        lambda *args: generator.run(None, generator_inputs(*args))[0],
         lambda x_0: decoder.run(None, {"x_0": x_0})[0],
     )
 
@@ -75,42 +89,40 @@ class HalfCheck(NamedTuple):
     psnr: float  # dB against fp32; for VQ, of the decoder alone
 
 
-def check_half(model: Model, modules: Mapping[str, torch.nn.Module]) -> HalfCheck:
+def check_half(model: Model, modules: Mapping[str, nn.Module]) -> HalfCheck:
     """Run one image through `modules`, converted by `to_half`, and compare with fp32.
 
     Raises LddganError for NaN, Inf or a magnitude that fp16 cannot be trusted with.
     """
     largest = []
 
-    def stage(which: str) -> Callable[..., Any]:
-        def run(*arrays: NDArray[Any]) -> Any:
-            inputs = [torch.from_numpy(array) for array in arrays]
-            out, magnitude = largest_magnitude(which, lambda: modules[which](*inputs))
-            largest.append(magnitude)
-            return out.numpy()
+    def watch(which: str, run: Callable[[], Tensor]) -> Tensor:
+        out, magnitude = largest_magnitude(which, run)
+        largest.append(magnitude)
+        return out
 
-        return run
-
-    drawn = draw(model.preset, 0, 1)
-    half = Stages(stage("generator"), stage("decoder"))
-    mine = run_chain(half, model.preset, drawn)
-    true = run_chain(torch_stages(model), model.preset, drawn)
+    noise = draw(model.preset, 0, 1, SEED)
+    half = module_runner(modules, watch)
+    ours, true = run_chain(half, noise), run_chain(torch_runner(model), noise)
     # A flipped VQ code is counted apart: there the decoder is compared on the same latent.
-    image = half.decode(true.x_0) if model.preset.autoencoder.has_codes else mine.image
+    image = half.decode(true.x_0) if model.preset.autoencoder.has_codes else ours.image
     return HalfCheck(max(largest), psnr(image, true.image))
 
 
 def verify(
     model: Model, folder: Path, precision: Precision, half: HalfCheck | None = None
-) -> StageAgreement:
-    """Measure the agreement of the graphs in `folder` with `model` for several batch sizes."""
-    preset, batches = model.preset, batches_of(model.preset, precision)
-    ours, reference = onnx_stages(folder, precision), torch_stages(model)
-    firsts = accumulate(batches[:-1], initial=0)
-    parts = [_compare(preset, ours, reference, *part) for part in zip(firsts, batches, strict=True)]
-    alone, chain, true = map(joined, zip(*parts, strict=True))
-    return StageAgreement(
-        **differences(alone, chain, true, code_flips(model, chain.x_0, true.x_0)).model_dump(),
+) -> Agreement:
+    """Measure how the graphs in `folder` agree with `model`, for several batch sizes."""
+    batches = batches_of(model.preset, precision)
+    ours, reference = onnx_runner(folder, precision), torch_runner(model)
+    parts: list[tuple[Run, Run, Run]] = []
+    for first, count in zip(accumulate(batches[:-1], initial=0), batches, strict=True):
+        noise = draw(model.preset, first, count, SEED)
+        true = run_chain(reference, noise)
+        parts.append((run_alone(ours, noise, true), run_chain(ours, noise), true))
+    alone, whole, true = map(joined, zip(*parts, strict=True))
+    return Agreement(
+        **differences(alone, whole, true, code_flips(model, whole.x_0, true.x_0)).model_dump(),
         batches=batches,
         fp16_largest=half.largest if half else None,
         fp16_psnr=half.psnr if half else None,
@@ -120,23 +132,13 @@ def verify(
 def batches_of(preset: Preset, precision: Precision) -> tuple[int, ...]:
     """Sizes of the batches that are verified, one after the other from image 0.
 
-    For int8 the last makes them enough: in 8 bits it is a few images of many that come out wrong.
+    int8 has a larger last one: in 8 bits it is a few images of many that come out wrong.
     """
     small = preset.image_size <= SMALL_IMAGE
     batches = (*BATCHES, 7) if small else BATCHES
     if precision != "int8":
         return batches
-    images = IMAGES if small else INT8_LARGE_IMAGES
-    return (*batches, images - sum(batches))
-
-
-def _compare(
-    preset: Preset, ours: Stages, reference: Stages, first: int, count: int
-) -> tuple[Run, Run, Run]:
-    """Our stages on the reference's own inputs, our whole chain, and the reference's."""
-    drawn = draw(preset, first, count)
-    true = run_chain(reference, preset, drawn)
-    return run_alone(ours, preset, drawn, true), run_chain(ours, preset, drawn), true
+    return (*batches, (IMAGES if small else INT8_LARGE_IMAGES) - sum(batches))
 
 
 def code_flips(model: Model, a: Latents, b: Latents) -> float:
@@ -153,20 +155,15 @@ def codes(model: Model, x_0: Latents) -> NDArray[np.int64]:
     return found.numpy()
 
 
-def refuse_disagreement(found: StageAgreement, precision: Precision) -> None:
+def refuse_disagreement(found: Agreement, precision: Precision) -> None:
     """Raise LddganError naming the first limit that `found` passes."""
     limits = limits_of(found, precision)
     if precision == "fp16":
-        limits.append(
-            (
-                "image PSNR in dB at the graph's own dtypes",
-                -(found.fp16_psnr or 0),
-                -PSNR_TOLERANCE,
-            )
-        )
+        dtypes = "image PSNR in dB at the graph's own dtypes"
+        limits.append((dtypes, -(found.fp16_psnr or 0), -PSNR_TOLERANCE))
     passed = passed_limit(limits)
     if passed is not None:
-        told = "; --accept-psnr takes a lower one" if precision == "int8" else ""
+        hint = "; --accept-psnr takes a lower one" if precision == "int8" else ""
         raise LddganError(
-            f"the {precision} graphs disagree with PyTorch: {passed}; nothing was published{told}"
+            f"the {precision} graphs disagree with PyTorch: {passed}; nothing was published{hint}"
         )

@@ -9,8 +9,7 @@ Public names are imported when first used; sampling needs no torch.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,48 +32,32 @@ if TYPE_CHECKING:
     from lddgan.presets import get_preset as get_preset
     from lddgan.published.reader import import_published as import_published
 
+# In the wheel engine/ and export/ are in this folder, in the repository beside it (hatch_build.py).
+PREFIX = "lddgan." if (Path(__file__).parent / "engine").is_dir() else ""
 PUBLIC = {  # name -> module that defines it
     "BadInput": "lddgan.errors",
     "LddganError": "lddgan.errors",
     "Model": "lddgan.checkpoint",
     "PRESETS": "lddgan.presets",
     "Preset": "lddgan.preset",
-    "Sampler": "engine.sampler",
-    "export_bundle": "export.exporter",
+    "Sampler": f"{PREFIX}engine.sampler",
+    "export_bundle": f"{PREFIX}export.exporter",
     "get_preset": "lddgan.presets",
     "import_published": "lddgan.published.reader",
     "load_checkpoint": "lddgan.checkpoint",
-    "open_bundle": "export.bundle",
-    "open_engine": "engine.registry",
+    "open_bundle": f"{PREFIX}export.bundle",
+    "open_engine": f"{PREFIX}engine.registry",
     "sample": "lddgan.diffusion",
     "sampler_noise": "lddgan.noise",
     "save_checkpoint": "lddgan.checkpoint",
 }
 __all__ = sorted(PUBLIC)
 
-SIBLINGS = ("export", "engine", "bench", "cli")  # installed beside this package
-
-
-def _refuse_hidden_siblings() -> None:
-    """Raise ImportError naming a file of the user's that hides one of our modules."""
-    home = Path(__file__).resolve().parent.parent
-    for name in SIBLINGS:
-        spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
-        if found is not None and found not in (home / name / "__init__.py", home / f"{name}.py"):
-            raise ImportError(
-                f"{found} hides lddgan's module '{name}' ({home / name}); rename that file, or "
-                "run Python from another folder"
-            )
-
-
-_refuse_hidden_siblings()
-
 
 def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module 'lddgan' has no attribute '{name}'")
-    value = getattr(importlib.import_module(PUBLIC[name]), name)
+    value = getattr(import_module(PUBLIC[name]), name)
     globals()[name] = value
     return value
 

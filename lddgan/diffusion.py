@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lddgan.chain import chain
 from lddgan.preset import Preset
 
 if TYPE_CHECKING:
@@ -103,13 +104,18 @@ def sample(
 
     x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w]; index k is the k-th call, t = T-1-k.
     Returns x_0 [B,C,h,w], the latent divided by the scale factor.
+    Raises ValueError if z and noise are not for T calls.
     """
     import torch
 
+    if not len(z) == len(noise) == preset.steps:
+        raise ValueError(f"z is for {len(z)} calls, noise for {len(noise)}: not {preset.steps}")
     coefficients = posterior(preset)
-    x_t = x_T
-    for k, t in enumerate(reversed(range(preset.steps))):
-        step = torch.full((len(x_T),), t, dtype=torch.int64, device=x_T.device)
-        x_0 = generator(x_t, step, z[k])
-        x_t = posterior_sample(coefficients, x_0, x_t, step, noise[k])
-    return x_t
+
+    def step(x_t: Tensor, t: int, z: Tensor, noise: Tensor) -> Tensor:
+        times = torch.full((len(x_t),), t, dtype=torch.int64, device=x_t.device)
+        x_0 = generator(x_t, times, z)
+        return posterior_sample(coefficients, x_0, x_t, times, noise)
+
+    *_, x_0 = chain(step, x_T, z.unbind(), noise.unbind())
+    return x_0

@@ -89,6 +89,18 @@ class Noise(NamedTuple):
     noise: F32  # [T, B, C, h, w]
 
 
+def draw(preset: Preset, first: int, count: int, seed: int) -> Noise:
+    """Draw the noise of images first..first+count-1 of a seed, for a preset's T calls."""
+    return sampler_noise(
+        seed,
+        first,
+        count,
+        latent_shape=preset.latent_shape,
+        nz=preset.generator.nz,
+        steps=preset.steps,
+    )
+
+
 def sampler_noise(
     seed: int, first: int, count: int, *, latent_shape: tuple[int, int, int], nz: int, steps: int
 ) -> Noise:
@@ -106,18 +118,6 @@ def sampler_noise(
         x_T.reshape(count, *latent_shape),
         np.stack(z),
         np.stack(noise).reshape(steps, count, *latent_shape),
-    )
-
-
-def draw(preset: Preset, first: int, count: int, *, seed: int = 0) -> Noise:
-    """Draw the noise of a preset's images first..first+count-1 of a seed."""
-    return sampler_noise(
-        seed,
-        first,
-        count,
-        latent_shape=preset.latent_shape,
-        nz=preset.generator.nz,
-        steps=preset.steps,
     )
 
 

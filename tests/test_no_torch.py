@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = ("torch", "onnx", "onnxscript", "safetensors", "sklearn")
 
 
-def run_without_torch(*args: object, module: str = "cli") -> subprocess.CompletedProcess[str]:
+def run_without_torch(*args: object, module: str = "lddgan") -> subprocess.CompletedProcess[str]:
     """`python -m MODULE ARGS` in a process that cannot import the training packages."""
     program = (
         "import runpy, sys\n"
@@ -36,14 +36,14 @@ def test_bench_leaves_the_baseline_out_and_says_why(tiny_bundle: Path) -> None:
     assert "torch is not installed" in done.stdout + done.stderr
 
 
-def test_what_needs_torch_says_so_in_one_sentence(tmp_path: Path) -> None:
+def test_export_without_torch_is_one_sentence(tmp_path: Path) -> None:
     done = run_without_torch("export", "--dataset", "cifar10", "--out", tmp_path / "x")
     assert done.returncode == 1
     assert done.stderr.splitlines() == ['error: torch is not installed; pip install -e ".[train]"']
     assert not (tmp_path / "x").exists()
 
 
-def test_the_gpu_report_says_so_too(tmp_path: Path) -> None:
+def test_gpu_report_without_torch_is_one_sentence(tmp_path: Path) -> None:
     done = run_without_torch("--dry", "--out", tmp_path / "x", module="bench.gpu_report")
     assert done.returncode == 1
     assert done.stderr.splitlines() == ['torch is not installed; pip install -e ".[train]"']

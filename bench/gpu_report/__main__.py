@@ -29,7 +29,7 @@ IN_MEMORY: Final = (
 )
 COMMANDS: Final = ("trt", "ort", "ladder")
 STAGES: Final = (*IN_MEMORY, *COMMANDS)
-WORKER: Final = (sys.executable, "-m", "bench.gpu_report")
+WORKER: Final = (sys.executable, "-m", str(__package__))
 GRACE_SECONDS: Final = 30.0  # after which a worker that does not end itself is ended
 
 

@@ -16,7 +16,7 @@ from export.bundle import CHECKPOINT, EXPORTS, MANIFEST, open_bundle
 from lddgan.errors import LddganError
 from lddgan.names import FLOATS, Precision
 
-PROGRAM: Final = (sys.executable, "-m", "cli")
+PROGRAM: Final = (sys.executable, "-m", "lddgan")
 HALF: Final[Precision] = "fp16"
 TRIALS: Final = {100: 50, 1: 300}  # by batch
 NEEDS: Final = {"export": 60.0, "build": 60.0, "bench": 40.0, "ladder": 300.0}  # not yet measured

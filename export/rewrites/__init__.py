@@ -1,7 +1,8 @@
 """Exact rewrites before export: the same function in fewer or better suited operations.
 
-Each changes copies of the networks in place.  `REWRITES` is the table of them, in the order in
-which they are applied, and says what takes each and why; `TAKES` has the lists.
+Each changes copies of the networks in place.  `REWRITES` lists them in the order in which they are
+applied; docs/performance.md says why a precision takes one.  The engine `fused` exports nothing and
+calls some of the same functions (engine/backends/fused/networks.py).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from export.rewrites.generator import (
 from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
-from lddgan.names import Precision
+from lddgan.names import PRECISIONS, Precision
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
 from lddgan.preset import Preset
 
-TakenBy = Literal["fp32", "fp16", "int8", "fused"]  # graphs of a precision, and the engine `fused`
-Found = TypeVar("Found", bound=nn.Module)
+Which = Literal["generator", "decoder"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Graphs(NamedTuple):
@@ -49,14 +50,18 @@ class Rewrite(NamedTuple):
 
     name: str
     apply: Callable[[Graphs], None]
-    what: str
-    changes: tuple[str, ...]  # the graphs; the other is left as it is
-    taken_by: tuple[TakenBy, ...]
-    why: str
+    changes: tuple[Which, ...]  # the other graph is left as it is
+    taken_by: tuple[Precision, ...]
+
+    @property
+    def what(self) -> str:
+        """What it does, in a line: the function's docstring."""
+        sentence = str(self.apply.__doc__).rstrip(".")
+        return sentence[:1].lower() + sentence[1:]
 
 
 def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
-    """Apply the named rewrites, in place. Raises BadInput for a name that is none."""
+    """Apply the named rewrites in place. Raises BadInput for an unknown name."""
     unknown = set(names) - {rewrite.name for rewrite in REWRITES}
     if unknown:
         known = ", ".join(rewrite.name for rewrite in REWRITES)
@@ -68,46 +73,68 @@ def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """Names in a comma-separated list, or none of them: "none"."""
+    """Split a comma-separated list of names; "none" is no names."""
     return () if text == "none" else tuple(text.split(","))
 
 
+def replace(
+    graph: nn.Module,
+    kind: type[Layer],
+    make: Callable[[Layer], nn.Module],
+    where: Callable[[Layer], bool] = lambda _: True,
+) -> None:
+    """Put `make(layer)` in the place of every layer of a kind."""
+    for parent in list(graph.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, kind) and where(child):
+                parent._modules[name] = make(child)
+
+
 def transposed_upsampling(graphs: Graphs) -> None:
+    """Fold nearest x2 and its 3x3 convolution into one transposed convolution."""
     replace(graphs.decoder, Upsample, as_transposed)
 
 
 def phased_upsampling(graphs: Graphs) -> None:
+    """Compute the same as four 2x2 convolutions, one for each parity of row and column."""
     replace(graphs.decoder, Upsample, upsampling_in_phases)
 
 
 def phased_fir(graphs: Graphs) -> None:
+    """Upsample by four 2x2 filters, without the zeros that FIR upsampling inserts."""
     replace(graphs.generator, FirUp, fir_in_phases)
 
 
 def bare_norms(graphs: Graphs) -> None:
+    """Leave scales of ones and shifts of zeros out of adaptive norms."""
     replace(graphs.generator, GroupNorm, BareGroupNorm, lambda norm: not norm.affine)
 
 
 def styles(graphs: Graphs) -> None:
+    """Compute all styles of the adaptive norms by one matrix product."""
     styles_together(graphs.generator.generator)
 
 
+def codebook(graphs: Graphs) -> None:
+    """Put the codebook through the convolution that follows it, as a table."""
+    fold_post_quant_conv(graphs.decoder.autoencoder)
+
+
 def step_table(graphs: Graphs) -> None:
+    """Make the time embedding and its projections constants."""
     generator = graphs.generator.generator
     graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
 
 
 def rescaled_weights(graphs: Graphs) -> None:
+    """Move the factor 1/sqrt(2) of a residual sum into the weights of its two convolutions."""
     for block in graphs.generator.modules():
         if isinstance(block, ResidualBlock) and isinstance(block.Conv_2, nn.Conv2d):
             rescale_in_weights(block)
 
 
-def codebook(graphs: Graphs) -> None:
-    fold_post_quant_conv(graphs.decoder.autoencoder)
-
-
 def skip_first(graphs: Graphs) -> None:
+    """Run the 1x1 convolution of a skip before its FIR upsampling."""
     for block in graphs.generator.modules():
         if isinstance(block, ResidualBlock) and isinstance(block.resample_skip, FirUp):
             conv = block.get_submodule("Conv_2")
@@ -118,6 +145,7 @@ def skip_first(graphs: Graphs) -> None:
 
 
 def attention_output(graphs: Graphs) -> None:
+    """Fold the projection after attention into that of its values."""
     for graph in (graphs.generator, graphs.decoder):
         for layer in graph.modules():
             if isinstance(layer, Attention | AttnBlock):
@@ -125,6 +153,7 @@ def attention_output(graphs: Graphs) -> None:
 
 
 def winograd(graphs: Graphs) -> None:
+    """Compute wide 3x3 convolutions by Winograd's F(4x4,3x3)."""
     specs = graph_specs(graphs.preset)
     for graph, spec in ((graphs.generator, specs["generator"]), (graphs.decoder, specs["decoder"])):
         for name, size in convolution_sizes(graph, spec).items():
@@ -134,30 +163,17 @@ def winograd(graphs: Graphs) -> None:
                 graph.get_submodule(parent).add_module(attribute, WinogradConv(conv, size))
 
 
-def replace(
-    graph: nn.Module,
-    kind: type[Found],
-    make: Callable[[Found], nn.Module],
-    where: Callable[[Found], bool] = lambda _: True,
-) -> None:
-    """Put `make(layer)` in the place of every layer of a kind."""
-    for parent in list(graph.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, kind) and where(child):
-                parent._modules[name] = make(child)
-
-
 def convolution_sizes(graph: nn.Module, spec: GraphSpec) -> dict[str, int]:
-    """Height, which is the width, of what every convolution of a graph is given; by its name."""
+    """Side of the (square) input of every convolution of a graph, by the convolution's name."""
     sizes: dict[str, int] = {}
 
-    def note(name: str, given: tuple[Tensor, ...]) -> None:
-        sizes[name] = given[0].shape[-1]
+    def note(name: str, inputs: tuple[Tensor, ...]) -> None:
+        sizes[name] = inputs[0].shape[-1]
 
     shapes = copy.deepcopy(graph).to("meta")
     for name, layer in shapes.named_modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_pre_hook(lambda _, given, name=name: note(name, given))
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
     shapes(*(example(tensor).to("meta") for tensor in spec.inputs))
     return sizes
 
@@ -168,119 +184,31 @@ def pays(conv: nn.Conv2d, size: int) -> bool:
     return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
 
 
-# What runs the graphs of a list.  A bundle has one for each precision, whatever runs it: where
-# OpenVINO and ONNX Runtime differ, OpenVINO, the default on CPUs, decides.
-SERVES: Final[dict[TakenBy, str]] = {
-    "fp32": "OpenVINO and ONNX Runtime on a CPU; any engine that is asked for fp32",
-    "fp16": "ONNX Runtime, TensorRT and TensorRT-RTX on a GPU",
-    "int8": "OpenVINO and ONNX Runtime on a CPU",
-    "fused": "the engine `fused`: no graph, but the same in engine/backends/fused/networks.py",
-}
-IN_THE_NOISE: Final = "alone within the noise of the ladder"
+GENERATOR: Final = ("generator",)
+DECODER: Final = ("decoder",)
+BOTH: Final = ("generator", "decoder")
+CPU: Final = ("fp32", "int8")
 
-# Why: docs/performance.md has the measurements, all on a CPU; none was made on a GPU yet.
-# rescaled-weights looks for the convolutions that skip-first replaces, and that for the filters
-# that phased-fir replaces.
+# rescaled-weights looks for convolutions that skip-first replaces, and skip-first for filters that
+# phased-fir replaces.
 REWRITES: Final = (
-    Rewrite(
-        "transposed-upsampling",
-        transposed_upsampling,
-        "nearest x2 and its 3x3 convolution as one transposed convolution",
-        changes=("decoder",),
-        taken_by=("fp16", "fused"),
-        why="one operator, for GPUs; ONNX Runtime on a CPU takes 255 ms where phases take 99",
-    ),
-    Rewrite(
-        "phased-upsampling",
-        phased_upsampling,
-        "the same as four 2x2 convolutions, one for each parity of row and column",
-        changes=("decoder",),
-        taken_by=("fp32", "int8"),
-        why="ONNX Runtime: 99 ms for 256 channels at 128² to 256², 170 as published",
-    ),
-    Rewrite(
-        "codebook",
-        codebook,
-        "the codebook through the convolution that follows it, as a table",
-        changes=("decoder",),
-        taken_by=("fp32", "fp16", "int8", "fused"),
-        why="one convolution less; not timed, as lsun has no codebook",
-    ),
-    Rewrite(
-        "rescaled-weights",
-        rescaled_weights,
-        "the factor 1/sqrt(2) of a residual sum in the weights of its two convolutions",
-        changes=("generator",),
-        taken_by=("fp32", "fp16", "int8"),
-        why=f"one multiplication less; {IN_THE_NOISE}; the kernel of fused that adds also scales",
-    ),
-    Rewrite(
-        "skip-first",
-        skip_first,
-        "the 1x1 convolution of a skip before its FIR upsampling",
-        changes=("generator",),
-        taken_by=("fp32", "fp16", "int8", "fused"),
-        why=f"a quarter of its multiply-adds; {IN_THE_NOISE}",
-    ),
-    Rewrite(
-        "phased-fir",
-        phased_fir,
-        "FIR upsampling as four 2x2 filters, without inserted zeros",
-        changes=("generator",),
-        taken_by=("fp32", "int8"),
-        why=f"a quarter of its multiply-adds; {IN_THE_NOISE}; fp16: not tried; fused has a kernel",
-    ),
-    Rewrite(
-        "attention-output",
-        attention_output,
-        "the projection after attention folded into that of its values",
-        changes=("generator", "decoder"),
-        taken_by=("fp32", "fp16", "int8"),
-        why=f"one matrix product less; {IN_THE_NOISE}; in fused not tried",
-    ),
-    Rewrite(
-        "styles",
-        styles,
-        "all styles of the adaptive norms by one matrix product",
-        changes=("generator",),
-        taken_by=("fp32", "fp16", "int8", "fused"),
-        why=f"one matrix product for dozens; {IN_THE_NOISE}",
-    ),
-    Rewrite(
-        "step-table",
-        step_table,
-        "the time embedding and its projections as constants",
-        changes=("generator",),
-        taken_by=("fp32", "fp16", "int8", "fused"),
-        why=f"a lookup for dozens of matrix products; {IN_THE_NOISE}",
-    ),
-    Rewrite(
-        "bare-norms",
-        bare_norms,
-        "adaptive norms without scales of ones and shifts of zeros",
-        changes=("generator",),
-        taken_by=("fp32", "fp16", "int8"),
-        why=f"two passes less; {IN_THE_NOISE}; the norm of fused never has them",
-    ),
-    Rewrite(
-        "winograd",
-        winograd,
-        "3x3 convolutions by Winograd's F(4x4,3x3), where it pays",
-        changes=("generator", "decoder"),
-        taken_by=("fp32",),
-        why="OpenVINO: 28 ms instead of 54 (512 channels, 64²); its sums need more than 8 bits; "
-        "fp16: not tried",
-    ),
+    Rewrite("transposed-upsampling", transposed_upsampling, DECODER, ("fp16",)),
+    Rewrite("phased-upsampling", phased_upsampling, DECODER, CPU),
+    Rewrite("codebook", codebook, DECODER, PRECISIONS),
+    Rewrite("rescaled-weights", rescaled_weights, GENERATOR, PRECISIONS),
+    Rewrite("skip-first", skip_first, GENERATOR, PRECISIONS),
+    Rewrite("phased-fir", phased_fir, GENERATOR, CPU),
+    Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
+    Rewrite("styles", styles, GENERATOR, PRECISIONS),
+    Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
+    Rewrite("bare-norms", bare_norms, GENERATOR, PRECISIONS),
+    Rewrite("winograd", winograd, BOTH, ("fp32",)),
 )
 
 
-def names_taken_by(graphs: TakenBy) -> tuple[str, ...]:
-    """The rewrites of one list, in the order in which they are applied."""
-    return tuple(rewrite.name for rewrite in REWRITES if graphs in rewrite.taken_by)
-
-
+# A bundle has one graph for each precision, whatever runs it: where OpenVINO and ONNX Runtime
+# differ, OpenVINO, the default on CPUs, decides.
 TAKES: Final[dict[Precision, tuple[str, ...]]] = {
-    "fp32": names_taken_by("fp32"),
-    "fp16": names_taken_by("fp16"),
-    "int8": names_taken_by("int8"),
+    precision: tuple(rewrite.name for rewrite in REWRITES if precision in rewrite.taken_by)
+    for precision in PRECISIONS
 }

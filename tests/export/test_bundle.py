@@ -16,11 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.registry import open_engine
 from export import bundle as bundles
 from export.bundle import find_bundle, open_bundle, publishing
 from export.exporter import place_checkpoint
 from lddgan.checkpoint import Model, load_checkpoint, save_checkpoint
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import sha256_of_file
 
 ROOT = Path(__file__).parents[2]
 GRAPH = "generator.fp32.onnx"
@@ -59,6 +61,19 @@ def test_whole_bundle_opens_and_gives_its_files(tiny_bundle: Path) -> None:
     assert bundle.preset.name == "tiny"
     assert bundle.graph("decoder", "fp16") == tiny_bundle / "decoder.fp16.onnx"
     assert load_checkpoint(bundle.file("model.safetensors")).preset == bundle.preset
+
+
+OLD_MANIFEST = "345cef9951d60f8383dce7a493ddc39dd9a17a134774ce25b7ae5578eec104e6"
+
+
+def test_bundle_of_an_earlier_version_opens_and_samples() -> None:
+    """The shipped digits were written before the folders were rearranged."""
+    assert sha256_of_file(bundles.DIGITS / "manifest.json") == OLD_MANIFEST, "it is a new one"
+    bundle = open_bundle(bundles.DIGITS)
+    for name in bundle.manifest.files:
+        assert bundle.file(name).is_file()  # its sha256 is right
+    images = open_engine(bundles.DIGITS, "ort", device="cpu").sample(2, seed=0)
+    assert images.shape == (2, 32, 32, 3) and images.std() > 10
 
 
 def test_agreement_of_equal_images_can_be_read_again(tiny_vq_bundle: Path) -> None:
@@ -302,7 +317,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_what_is_not_a_bundle_is_not_replaced(tmp_path: Path, case: str) -> None:
+def test_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "place" / "out"
     folder.parent.mkdir()
     FOREIGN[case](folder)

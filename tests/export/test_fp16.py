@@ -77,7 +77,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_by_name(case: str) -> None:
+def test_values_that_do_not_fit_fp16_are_refused_by_name(case: str) -> None:
     run, found = REFUSED[case]
     with pytest.raises(LddganError) as caught:
         largest_magnitude("decoder", lambda: run(torch.tensor([100.0]).half()))

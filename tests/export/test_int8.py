@@ -29,7 +29,7 @@ from export.int8 import (
     share_range,
 )
 from export.rewrites import TAKES
-from export.verify import batches_of, onnx_stages, torch_stages
+from export.verify import batches_of, onnx_runner, torch_runner
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput, LddganError
 from lddgan.names import FLOATS, PRECISIONS, Precision
@@ -152,8 +152,8 @@ def test_the_shared_range_holds_both() -> None:
 def test_the_generator_of_a_vq_model_stays_fp32(
     tiny_vq_model: Model, tiny_vq_bundle: Path, tmp_path: Path
 ) -> None:
-    stages = onnx_stages(tiny_vq_bundle, "fp32")
-    quantise_graphs(tiny_vq_model.preset, stages, tiny_vq_bundle, tmp_path)
+    runner = onnx_runner(tiny_vq_bundle, "fp32")
+    quantise_graphs(tiny_vq_model.preset, runner, tiny_vq_bundle, tmp_path)
     copy = (tmp_path / "generator.int8.onnx").read_bytes()
     assert copy == (tiny_vq_bundle / "generator.fp32.onnx").read_bytes()
     kinds = {data_type for data_type, _ in kernels_of(tmp_path / "decoder.int8.onnx").values()}
@@ -162,11 +162,11 @@ def test_the_generator_of_a_vq_model_stays_fp32(
 
 def test_calibration_is_made_of_the_chain(tiny_model: Model) -> None:
     preset = tiny_model.preset
-    feeds = calibration_inputs(preset, torch_stages(tiny_model))
+    feeds = calibration_inputs(preset, torch_runner(tiny_model))
     assert len(feeds["decoder"]) == IMAGES
     assert [feed["t"].item() for feed in feeds["generator"][: preset.steps]] == [2, 1, 0]
     x, t, z, noise = feeds["generator"][0].values()
-    first = torch_stages(tiny_model).step(x, t, z, noise)
+    first = torch_runner(tiny_model).step(x, t.item(), z, noise)
     np.testing.assert_array_equal(feeds["generator"][1]["x"], first)
 
 
@@ -189,8 +189,8 @@ def test_images_stay_close_to_pytorch(bundle: Path) -> None:
 def test_the_same_graphs_give_the_same_bytes(
     bundle: Path, tiny_bundle: Path, tiny_model: Model, tmp_path: Path
 ) -> None:
-    stages = onnx_stages(tiny_bundle, "fp32")
-    quantise_graphs(tiny_model.preset, stages, tiny_bundle, tmp_path)
+    runner = onnx_runner(tiny_bundle, "fp32")
+    quantise_graphs(tiny_model.preset, runner, tiny_bundle, tmp_path)
     for name in ("generator.int8.onnx", "decoder.int8.onnx"):
         assert (tmp_path / name).read_bytes() == (bundle / name).read_bytes()
 
@@ -198,7 +198,7 @@ def test_the_same_graphs_give_the_same_bytes(
 # ---- refusals ----
 
 
-def test_less_than_32_db_is_refused_unless_told() -> None:
+def test_less_than_32_db_is_refused_unless_accepted() -> None:
     poor = GOOD.model_copy(update={"chain_psnr": 31.9, "generator_error": 0.5, "chain_levels": 90})
     assert INT8_PSNR == 32
     assert passed_limit(limits_of(poor, "int8")) == "image PSNR in dB is 31.9, the limit is 32"
@@ -216,7 +216,7 @@ def test_flipped_codes_are_recorded_and_not_limited() -> None:
     assert passed_limit(limits_of(worse, "int8")) == "image PSNR in dB is 31, the limit is 32"
 
 
-def test_a_generator_that_8_bits_spoil_stays_fp32_and_that_is_said(
+def test_int8_keeps_a_spoilt_generator_in_fp32_and_says_so(
     bundle: Path,
     tiny_bundle: Path,
     tiny_model: Model,
@@ -258,12 +258,12 @@ def test_a_refused_export_publishes_nothing(
     [(name, "auto") for name in ("torch", "torch-compile", "trt", "trt-rtx", "fused")]
     + [("ort", "cuda"), ("auto", "cuda")],
 )
-def test_other_engines_say_that_they_do_not_run_it(bundle: Path, engine: str, device: str) -> None:
+def test_other_engines_refuse_int8(bundle: Path, engine: str, device: str) -> None:
     with pytest.raises(BadInput, match=r"int8 runs with --engine .*ort on --device cpu only"):
         open_engine(bundle, engine, "int8", device)
 
 
-def test_it_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Path) -> None:
+def test_int8_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Path) -> None:
     assert choose("auto", "auto", "int8", PRECISIONS)[1:] == ("cpu", "int8")
     assert choose("ort", "cpu", None, PRECISIONS).precision == "fp32"
     assert choose("ort", "auto", None, ("int8",)) == ("ort", "cpu", "int8")
@@ -273,7 +273,7 @@ def test_it_runs_on_the_cpu_and_is_never_a_default(bundle: Path, tiny_bundle: Pa
         open_engine(tiny_bundle, "ort", "int8", "cpu")
 
 
-def test_verify_measures_what_export_measured_and_asks_no_more(bundle: Path) -> None:
+def test_verify_repeats_the_figures_and_the_limit_of_the_export(bundle: Path) -> None:
     exported = open_bundle(bundle).manifest.verification["int8"]
     found = verify_bundle(open_bundle(bundle), "ort", "int8", "cpu")
     assert found.precision == "int8" and found.noise_identical
@@ -296,7 +296,7 @@ def test_enough_images_are_verified() -> None:
     assert batches_of(large, "int8") == (1, 2, 3, 2)
 
 
-def test_what_both_and_all_are() -> None:
+def test_both_and_all_name_precisions() -> None:
     assert precisions_of("both") == FLOATS == ("fp32", "fp16")
     assert precisions_of("all") == PRECISIONS == ("fp32", "fp16", "int8")
     assert precisions_of("int8") == ("int8",)

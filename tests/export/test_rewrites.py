@@ -22,7 +22,6 @@ from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import (
     REWRITES,
-    SERVES,
     TAKES,
     Graphs,
     convolution_sizes,
@@ -44,7 +43,6 @@ from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
-from lddgan.names import PRECISIONS
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.configs import generator_groups
 from lddgan.networks.generator import Attention, ResidualBlock
@@ -334,18 +332,6 @@ def test_sizes_are_those_that_the_convolutions_see(tiny_model: Model) -> None:
     assert seen["autoencoder.decoder.conv_out"] == 32
     assert len(seen) == len(convolutions) + 1  # and post_quant_conv
     assert {p.device.type for p in decoder.parameters()} == {"cpu"}
-
-
-def test_every_list_has_its_rewrites_and_the_docs_say_which_and_why() -> None:
-    assert set(TAKES) == set(PRECISIONS) == set(SERVES) - {"fused"}
-    rows = [
-        *(f"| {name} | {serves} |" for name, serves in SERVES.items()),
-        *(f"| {one.name} | {', '.join(one.taken_by)} | {one.why} |" for one in REWRITES),
-    ]
-    docs = Path("docs/performance.md").read_text(encoding="utf-8").splitlines()
-    assert [row for row in rows if row not in docs] == []
-    for name, taken in TAKES.items():
-        assert set(taken) == {one.name for one in REWRITES if name in one.taken_by}
 
 
 def test_unknown_rewrites_are_named(tiny_model: Model) -> None:

@@ -13,8 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.bundle import StageAgreement
-from export.compare import (
+from export.agreement import (
     changed,
     grey_levels,
     is_sound,
@@ -23,6 +22,7 @@ from export.compare import (
     psnr,
     relative_error,
 )
+from export.bundle import Agreement
 from export.exporter import export_bundle, graph_modules
 from export.graphs import graph_specs
 from export.rewrites import TAKES
@@ -123,7 +123,7 @@ def test_a_kl_model_has_no_codes_to_flip(tiny_model: Model) -> None:
 
 # ---- limits ----
 
-GOOD = StageAgreement(
+GOOD = Agreement(
     batches=(1,),
     generator_error=1e-4,
     decoder_levels=1,
@@ -171,7 +171,7 @@ def test_each_limit_is_refused_by_name(case: str) -> None:
     assert named in str(caught.value)
 
 
-def test_what_is_at_the_limit_passes() -> None:
+def test_values_at_the_limits_pass() -> None:
     refuse_disagreement(GOOD, "fp32")
     refuse_disagreement(GOOD_HALF, "fp16")
 

@@ -574,8 +574,9 @@ def test_a_killed_worker_ends_the_command(tmp_path: Path, photos: Path) -> None:
         assert "Traceback" not in ended.err and process.is_gone()
 
 
-alone = ("-m", "cli")
-ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "cli")
+alone = ("-m", "lddgan")
+torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+ranks = (*torchrun, "--no-python", sys.executable, *alone)
 
 
 @pytest.mark.full

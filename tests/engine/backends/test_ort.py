@@ -1,4 +1,4 @@
-"""ONNX files that are not ours are one sentence; the public names; a module that hides ours."""
+"""ONNX files that are not ours are one sentence; the public names."""
 
 from __future__ import annotations
 
@@ -174,21 +174,3 @@ def test_importing_lddgan_imports_nothing_heavy(tmp_path: Path) -> None:
         "print(sorted({'torch', 'onnx', 'onnxruntime', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
     assert python(program, tmp_path).stdout == "[]\n"
-
-
-@pytest.mark.parametrize("hiding", ["engine.py", "export.py", "cli.py", "engine/__init__.py"])
-def test_module_that_hides_one_of_ours_is_named(tmp_path: Path, hiding: str) -> None:
-    path = tmp_path / hiding
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("")
-    done = python("import lddgan", tmp_path)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: {path.resolve()} hides lddgan's module")
-
-
-def test_folder_of_that_name_without_python_in_it_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "export").mkdir()
-    done = python("import lddgan; print(lddgan.open_bundle.__module__)", tmp_path)
-    assert done.stdout == "export.bundle\n", done.stderr

@@ -12,9 +12,9 @@ import pytest
 
 from export.bundle import (
     SCHEMA,
+    Agreement,
     Bundle,
     Manifest,
-    StageAgreement,
     file_entries,
     graph_file,
     open_bundle,
@@ -26,7 +26,7 @@ from tests.engine.backends.trt import setup_cpu_builder as fixture
 from tests.engine.backends.trt.scripted import Script
 from tests.engine.backends.trt.store import Store
 
-AGREEMENT = StageAgreement(
+AGREEMENT = Agreement(
     batches=(1,),
     generator_error=0.0,
     decoder_levels=0,

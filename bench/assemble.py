@@ -13,7 +13,6 @@ from bench.roofline import Ceilings, Roof, StageMilliseconds, achieved, measure_
 from bench.row import Agreement, BenchRow, Measured, StageTimes
 from bench.timing import Measurement, Opened, Plan, Trial, seconds, summarise
 from engine.backend import Images
-from engine.output import png
 from engine.timing import Clock
 from engine.verification import Verification
 from export.agreement import Differences
@@ -21,6 +20,7 @@ from export.bundle import Bundle
 from export.compare import changed, grey_levels, psnr
 from lddgan.extras import why_missing
 from lddgan.names import Precision
+from lddgan.pictures import png
 from lddgan.presets import Preset
 
 BUSY = 0.5  # load per core above which the machine was doing something else

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,24 +208,8 @@ def publishing(folder: Path) -> Iterator[Path]:
     A bundle that is already there is replaced; any other content is refused (BadInput).
     """
     refuse_foreign(folder)
-    with atomic_folder(folder, exchange) as temporary:
+    with atomic_folder(folder) as temporary:
         yield temporary
-
-
-def exchange(new: Path, folder: Path) -> None:
-    """Give `new` the name of a folder, which is back under it if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / folder.name)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        os.replace(old / folder.name, folder)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path) -> None:

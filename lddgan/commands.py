@@ -47,9 +47,9 @@ def check_dataset(
     size: Annotated[int, typer.Option(min=8, help="Side of the images to be trained on.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
-    from lddgan.cores import usable_cores
     from lddgan.data.check import look
     from lddgan.data.open_source import open_source
+    from lddgan.extras import usable_cores
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 

@@ -27,7 +27,7 @@ MOST_WORKERS = 4  # that read images, unless told
 
 def workers_for(images: Path | None, asked: int | None) -> int:
     """Processes that read images; none where the images are in memory."""
-    from lddgan.cores import usable_cores
+    from lddgan.extras import usable_cores
 
     if asked is not None:
         return asked

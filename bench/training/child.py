@@ -23,14 +23,14 @@ from lddgan.data.images import to_float
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.presets import Preset
-from lddgan.training.autoencoder import Codec, training_of
+from lddgan.torch_settings import flushing_denormals
+from lddgan.training.autoencoder import AutoencoderGan, training_of
 from lddgan.training.generator import Gan
 from lddgan.training.latents import encode_moments, moments_shape
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
 from lddgan.training.settings import Settings
-from lddgan.training.state import flushing_denormals
 
 SEED: Final = 0
 WITH_R1, WITHOUT_R1 = 0, 1  # numbers of steps: those that r1_every divides have R1
@@ -108,9 +108,9 @@ def autoencoder_stage(job: Job, settings: Settings, ranks: Ranks) -> Measured:
     perceptual = None
     if cfg.perceptual_weight:
         perceptual = Perceptual().eval().requires_grad_(False).to(ranks.device)
-    codec = Codec(preset, cfg, settings, ranks, perceptual)
+    gan = AutoencoderGan(preset, settings, ranks, perceptual)
     rows = pixels(preset, cfg.batch, ranks.device)
-    timed = time_all({"plain": lambda: codec.step(to_float(rows), cfg.disc_start, 0.0)}, job)
+    timed = time_all({"plain": lambda: gan.step(to_float(rows), cfg.disc_start, 0.0)}, job)
     return Measured(
         plain=timed["plain"],
         with_r1=None,

@@ -17,9 +17,8 @@ from bench.training.row import PipelineRow
 from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
-from lddgan.presets import Preset
+from lddgan.presets import GROUP, Preset
 from lddgan.progress import Log
-from lddgan.training.generator import STAGE
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings
 
@@ -55,7 +54,7 @@ def measure_pipeline(
     settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
     first = max(1, workers)  # they come while the workers start, one from each
     with joined(device) as ranks:
-        feed = settings.feed(images, ranks, size, STAGE.group, preset.training.flip)
+        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
         flow = count(feed.batches(0, first + trials), first, max_seconds)
     cut = f"{flow.batches} of {trials} batches: more do not fit in {seconds(max_seconds)}"
     again = (

@@ -5,20 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput
 from lddgan.extras import require
-from lddgan.files import atomic_write
-from lddgan.pictures import grid
+from lddgan.files import atomic_write, writing
+from lddgan.pictures import grid, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +40,7 @@ class Line(NamedTuple):
     losses: dict[str, float]
 
 
-class Diary:
+class TrainingLog(AbstractContextManager["TrainingLog"]):
     """Losses and pictures of one stage of a training, as files in its folder.
 
         <stage>.losses.jsonl         means over intervals of steps, one JSON object per line
@@ -72,15 +70,7 @@ class Diary:
         atomic_write(self.path, b"".join(encoded(line) for line in lines if line.step < first))
         self.writer = open_writer(folder / "tensorboard" / stage, first)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -107,14 +97,12 @@ class Diary:
                 self.writer.add_scalar(f"{self.stage}/{name}", value, step)
             self.writer.flush()
 
-    def picture(self, step: int, images: NDArray[np.uint8]) -> None:
+    def add_picture(self, step: int, images: NDArray[np.uint8]) -> None:
         """A grid of uint8 [N,H,W,3], made after `step` steps."""
         if self.writer is None:
             return
         picture, path = grid(images), self.folder / "samples" / f"{self.stage}-{step:07d}.png"
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        atomic_write(path, buffer.getbuffer())
+        atomic_write(path, png(picture))
         with writing(path):
             last = max(0, step - 1)  # a run resumed at `step` hides what is there from `step` on
             self.writer.add_image(f"{self.stage}/samples", picture, last, dataformats="HWC")
@@ -276,15 +264,6 @@ def is_wide(values: Sequence[float]) -> bool:
 
 
 # ---- files ----
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's errors while writing `path` into LddganError."""
-    try:
-        yield
-    except OSError as error:
-        raise LddganError(f"cannot write {path}: {error.strerror}") from error
 
 
 def open_writer(folder: Path, first: int) -> SummaryWriter:

@@ -10,8 +10,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,16 +98,6 @@ def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> N
             f"{path} belongs to a run with another {' and '.join(differs)}; repeat its settings, "
             "or start in another --out"
         )
-
-
-@contextmanager
-def flushing_denormals() -> Iterator[None]:
-    """Numbers near zero are taken for zero on a CPU: with them Adam's averages are slow."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def on_cpu(network: nn.Module) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from lddgan.checkpoint import load_autoencoder, load_checkpoint, random_model, save_checkpoint
 from lddgan.presets import get_preset
-from lddgan.training.autoencoder import Codec
+from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
 from lddgan.training.state import load_state
 from lddgan.variants import with_values
@@ -169,7 +169,7 @@ def test_a_run_that_ctrl_c_stopped_is_looked_at_and_goes_on(
 def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> None:
     common = ("train-autoencoder", "--dataset", "digits", "--data", photos, "--steps", 3, *TINY)
     lddgan(*common, "--out", "whole")
-    outcome = interrupted(lddgan, Codec, *common, "--out", "cut")
+    outcome = interrupted(lddgan, AutoencoderGan, *common, "--out", "cut")
     assert outcome.code == 130 and "stopped after step 1 of 3" in outcome.err
     state = Path("cut/autoencoder.state.pt")
     refused(lddgan("sample", "--checkpoint", state), "the state of an autoencoder")

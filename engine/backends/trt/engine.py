@@ -15,7 +15,6 @@ from engine.backends.trt.plans import (
     options_before,
     plan_key,
 )
-from engine.backends.trt.publish import sweep
 from engine.backends.trt.run import TrtBackend
 from engine.gpu.device import Gpu, open_gpu
 from engine.gpu.driver import why_no_gpu
@@ -24,6 +23,7 @@ from engine.verification import Verification, refuse
 from export.bundle import Bundle, store_folder
 from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import sweep
 from lddgan.names import Precision
 from lddgan.progress import Log
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lddgan.data.feed import Feed, unless_broken_off
+from lddgan.data.feed import Feed, hide_broken_off
 from lddgan.data.images import ImageFiles, Images, InMemory, Read
 from lddgan.data.open_source import open_source
 from lddgan.data.order import Order
@@ -242,7 +242,7 @@ def test_workers_leave_signals_to_the_training() -> None:
 def test_a_worker_says_nothing_of_a_batch_that_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "excepthook", unless_broken_off)
+    monkeypatch.setattr(sys, "excepthook", hide_broken_off)
     address, _ = resource_sharer.DupFd(0)._id
     Client(address, authkey=multiprocessing.current_process().authkey).close()
     resource_sharer.stop(timeout=10)

@@ -8,15 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-import lddgan.training.autoencoder as codec_module
+import lddgan.training.autoencoder as autoencoder_training
 from lddgan.checkpoint import TrainedAutoencoder, load_autoencoder
 from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput, LddganError
-from lddgan.networks import autoencoder as autoencoder_module
+from lddgan.networks import autoencoder as autoencoder_network
 from lddgan.networks import layers
 from lddgan.networks.autoencoder import Autoencoder
-from lddgan.training.autoencoder import Codec, codec_losses, measure_scale_factor, train_autoencoder
+from lddgan.training.autoencoder import (
+    AutoencoderGan,
+    autoencoder_losses,
+    measure_scale_factor,
+    train_autoencoder,
+)
 from lddgan.training.losses import kl_divergence
 from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE
 from lddgan.training.settings import Settings
@@ -46,16 +51,16 @@ def settings(out, **changes):
     return Settings(**{"out": Path(out), "device": "cpu", "log": lambda line: None} | changes)
 
 
-def new_codec(preset, perceptual=None, **changes):
+def new_gan(preset, perceptual=None, **changes):
     torch.manual_seed(0)
-    return Codec(preset, preset.autoencoder_training, settings(".", **changes), ALONE, perceptual)
+    return AutoencoderGan(preset, settings(".", **changes), ALONE, perceptual)
 
 
 @pytest.fixture
 def float64(monkeypatch):
     """What computes in float32 computes in float64."""
     monkeypatch.setattr(layers.GroupNorm, "forward", torch.nn.GroupNorm.forward)
-    monkeypatch.setattr(autoencoder_module, "attention", attention64)
+    monkeypatch.setattr(autoencoder_network, "attention", attention64)
 
 
 def attention64(q, k, v):
@@ -71,19 +76,21 @@ class Distance(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_finite_differences(float64, kind):
-    codec = new_codec(preset_of(kind, perceptual_weight=0.5, disc_weight=0.5), Distance())
-    for network in (codec.autoencoder, codec.critic):
+    gan = new_gan(preset_of(kind, perceptual_weight=0.5, disc_weight=0.5), Distance())
+    for network in (gan.autoencoder, gan.critic):
         network.double()
     image = digits()[:4].double()
     noise = torch.randn(4, 4, 8, 8, dtype=torch.float64)
-    weight = codec.autoencoder.decoder.conv_out.weight
+    weight = gan.autoencoder.decoder.conv_out.weight
 
     def loss(adversarial):
-        return torch.stack(list(codec_losses(codec, image, noise, adversarial)[1].values())).sum()
+        return torch.stack(
+            list(autoencoder_losses(gan, image, noise, adversarial)[1].values())
+        ).sum()
 
     loss(False).backward()
-    fixed = codec.autoencoder.encoder.conv_in.weight  # through a quantiser, straight on: not exact
-    for parameter in (weight, codec.autoencoder.post_quant_conv.weight) + (
+    fixed = gan.autoencoder.encoder.conv_in.weight  # through a quantiser, straight on: not exact
+    for parameter in (weight, gan.autoencoder.post_quant_conv.weight) + (
         () if kind == "vq" else (fixed,)
     ):
         direction = torch.randn_like(parameter)
@@ -100,10 +107,10 @@ def test_gradients_agree_with_finite_differences(float64, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_losses_of_each_regulariser(kind):
     preset = preset_of(kind, kl_weight=0.1)
-    codec = new_codec(preset)
+    gan = new_gan(preset)
     image, noise = digits()[:8], torch.randn(8, 4, 8, 8)
-    decoded, losses = codec_losses(codec, image, noise, adversarial=False)
-    network = codec.autoencoder
+    decoded, losses = autoencoder_losses(gan, image, noise, adversarial=False)
+    network = gan.autoencoder
     assert losses["l1"].item() == pytest.approx((image - decoded).abs().mean().item())
     if kind == "vq":
         latent = network.encode(image)
@@ -125,10 +132,10 @@ def test_the_losses_of_each_regulariser(kind):
 
 
 def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
-    codec = new_codec(preset_of("vq"))
+    gan = new_gan(preset_of("vq"))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
-    _, losses = codec_losses(codec, image, noise, adversarial=False)
-    first, book = codec.autoencoder.encoder.conv_in.weight, codec.autoencoder.quantize.embedding
+    _, losses = autoencoder_losses(gan, image, noise, adversarial=False)
+    first, book = gan.autoencoder.encoder.conv_in.weight, gan.autoencoder.quantize.embedding
     for name, to_encoder, to_codes in (
         ("l1", True, False),
         ("codebook", False, True),
@@ -141,11 +148,11 @@ def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
 
 
 def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
-    codec = new_codec(preset_of("none", disc_weight=0.5))
+    gan = new_gan(preset_of("none", disc_weight=0.5))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
-    decoded, losses = codec_losses(codec, image, noise, adversarial=True)
-    last = codec.autoencoder.decoder.conv_out.weight
-    g = -codec.critic(decoded).mean()
+    decoded, losses = autoencoder_losses(gan, image, noise, adversarial=True)
+    last = gan.autoencoder.decoder.conv_out.weight
+    g = -gan.critic(decoded).mean()
     sizes = [
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm().item()
         for loss in ((image - decoded).abs().mean(), g)
@@ -156,25 +163,24 @@ def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
 
 
 def test_the_patch_discriminator_begins_at_its_step_and_only_it_sees_its_loss():
-    codec = new_codec(preset_of("kl", disc_weight=0.5, disc_start=1))
+    gan = new_gan(preset_of("kl", disc_weight=0.5, disc_start=1))
     image = digits()[:8]
-    before = codec.critic.net[0].weight.clone()
-    assert list(codec.step(image, 0, 0.0)) == ["l1", "kl"]
-    assert torch.equal(codec.critic.net[0].weight, before)
-    assert list(codec.step(image, 1, 0.0)) == ["l1", "g", "kl", "critic"]
-    assert not torch.equal(codec.critic.net[0].weight, before)
-    assert codec.critic.net[0].weight.grad is not None
-    decoder = codec.autoencoder.decoder.conv_out.weight.grad.clone()
-    codec.critic.requires_grad_(True)
-    codec_module.critic_loss(codec, image, image).backward()
-    assert torch.equal(codec.autoencoder.decoder.conv_out.weight.grad, decoder)
+    before = gan.critic.net[0].weight.clone()
+    assert list(gan.step(image, 0, 0.0)) == ["l1", "kl"]
+    assert torch.equal(gan.critic.net[0].weight, before)
+    assert list(gan.step(image, 1, 0.0)) == ["l1", "g", "kl", "critic"]
+    assert not torch.equal(gan.critic.net[0].weight, before)
+    assert gan.critic.net[0].weight.grad is not None
+    decoder = gan.autoencoder.decoder.conv_out.weight.grad.clone()
+    gan.critic.requires_grad_(True)
+    autoencoder_training.critic_loss(gan, image, image).backward()
+    assert torch.equal(gan.autoencoder.decoder.conv_out.weight.grad, decoder)
 
 
 def test_bf16_stays_near_fp32():
     image = digits()[:8]
     losses = [
-        new_codec(preset_of("kl"), **changes).step(image, 0, 0.0)
-        for changes in ({}, {"bf16": True})
+        new_gan(preset_of("kl"), **changes).step(image, 0, 0.0) for changes in ({}, {"bf16": True})
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[0] != losses[1]
 
@@ -206,7 +212,7 @@ def test_the_scale_factor_is_not_measured_on_bad_images_unless_told(images):
 
 
 def test_the_scale_factor_is_measured_on_images_from_everywhere(images, monkeypatch):
-    monkeypatch.setattr(codec_module, "MEASURED", 5)
+    monkeypatch.setattr(autoencoder_training, "MEASURED", 5)
     torch.manual_seed(0)
     autoencoder = Autoencoder(tiny_preset()).eval()
     scale = measure_scale_factor(autoencoder, images, 1.0, CPU, "stop")
@@ -261,14 +267,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch)
     preset = with_values(preset, {"autoencoder.dropout": 0.2, "training.flip": True})
     whole = train_autoencoder(preset, images, settings(tmp_path / "whole", seed=1))
     monkeypatch.setattr(Keeper, "is_due", True)  # after every step
-    steps, step = iter(range(100)), Codec.step
+    steps, step = iter(range(100)), AutoencoderGan.step
 
     def cut(*arguments):
         if next(steps) in (2, 4):
             raise Interrupted
         return step(*arguments)
 
-    monkeypatch.setattr(Codec, "step", cut)
+    monkeypatch.setattr(AutoencoderGan, "step", cut)
     out = tmp_path / "cut"
     for resume in (False, True):
         with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""The generator's training: losses in closed form, gradients, resumption, and that it trains."""
+"""The generator's training: gradients, one step, resumption, and that it trains."""
 
 import errno
 import math
@@ -28,14 +28,6 @@ from lddgan.training.generator import (
     train_generator,
 )
 from lddgan.training.latents import StoredLatents, latents_of
-from lddgan.training.losses import (
-    discriminator_loss,
-    generator_loss,
-    kl_divergence,
-    r1_penalty,
-    reconstruction_loss,
-    reconstruction_weight,
-)
 from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, load_unfinished
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, rate_at
@@ -76,53 +68,6 @@ def new_gan(preset, **changes):
 
 class Interrupted(Exception):
     """Stands for a power cut."""
-
-
-# Losses.
-
-
-def test_non_saturating_losses_in_closed_form():
-    zero = torch.zeros(5, 1)
-    assert discriminator_loss(zero, zero).item() == pytest.approx(2 * LN2)
-    assert generator_loss(zero).item() == pytest.approx(LN2)
-    real, fake = torch.tensor([[3.0], [-1.0]]), torch.tensor([[0.5], [-2.0]])
-    expected = sum(math.log1p(math.exp(-v)) for v in (3.0, -1.0)) / 2
-    expected += sum(math.log1p(math.exp(v)) for v in (0.5, -2.0)) / 2
-    assert discriminator_loss(real, fake).item() == pytest.approx(expected, rel=1e-6)
-    expected = sum(math.log1p(math.exp(-v)) for v in (0.5, -2.0)) / 2
-    assert generator_loss(fake).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_r1_of_a_quadratic_discriminator():
-    # D(x) = 1/2 sum a x^2 has gradient a x: R1 = gamma/2 mean_batch sum (a x)^2.
-    x = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    a = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty((0.5 * a * x**2).sum(dim=(1, 2, 3))[:, None], x, gamma=0.3)
-    assert penalty.item() == pytest.approx(0.15 * ((a * x) ** 2).sum().item() / 3)
-    penalty.backward()  # and its own gradient with respect to D's weights: gamma a mean x^2
-    torch.testing.assert_close(a.grad, 0.3 * a.detach() * (x.detach() ** 2).sum(dim=0) / 3)
-
-
-def test_reconstruction_weight_falls_from_one_to_zero():
-    assert reconstruction_weight(0.0, 6.0) == pytest.approx(1 - 1 / (1 + math.exp(6)))
-    assert reconstruction_weight(0.5, 6.0) == 0.5
-    assert reconstruction_weight(1.0, 6.0) == pytest.approx(1 / (1 + math.exp(6)))
-    assert reconstruction_weight(0.25, 6.0) == pytest.approx(1 / (1 + math.exp(-3)))
-    assert reconstruction_weight(0.7, None) == 1  # without Weighted Learning
-    assert reconstruction_weight(1.0, 1e9) == 0 and reconstruction_weight(0.0, 1e9) == 1
-
-
-def test_reconstruction_loss_is_a_mean_of_absolute_differences():
-    x_0 = torch.zeros(2, 1, 1, 2)
-    assert reconstruction_loss(x_0, torch.tensor([[[[1.0, -3.0]]], [[[0.0, 2.0]]]])).item() == 1.5
-
-
-def test_kl_in_closed_form():
-    mean = torch.full((2, 1, 3, 3), 2.0)
-    zero = torch.zeros_like(mean)
-    assert kl_divergence(zero, zero).item() == 0
-    assert kl_divergence(mean, zero).item() == pytest.approx(9 * 2.0)
-    assert kl_divergence(zero, zero + math.log(4)).item() == pytest.approx(9 * (1.5 - LN2))
 
 
 def test_cosine_rate():

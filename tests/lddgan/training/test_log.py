@@ -1,4 +1,4 @@
-"""A training's diary: its lines against means worked out by hand, TensorBoard's files read back."""
+"""A training's log: its lines against means worked out by hand, TensorBoard's files read back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import GAP, grid
+from lddgan.pictures import GAP_PIXELS as GAP
+from lddgan.pictures import grid
 from lddgan.training.log import (
     DPI,
     FEW,
-    Diary,
     Line,
+    TrainingLog,
     interval,
     losses_figure,
     read_losses,
@@ -47,11 +48,11 @@ def losses_of(step: int) -> dict[str, float]:
 
 def run(folder: Path, first: int, end: int, total: int) -> None:
     """Steps first..end-1 of `total`; broken off if end < total."""
-    with Diary(folder, STAGE, first, total) as diary:
+    with TrainingLog(folder, STAGE, first, total) as log:
         for step in range(first, end):
-            diary.note(step, losses_of(step))
+            log.note(step, losses_of(step))
         if end == total:
-            diary.finish()
+            log.finish()
 
 
 def lines_of(folder: Path) -> list[dict[str, float]]:
@@ -89,10 +90,10 @@ def test_lines_are_the_means_over_the_steps_that_have_a_loss(tmp_path: Path) -> 
 
 def test_a_caller_may_use_its_dict_again(tmp_path: Path) -> None:
     losses = {"d": 1.0}
-    with Diary(tmp_path, STAGE, 0, 2000) as diary:
-        diary.note(0, losses)
+    with TrainingLog(tmp_path, STAGE, 0, 2000) as log:
+        log.note(0, losses)
         losses["d"] = 2.0
-        diary.note(1, losses)
+        log.note(1, losses)
     assert lines_of(tmp_path) == [{"step": 1, "d": 1.5}]
 
 
@@ -104,9 +105,9 @@ def test_a_run_has_about_a_thousand_lines(total: int, steps: int) -> None:
 
 
 def test_the_last_interval_may_be_short(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 2501) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 2501) as log:
         for step in range(2501):
-            diary.note(step, {"d": float(step)})
+            log.note(step, {"d": float(step)})
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == [*range(1, 2501, 2), 2500]
     assert [line["d"] for line in lines] == [*(step - 0.5 for step in range(1, 2501, 2)), 2500]
@@ -114,9 +115,9 @@ def test_the_last_interval_may_be_short(tmp_path: Path) -> None:
 
 def test_each_stage_has_its_own(tmp_path: Path) -> None:
     for stage, value in (("autoencoder", 1.0), ("generator", 2.0)):
-        with Diary(tmp_path, stage, 0, 1) as diary:
-            diary.note(0, {"l1": value})
-            diary.finish()
+        with TrainingLog(tmp_path, stage, 0, 1) as log:
+            log.note(0, {"l1": value})
+            log.finish()
     for stage, value in (("autoencoder", 1.0), ("generator", 2.0)):
         assert read_losses(tmp_path / f"{stage}.losses.jsonl") == [Line(0, {"l1": value})]
         assert scalars(events(tmp_path, stage), f"{stage}/l1") == {0: value}
@@ -203,7 +204,7 @@ def test_another_damaged_line_is_named_and_left_alone(tmp_path: Path, damage: st
     text = f'{{"step": 0, "d": 1.0}}\n{damage}\n{{"step": 2, "d": 1.0}}\n'
     (tmp_path / FILE).write_text(text)
     with pytest.raises(BadInput, match="line 2 holds no losses") as caught:
-        Diary(tmp_path, STAGE, 3, 9)
+        TrainingLog(tmp_path, STAGE, 3, 9)
     assert str(tmp_path / FILE) in str(caught.value) and "\n" not in str(caught.value)
     assert (tmp_path / FILE).read_text() == text
 
@@ -211,10 +212,10 @@ def test_another_damaged_line_is_named_and_left_alone(tmp_path: Path, damage: st
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lddgan.training.log import Diary
-with Diary(Path(sys.argv[1]), "generator", 0, 5000) as diary:  # intervals of 5 steps
+from lddgan.training.log import TrainingLog
+with TrainingLog(Path(sys.argv[1]), "generator", 0, 5000) as log:  # intervals of 5 steps
     for step in range(523):
-        diary.note(step, {"d": float(step)})
+        log.note(step, {"d": float(step)})
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -235,9 +236,9 @@ def test_what_is_there_after_a_kill_is_less_than_an_interval_short(tmp_path: Pat
 
 
 def test_tensorboard_has_the_same_means(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 2000) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 2000) as log:
         for step in range(40):
-            diary.note(step, {"d": 1 / (step + 1)} | ({"r1": 0.1 * step} if step % 4 == 0 else {}))
+            log.note(step, {"d": 1 / (step + 1)} | ({"r1": 0.1 * step} if step % 4 == 0 else {}))
     found, lines = events(tmp_path), lines_of(tmp_path)
     assert sorted(found.Tags()["scalars"]) == ["generator/d", "generator/r1"]
     for name in ("d", "r1"):
@@ -247,17 +248,17 @@ def test_tensorboard_has_the_same_means(tmp_path: Path) -> None:
 
 
 def test_tensorboard_hides_what_is_made_again(tmp_path: Path) -> None:
-    with Diary(tmp_path, "autoencoder", 0, 20) as other:
+    with TrainingLog(tmp_path, "autoencoder", 0, 20) as other:
         for step in range(20):
             other.note(step, {"l1": 0.5})
-    with Diary(tmp_path, STAGE, 0, 20) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 20) as log:
         for step in range(9):
-            diary.note(step, {"d": 1.0})
-            diary.picture(step + 1, tiles(2))
+            log.note(step, {"d": 1.0})
+            log.add_picture(step + 1, tiles(2))
     age(tmp_path)
-    with Diary(tmp_path, STAGE, 6, 20) as diary:
+    with TrainingLog(tmp_path, STAGE, 6, 20) as log:
         for step in range(6, 12):
-            diary.note(step, {"d": 2.0})
+            log.note(step, {"d": 2.0})
     found = events(tmp_path)
     assert scalars(found, "generator/d") == dict.fromkeys(range(6), 1.0) | dict.fromkeys(
         range(6, 12), 2.0
@@ -281,8 +282,8 @@ def pixels(source: Any) -> np.ndarray:
 
 def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
     images = tiles(5)
-    with Diary(tmp_path, STAGE, 0, 5000) as diary:
-        diary.picture(1000, images)
+    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
+        log.add_picture(1000, images)
     (path,) = (tmp_path / "samples").iterdir()
     assert path.name == "generator-0001000.png"
     found = pixels(path)
@@ -298,9 +299,9 @@ def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_the_beginning_and_one_beyond_seven_digits(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 5000) as diary:
-        diary.picture(0, tiles(1))
-        diary.picture(12_345_678, tiles(1))
+    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
+        log.add_picture(0, tiles(1))
+        log.add_picture(12_345_678, tiles(1))
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["generator-0000000.png", "generator-12345678.png"]
 
@@ -436,7 +437,7 @@ def test_missing_packages_are_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, package, None)
     said = rf'{package} is not installed; pip install -e "\.\[{extra}'
     with pytest.raises(LddganError, match=said):
-        Diary(tmp_path, STAGE, 0, 5)
+        TrainingLog(tmp_path, STAGE, 0, 5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -445,10 +446,10 @@ def test_a_process_that_does_not_write_leaves_nothing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     (tmp_path / FILE).write_text("of the first process\n\n")
-    with Diary(tmp_path, STAGE, 1, 2, writes=False) as diary:
-        diary.note(1, {"d": 1.0})
-        diary.picture(2, tiles(1))
-        diary.finish()
+    with TrainingLog(tmp_path, STAGE, 1, 2, writes=False) as log:
+        log.note(1, {"d": 1.0})
+        log.add_picture(2, tiles(1))
+        log.finish()
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert (tmp_path / FILE).read_text() == "of the first process\n\n"
 
@@ -456,19 +457,19 @@ def test_a_process_that_does_not_write_leaves_nothing(
 def test_folders_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LddganError, match=r"cannot write .*jsonl: (Not a directory|File exists)"):
-        Diary(tmp_path / "file", STAGE, 0, 5)
+        TrainingLog(tmp_path / "file", STAGE, 0, 5)
     (tmp_path / "tensorboard").write_text("mine")
     with pytest.raises(LddganError, match=r"cannot write .*: (Not a directory|File exists)"):
-        Diary(tmp_path, STAGE, 0, 5)
+        TrainingLog(tmp_path, STAGE, 0, 5)
     assert (tmp_path / "tensorboard").read_text() == "mine"
 
 
 def test_losses_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 5) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 5) as log:
         (tmp_path / FILE).unlink()
         (tmp_path / FILE).mkdir()
         with pytest.raises(LddganError, match=r"cannot write .*jsonl: Is a directory"):
-            diary.note(0, {"d": 1.0})
+            log.note(0, {"d": 1.0})
 
 
 def test_a_full_disk_leaves_the_earlier_lines(
@@ -482,6 +483,6 @@ def test_a_full_disk_leaves_the_earlier_lines(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(LddganError, match="No space left on device"):
-        Diary(tmp_path, STAGE, 3, 9)
+        TrainingLog(tmp_path, STAGE, 3, 9)
     assert (tmp_path / FILE).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "tensorboard"]

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import output
-from engine.output import check_output, png, write_folder, write_images
+from lddgan import pictures as pictures_module
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import grid
+from lddgan.pictures import check_output, grid, png, write_folder, write_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,7 +168,7 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 import numpy as np
-from engine.output import write_images
+from lddgan.pictures import write_images
 from lddgan.errors import LddganError
 small = np.zeros((2, 8, 8, 3), np.uint8)
 large = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -282,7 +281,7 @@ def test_what_holds_the_engine_up_is_said(
     said: list[str],
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(output, "clock", lambda: now[0])
+    monkeypatch.setattr(pictures_module, "clock", lambda: now[0])
 
     def write(path: Path, image: Any) -> Path:
         now[0] += encoding / 2
@@ -293,7 +292,7 @@ def test_what_holds_the_engine_up_is_said(
             now[0] += making
             yield pictures(2, 8, 8)
 
-    monkeypatch.setattr(output, "write_png", write)
+    monkeypatch.setattr(pictures_module, "write_png", write)
     lines: list[str] = []
     assert write_images(tmp_path / "samples", batches(), 0, lambda _: None, log=lines.append) == 8
     assert lines == said

@@ -127,6 +127,9 @@ def read_ahead(
         if isinstance(error, LddganError) or "worker" not in str(error):
             raise
         cause = str(error).partition("\n")[0]
+    except KeyboardInterrupt as error:
+        error.__traceback__ = None  # its frames would keep the workers alive
+        raise
     finally:
         del reading  # ends the workers, also where an exception keeps this frame alive
     if cause:  # outside of the handler: what led to it would keep the workers alive

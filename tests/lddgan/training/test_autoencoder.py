@@ -23,7 +23,7 @@ from lddgan.training.autoencoder import (
     train_autoencoder,
 )
 from lddgan.training.losses import kl_divergence
-from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE
+from lddgan.training.run_folder import AUTOENCODER_FILE
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper
 from lddgan.variants import regularised, with_values
@@ -283,7 +283,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch)
     assert next(steps) == 8
     a, b = whole.autoencoder.state_dict(), resumed.autoencoder.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a) and whole.preset == resumed.preset
-    assert not (out / AUTOENCODER_STATE).exists()
+    assert not (out / "autoencoder.state.pt").exists()
 
 
 def test_beginning_with_an_autoencoder(images, tmp_path):

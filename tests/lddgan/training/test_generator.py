@@ -28,12 +28,13 @@ from lddgan.training.generator import (
     train_generator,
 )
 from lddgan.training.latents import StoredLatents, latents_of
-from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, load_unfinished
+from lddgan.training.run_folder import MODEL_FILE, load_unfinished
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, rate_at
 from tests.lddgan.training.support import ALONE, first_stage_of, tiny_preset
 
 LN2 = math.log(2)
+STATE = "generator.state.pt"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,7 +284,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, stage, latents, tmp_path
     equal_models(whole, resumed)
     kept = {p.name for p in out.iterdir()}
     assert kept >= {MODEL_FILE, "autoencoder.safetensors", "generator.losses.png"}
-    assert GENERATOR_STATE not in kept
+    assert STATE not in kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -302,7 +303,7 @@ def test_a_signal_saves_and_the_rest_is_the_same(tiny, stage, latents, tmp_path,
             run(tiny, stage, latents, out)
     assert stop.value.signal == number
     assert signal.getsignal(number) is before
-    seen = load_unfinished(out / GENERATOR_STATE)
+    seen = load_unfinished(out / STATE)
     assert seen.provenance["steps"] == 1 and seen.preset == tiny
     equal_models(whole, run(tiny, stage, latents, out, resume=True))
 
@@ -352,7 +353,7 @@ def test_nan_stops_with_step_batch_and_last_good_state(tiny, stage, latents, tmp
     assert str(failed.value) == (
         f"training the generator failed: its loss d is nan at step 4, batch 1 of epoch 1 (images "
         f"{listed}); lower the learning rate or check the images; the last good state is "
-        f"{tmp_path / GENERATOR_STATE}, after step 4"
+        f"{tmp_path / STATE}, after step 4"
     )
 
 
@@ -370,7 +371,7 @@ def test_a_gradient_that_is_nan_stops_before_it_changes_a_weight(
     monkeypatch.setattr(gan_module, "generator_loss", poisoned)
     with pytest.raises(LddganError, match=r"its gradient is nan at step 2, .*, after step 2$"):
         run(tiny, stage, latents, tmp_path)
-    kept = torch.load(tmp_path / GENERATOR_STATE, weights_only=True)
+    kept = torch.load(tmp_path / STATE, weights_only=True)
     assert kept["step"] == 2
     assert all(weight.isfinite().all() for weight in kept["parts"]["generator"].values())
 
@@ -422,7 +423,7 @@ def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, stage, latents, tmp_p
     other.autoencoder.decoder.conv_out.bias.data += 1
     with pytest.raises(BadInput, match="a run with another autoencoder"):
         run(tiny, other, latents, tmp_path, resume=True)
-    Path(tmp_path / GENERATOR_STATE).write_bytes(b"cut short")
+    Path(tmp_path / STATE).write_bytes(b"cut short")
     with pytest.raises(BadInput, match="not a readable training state"):
         run(tiny, stage, latents, tmp_path, resume=True)
 
@@ -463,7 +464,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
     replace, saved = os.replace, []
 
     def full(source, target):
-        if str(target).endswith(GENERATOR_STATE):
+        if str(target).endswith(STATE):
             saved.append(target)
             if len(saved) == 3:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -472,8 +473,8 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(LddganError, match=r"cannot write .*generator\.state\.pt: No space left"):
         run(tiny, stage, latents, tmp_path)
-    assert load_unfinished(tmp_path / GENERATOR_STATE).provenance["steps"] == 2
-    assert not list(tmp_path.glob(f".{GENERATOR_STATE}.*"))
+    assert load_unfinished(tmp_path / STATE).provenance["steps"] == 2
+    assert not list(tmp_path.glob(f".{STATE}.*"))
 
 
 def test_plain_lines_say_losses_rate_and_time_left(tiny, stage, latents, tmp_path):

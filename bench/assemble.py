@@ -21,7 +21,7 @@ from export.compare import changed, grey_levels, psnr
 from lddgan.extras import why_missing
 from lddgan.names import Precision
 from lddgan.pictures import png
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 BUSY = 0.5  # load per core above which the machine was doing something else
 LEFT_OUT: Final = "ceilings and PNG files were left out: the trials took all of --max-seconds"

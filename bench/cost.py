@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lddgan.extras import why_missing
-from lddgan.presets import PRESETS, Frozen, Paper, Preset
+from lddgan.frozen import Frozen
+from lddgan.preset import Paper, Preset
+from lddgan.presets import PRESETS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +81,7 @@ def preset_row(preset: Preset, missing: str | None = None) -> PresetRow:
         image=preset.image_shape,
         latent=preset.latent_shape,
         steps=preset.steps,
-        downsampling=preset.downsampling,
+        downsampling=preset.autoencoder.factor,
         cost=cost,
         macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
         paper=preset.paper,
@@ -100,11 +102,11 @@ def on_meta(preset: Preset) -> Networks:
     """The networks of a preset without weights. Needs torch."""
     import torch
 
-    from lddgan.networks.autoencoder import Autoencoder
-    from lddgan.networks.generator import Generator
+    from lddgan.networks.registry import create_autoencoder, create_generator
 
     with torch.device("meta"):
-        generator, autoencoder = Generator(preset).eval(), Autoencoder(preset).eval()
+        generator = create_generator(preset).eval()
+        autoencoder = create_autoencoder(preset).eval()
         x_t = torch.empty(1, *preset.latent_shape)
         t = torch.zeros(1, dtype=torch.int32)
         z = torch.empty(1, preset.generator.nz)
@@ -125,9 +127,7 @@ def measure_cost(preset: Preset) -> Cost:
     generator, autoencoder, step, decode = on_meta(preset)
     return Cost(
         generator_parameters=parameters(generator),
-        decoder_parameters=parameters(
-            autoencoder.decoder, autoencoder.post_quant_conv, autoencoder.quantize
-        ),
+        decoder_parameters=parameters(*autoencoder.decoding, autoencoder.quantize),
         generator_macs=multiply_adds(step),
         decoder_macs=multiply_adds(decode),
     )

@@ -44,8 +44,9 @@ from engine.timing import Clock
 from export.bundle import Bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.frozen import Frozen
 from lddgan.names import DeviceName, Precision
-from lddgan.presets import Frozen, Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log
 
 if TYPE_CHECKING:

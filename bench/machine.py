@@ -14,7 +14,7 @@ from engine.doctor import processor_name
 from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import usable_cores, version_of, why_missing
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 
 HOME = Path(__file__).resolve().parent.parent
 COMMIT: Final = "LDDGAN_COMMIT"  # environment: the commit of a copy without git's history

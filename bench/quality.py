@@ -40,7 +40,7 @@ from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import Model

@@ -16,8 +16,10 @@ from bench.cost import Cost, Traffic
 from engine.gpu.driver import why_no_gpu
 from engine.registry import why_no_library
 from engine.timing import Timer, torch_timer
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen, Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,8 +114,8 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
 
 
 def widest(preset: Preset) -> int:
-    """Channels of the decoder's largest convolution, which follows the last upsampling."""
-    return preset.autoencoder.ch * max(preset.autoencoder.ch_mult[:2])
+    """Channels of a convolution at the image's size whose tensor is the decoder's largest."""
+    return preset.autoencoder.largest_activation(preset.image_size) // preset.image_size**2
 
 
 def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:

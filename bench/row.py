@@ -14,8 +14,8 @@ from bench.timing import Summary
 from engine.kept_images import ImagesVerified
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 
 RESULTS = Path("bench") / "results"  # in the repository
 LADDERS = "ladder-"  # how the names of files of bench/ladder.py begin

@@ -14,7 +14,7 @@ from engine.backend import Images, Made
 from engine.sampler import Sampler, equal_parts
 from engine.timing import Clock, Timer
 from lddgan.errors import OutOfMemory
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 from lddgan.progress import Log
 
 Progress = Callable[[int, int], None]  # trials done, trials asked for

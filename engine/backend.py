@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.timing import HostTimer, Timer
 from export.agreement import draw
 from lddgan.errors import BadInput
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from engine.verification import Verification

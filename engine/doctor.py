@@ -10,7 +10,7 @@ import sys
 from engine.gpu.driver import find_gpu
 from engine.registry import survey
 from lddgan.extras import INSTALL, usable_cores, version_of
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 
 PACKAGES = (
     "lddgan",

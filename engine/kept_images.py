@@ -25,8 +25,9 @@ from export.agreement import (
 from export.bundle import CHECKPOINT, Bundle
 from export.compare import any_of_one_value, changed, grey_levels, psnr
 from lddgan.errors import BadInput, LddganError, why_invalid
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen, Preset
+from lddgan.preset import Preset
 
 LEAST_PSNR: Final[dict[Precision, float]] = {  # dB
     "fp32": PSNR_TOLERANCE,
@@ -148,7 +149,7 @@ def limits(found: ImagesVerified, preset: Preset) -> Sequence[Limit]:
     One VQ code that flips moves many pixels, and images do not say that one did: a VQ model is
     held to less than `export.agreement.limits_of` asks.
     """
-    of_vq, precision = preset.autoencoder.kind == "vq", found.origin.precision
+    of_vq, precision = preset.autoencoder.has_codes, found.origin.precision
     least = BF16_PSNR if of_vq and precision == "fp16" else LEAST_PSNR[precision]
     asked = [("image PSNR in dB", -found.chain_psnr, -least)]
     if precision == "fp32" and not of_vq:

@@ -8,7 +8,7 @@ from typing import Self
 
 from export.agreement import draw
 from lddgan.noise import Noise
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 
 class NoiseAhead:

@@ -16,7 +16,7 @@ from engine.sampler import Sampler, equal_parts
 from export.bundle import CHECKPOINT, Bundle, in_words, open_bundle, store_folder
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.names import PRECISIONS, DeviceName, Precision
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def survey(
 
 def best_first(preset: Preset | None) -> Sequence[tuple[str, Literal["cpu", "cuda"]]]:
     """CANDIDATES, but ONNX Runtime before OpenVINO for a model whose layers are all narrow."""
-    if preset is None or max(*preset.generator_widths, *preset.autoencoder_widths) >= WIDE:
+    if preset is None or max(preset.generator.widest, preset.autoencoder.widest) >= WIDE:
         return CANDIDATES
     order = [candidate for candidate in CANDIDATES if candidate != ("ort", "cpu")]
     order.insert(order.index(("openvino", "cpu")), ("ort", "cpu"))

@@ -14,7 +14,7 @@ from export.compare import any_of_one_value
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
 
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
@@ -197,12 +197,8 @@ class Sampler:
 
 def default_chunk(preset: Preset, device: str) -> int:
     """Images at once such that no activation of the decoder passes LARGEST_TENSOR elements."""
-    widths = preset.autoencoder_widths
-    # Level i has widths[i] channels; upsampling into it carries widths[i+1].
-    carried = [max(pair) for pair in zip(widths, [*widths[1:], 0], strict=True)]
-    elements = max(width * (preset.image_size >> level) ** 2 for level, width in enumerate(carried))
-    tokens = max([preset.latent_size, *preset.autoencoder.attention]) ** 2
-    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // max(elements, tokens**2)))
+    elements = preset.autoencoder.largest_activation(preset.image_size)
+    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // elements))
 
 
 def batch_sizes(count: int, batch: int | None, chunk: int) -> Iterator[int]:

@@ -41,9 +41,9 @@ from export.compare import (
 )
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.extras import version_of
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.noise import Noise
-from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
 from lddgan.torch_settings import exact_fp32
 

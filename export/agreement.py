@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from export.compare import Images, Latents, changed, grey_levels, psnr, relative_error
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.noise import Noise, sampler_noise
-from lddgan.presets import Frozen, Preset
+from lddgan.preset import Preset
 
 SEED: Final = 0  # of the noise that is compared
 IMAGES: Final = 64  # of that seed, by default

@@ -16,8 +16,10 @@ from export.agreement import Differences
 from export.graphs import GraphSpec, graph_specs
 from lddgan.errors import BadInput, why_invalid
 from lddgan.files import atomic_folder, sha256_of_file
+from lddgan.frozen import Frozen
 from lddgan.names import PRECISIONS, Precision
-from lddgan.presets import Frozen, Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 
 SCHEMA: Final = 1
 MANIFEST = "manifest.json"

@@ -160,7 +160,7 @@ def export_int8(
         export_graphs(model, floats, "fp32", rewrites)
         quantise_graphs(model.preset, onnx_stages(floats, "fp32"), floats, folder)
         both = verify(model, folder, "int8").model_copy(update=asked)
-        if model.autoencoder.is_vq or passed_limit(limits_of(both, "int8")) is None:
+        if model.preset.autoencoder.has_codes or passed_limit(limits_of(both, "int8")) is None:
             return both
         keep_generator(floats, folder)
         found = verify(model, folder, "int8").model_copy(

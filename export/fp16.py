@@ -30,8 +30,8 @@ def to_half(module: nn.Module) -> nn.Module:
             if isinstance(layer, FirDown | FirUp):
                 layer.float()
     elif isinstance(module, DecoderToImage):
-        module.autoencoder.post_quant_conv.half()
-        module.autoencoder.decoder.half()
+        for part in module.autoencoder.decoding:
+            part.half()
     return module
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from lddgan.frozen import Frozen
 from lddgan.names import FLOATS, PRECISIONS, Precision, Wanted
-from lddgan.presets import Frozen, Preset
+from lddgan.preset import Preset
 
 BATCH: Final = "B"  # the dynamic dimension
 MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements

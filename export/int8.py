@@ -22,7 +22,7 @@ from export.agreement import Run, Stages, call_inputs, draw, run_chain
 from export.bundle import graph_file
 from export.graphs import graph_specs
 from lddgan.noise import Noise
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 SEED: Final = 1  # of the images that calibrate; others are verified
 IMAGES: Final = 4
@@ -49,7 +49,7 @@ def quantise_graphs(preset: Preset, stages: Stages, floats: Path, folder: Path) 
     """
     feeds = calibration_inputs(preset, stages)
     for which in graph_specs(preset):
-        if which == "generator" and preset.autoencoder.kind == "vq":
+        if which == "generator" and preset.autoencoder.has_codes:
             keep_generator(floats, folder)
         else:
             source, target = floats / graph_file(which, "fp32"), folder / graph_file(which, "int8")

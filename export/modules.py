@@ -9,7 +9,7 @@ from export.graphs import BATCH, TensorSpec
 from lddgan.diffusion import posterior
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 TRACED_BATCH = 2  # the exporter takes 1 for a constant
 

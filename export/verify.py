@@ -31,9 +31,7 @@ from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Precision
-from lddgan.networks.autoencoder import nearest_code
-from lddgan.networks.layers import to_tokens
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 BATCHES = (1, 2, 3)
 SMALL_IMAGE = 64  # up to this size batch 7 is verified too, and int8 on all IMAGES
@@ -98,7 +96,7 @@ def check_half(model: Model, modules: Mapping[str, torch.nn.Module]) -> HalfChec
     mine = run_chain(half, model.preset, drawn)
     true = run_chain(torch_stages(model), model.preset, drawn)
     # A flipped VQ code is counted apart: there the decoder is compared on the same latent.
-    image = half.decode(true.x_0) if model.autoencoder.is_vq else mine.image
+    image = half.decode(true.x_0) if model.preset.autoencoder.has_codes else mine.image
     return HalfCheck(max(largest), psnr(image, true.image))
 
 
@@ -143,17 +141,16 @@ def _compare(
 
 def code_flips(model: Model, a: Latents, b: Latents) -> float:
     """Share of positions whose nearest code differs; 0 without a codebook. a, b [B,C,h,w]."""
-    if model.autoencoder.quantize is None:
+    if not model.preset.autoencoder.has_codes:
         return 0.0
     return float(np.mean([codes(model, x) != codes(model, y) for x, y in zip(a, b, strict=True)]))
 
 
 def codes(model: Model, x_0: Latents) -> NDArray[np.int64]:
-    """Nearest code of every position of one latent [C,h,w], found on the CPU: int64 [1,h*w]."""
-    assert model.autoencoder.quantize is not None
-    codebook = model.autoencoder.quantize.embedding.weight.cpu()
-    latent = torch.from_numpy(x_0)[None] * model.preset.scale_factor
-    return nearest_code(to_tokens(latent), codebook).numpy()
+    """Nearest code of every position of one latent [C,h,w]: int64 [1,h*w]."""
+    found = model.codes(torch.from_numpy(x_0)[None])
+    assert found is not None
+    return found.numpy()
 
 
 def refuse_disagreement(found: StageAgreement, precision: Precision) -> None:

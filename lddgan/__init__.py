@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lddgan.errors import BadInput as BadInput
     from lddgan.errors import LddganError as LddganError
     from lddgan.noise import sampler_noise as sampler_noise
+    from lddgan.preset import Preset as Preset
     from lddgan.presets import PRESETS as PRESETS
-    from lddgan.presets import Preset as Preset
     from lddgan.presets import get_preset as get_preset
     from lddgan.published.reader import import_published as import_published
 
@@ -38,7 +38,7 @@ PUBLIC = {  # name -> module that defines it
     "LddganError": "lddgan.errors",
     "Model": "lddgan.checkpoint",
     "PRESETS": "lddgan.presets",
-    "Preset": "lddgan.presets",
+    "Preset": "lddgan.preset",
     "Sampler": "engine.sampler",
     "export_bundle": "export.exporter",
     "get_preset": "lddgan.presets",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from lddgan.errors import BadInput
 from lddgan.files import atomic_write, sha256_of_bytes
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
-from lddgan.presets import Preset
+from lddgan.networks.registry import create, create_autoencoder, create_generator
+from lddgan.preset import Preset
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
@@ -49,6 +50,14 @@ class Model:
     def encode(self, image: Tensor) -> Tensor:
         """Image [B,3,H,W] in [-1,1] -> latent x_0 [B,C,h,w], divided by the scale factor."""
         return self.autoencoder.encode(image) / self.preset.scale_factor
+
+    @torch.no_grad()
+    def codes(self, x_0: Tensor) -> Tensor | None:
+        """Index of the code of every position of x_0 [B,C,h,w], int64 [B,h*w].
+
+        Returns None if the autoencoder has no codebook.
+        """
+        return self.autoencoder.codes(x_0 * self.preset.scale_factor)
 
     @property
     def has_random_weights(self) -> bool:
@@ -76,7 +85,7 @@ def build_model(
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
     with torch.device("meta"):
-        network = Generator(preset)
+        network = create_generator(preset)
     fill(network, generator, "generator")
     stage = build_autoencoder(preset, autoencoder, provenance)
     return Model(preset, network.eval(), stage.autoencoder, stage.provenance)
@@ -87,7 +96,7 @@ def build_autoencoder(
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
     with torch.device("meta"):
-        network = Autoencoder(preset)
+        network = create_autoencoder(preset)
     fill(network, autoencoder, "autoencoder")
     return TrainedAutoencoder(preset, network.eval(), dict(provenance))
 
@@ -126,9 +135,13 @@ def check_tensors(
     }
     for problem, names in problems.items():
         if names:
-            more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-            listed = ", ".join(names[:NAMED_AT_MOST])
-            raise BadInput(f"the {what} has {len(names)} tensors {problem}: {listed}{more}")
+            raise BadInput(f"the {what} has {len(names)} tensors {problem}: {some(names)}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of a list of names, and how many more there are."""
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoencoder) -> Path:
@@ -238,13 +251,19 @@ def random_model(preset: Preset) -> Model:
     Unlike the training initialisation no layer starts near zero, so that a comparison of outputs
     says something about every layer.  The weights depend on name and shape alone (`random_tensor`).
     """
+
+    def weights(part: str) -> dict[str, Tensor]:
+        shapes = shapes_of(preset, part)
+        return {name: torch.from_numpy(random_tensor(name, tuple(v))) for name, v in shapes.items()}
+
+    provenance = {"random_weights": True}
+    return build_model(preset, weights("generator"), weights("autoencoder"), provenance)
+
+
+def shapes_of(preset: Preset, part: str) -> dict[str, torch.Size]:
+    """Names and shapes of a network's tensors, in the order of its parameters."""
     with torch.device("meta"):
-        shapes = [n(preset).state_dict() for n in (Generator, Autoencoder)]
-    generator, autoencoder = (
-        {k: torch.from_numpy(random_tensor(k, tuple(v.shape))) for k, v in part.items()}
-        for part in shapes
-    )
-    return build_model(preset, generator, autoencoder, {"random_weights": True})
+        return {name: v.shape for name, v in create(part, preset).state_dict().items()}
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:

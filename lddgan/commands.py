@@ -14,7 +14,7 @@ from lddgan.options import Device, Seed, tell, workers_for
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
     from lddgan.data.images import Images
-    from lddgan.presets import Preset
+    from lddgan.preset import Preset
 
 datasets = typer.Typer(help="Look at training images, or encode them.", no_args_is_help=True)
 
@@ -141,17 +141,17 @@ def train_autoencoder(
     from lddgan.extras import require
 
     require("torch", "safetensors", "tensorboard", "matplotlib")
+    from lddgan.preset import parsed, resized, with_values
     from lddgan.presets import get_preset
     from lddgan.training.autoencoder import train_autoencoder as train
     from lddgan.training.run_folder import AUTOENCODER_FILE
     from lddgan.training.settings import Settings
-    from lddgan.variants import parsed, regularised, resized, with_values
 
     preset = get_preset(dataset)
     if image_size is not None:
         preset = resized(preset, image_size)
     if regulariser is not None:
-        preset = regularised(preset, regulariser)
+        preset = with_values(preset, {"autoencoder.kind": regulariser})
     if perceptual_weight is not None:
         preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
@@ -219,12 +219,12 @@ def train(
 
     require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.errors import BadInput
+    from lddgan.preset import parsed, with_loss, with_values
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
     from lddgan.training.latents import open_latents
     from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE
     from lddgan.training.settings import Settings
-    from lddgan.variants import loss_of, parsed, with_loss, with_values
 
     asked = get_preset(dataset)
     if data is not None and latents is not None:
@@ -256,7 +256,7 @@ def train(
     stage = autoencoder_at(autoencoder, asked)
     preset = stage.preset
     if loss is not None or delta is not None:
-        preset = with_loss(preset, loss if loss else loss_of(preset), delta)
+        preset = with_loss(preset, loss or preset.loss, delta)
     preset = with_values(preset, parsed(values or []))
     images = images_at(preset, data, stage) if latents is None else open_latents(latents, stage)
     train_generator(preset, stage, images, settings)

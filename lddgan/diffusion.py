@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engine.gpu.driver import find_gpu
-from lddgan.presets import AutoencoderConfig, Discriminator, Generator, Preset, Training
+from lddgan.networks.configs import KlConfig, NcsnppConfig, SmallConfig, VqConfig
+from lddgan.preset import Preset, Training
 from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their names
     pytest_collection_modifyitems,
     pytest_configure,
@@ -58,13 +59,11 @@ TINY = Preset(  # KL, two levels, attention at both and in the codec, tanh
     latent_size=8,
     scale_factor=2.0,
     steps=3,
-    generator=Generator(
+    generator=NcsnppConfig(
         nf=16, ch_mult=(1, 2), blocks=1, attention=(4,), nz=10, mapping_layers=2, z_emb_dim=16
     ),
-    autoencoder=AutoencoderConfig(
-        kind="kl", ch=32, ch_mult=(1, 2, 1), blocks=1, attention=(8,), tanh=True
-    ),
-    discriminator=Discriminator(kind="small", ngf=16, layers=2, t_emb_dim=16),
+    autoencoder=KlConfig(ch=32, ch_mult=(1, 2, 1), blocks=1, attention=(8,), tanh=True),
+    discriminator=SmallConfig(ngf=16, layers=2, t_emb_dim=16),
     training=TRAINING,
 )
 
@@ -73,9 +72,7 @@ TINY_VQ = TINY.model_copy(  # VQ with a codebook of more than one slice of the s
         "name": "tiny_vq",
         "latent_channels": 3,
         "steps": 2,
-        "autoencoder": AutoencoderConfig(
-            kind="vq", ch=32, ch_mult=(1, 1, 1), blocks=1, attention=(), codes=600
-        ),
+        "autoencoder": VqConfig(ch=32, ch_mult=(1, 1, 1), blocks=1, codes=600),
     }
 )
 

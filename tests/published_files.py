@@ -20,17 +20,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lddgan.checkpoint import Model, random_tensor
+from lddgan.checkpoint import Model, random_tensor, shapes_of
 from lddgan.errors import BadInput
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.networks.generator import Generator
-from lddgan.presets import AutoencoderConfig, Preset, get_preset
+from lddgan.networks.configs import KlConfig
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 from lddgan.published.reader import import_published
 from tests.reference.weights import value
 
 REFERENCE = Path(__file__).parent / "reference"
 State = dict[str, Tensor]
-NETWORKS = {"generator": Generator, "autoencoder": Autoencoder}
 
 
 # ---- state dicts ----
@@ -77,17 +76,18 @@ def tiny_preset(**changes: Any) -> Preset:
             "z_emb_dim": 24,
         }
     )
-    codec = AutoencoderConfig(kind="kl", ch=32, ch_mult=(1, 1), blocks=1, attention=(8,))
+    autoencoder = KlConfig(ch=32, ch_mult=(1, 1), blocks=1, attention=(8,))
     sizes = {"name": "tiny", "image_size": 16, "latent_channels": 4, "latent_size": 8}
-    preset = digits.model_copy(update={"generator": small, "autoencoder": codec} | sizes | changes)
+    preset = digits.model_copy(
+        update={"generator": small, "autoencoder": autoencoder} | sizes | changes
+    )
     return Preset.model_validate(preset.model_dump())
 
 
 def network_state(preset: Preset, part: str, salt: str = "") -> State:
     """Random weights of a preset's generator or autoencoder; another salt, other values."""
-    with torch.device("meta"):
-        shapes = {k: tuple(v.shape) for k, v in NETWORKS[part](preset).state_dict().items()}
-    return {k: torch.from_numpy(random_tensor(salt + k, shape)) for k, shape in shapes.items()}
+    shapes = shapes_of(preset, part)
+    return {k: torch.from_numpy(random_tensor(salt + k, tuple(v))) for k, v in shapes.items()}
 
 
 def same_state(network: torch.nn.Module, expected: Mapping[str, Tensor]) -> bool:

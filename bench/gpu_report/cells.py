@@ -20,9 +20,9 @@ from engine.sampler import Sampler
 from engine.verification import verify_engine
 from lddgan.checkpoint import Model, random_model
 from lddgan.names import Precision
-from lddgan.presets import Preset, get_preset
+from lddgan.preset import Preset, resized, with_values
+from lddgan.presets import get_preset
 from lddgan.progress import Log
-from lddgan.variants import resized, with_values
 
 Engine = tuple[str, Precision]
 
@@ -167,8 +167,8 @@ class Bench:
 
 def small(preset: Preset) -> Preset:
     """A preset of the same name and layers that a CPU runs in milliseconds."""
-    halvings = max(len(preset.generator.ch_mult) - 1, preset.discriminator.halvings)
-    return resized(with_values(preset, SMALL), preset.downsampling << halvings)
+    halvings = max(preset.generator.halvings, preset.discriminator.halvings)
+    return resized(with_values(preset, SMALL), preset.autoencoder.factor << halvings)
 
 
 def cell_jobs(bench: Bench) -> list[Job]:

@@ -24,7 +24,7 @@ from engine.registry import survey
 from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.noise import sampler_noise
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 LIBRARIES: Final = (  # beside those of a row
     "onnx",

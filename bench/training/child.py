@@ -21,12 +21,12 @@ from bench.training.row import Job, Measured, Timed
 from engine.timing import Timer, torch_timer
 from lddgan.data.images import to_float
 from lddgan.errors import LddganError, OutOfMemory
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.presets import Preset
+from lddgan.networks.registry import create_autoencoder
+from lddgan.preset import Preset
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.autoencoder import AutoencoderGan, training_of
 from lddgan.training.generator import Gan
-from lddgan.training.latents import encode_moments, moments_shape
+from lddgan.training.latents import encode_moments
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
@@ -65,7 +65,7 @@ def generator_stage(job: Job, settings: Settings, ranks: Ranks) -> Measured:
     """D's and G's step on latents at hand; then the encoding, and the memory of both together."""
     preset, every = job.preset, job.preset.training.r1_every
     gan = Gan(preset, settings, ranks)
-    shape = (preset.training.batch, *moments_shape(preset))
+    shape = (preset.training.batch, *preset.moments_shape)
     moments = torch.randn(shape, device=ranks.device)
     steps: dict[str, Run] = {"with_r1": lambda: gan.step(moments, WITH_R1, 0.0)}
     if every > 1:
@@ -88,7 +88,7 @@ def generator_stage(job: Job, settings: Settings, ranks: Ranks) -> Measured:
 
 def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
     """Encodes a batch of images as `train_generator` does without stored latents."""
-    autoencoder = Autoencoder(preset).eval().requires_grad_(False)
+    autoencoder = create_autoencoder(preset).eval().requires_grad_(False)
     autoencoder.to(ranks.device, **settings.layout())
     rows = pixels(preset, preset.training.batch, ranks.device)
 

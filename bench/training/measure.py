@@ -39,9 +39,9 @@ from bench.training.row import (
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.names import DeviceName
-from lddgan.presets import GROUP, Preset, get_preset
+from lddgan.preset import GROUP, Preset, with_values
+from lddgan.presets import get_preset
 from lddgan.progress import Log, to_stderr
-from lddgan.variants import with_values
 
 BIG: Final = ("cifar10", "celeba_256", "lsun")  # what is measured unless one is named
 STAGES: Final[tuple[StageName, ...]] = get_args(StageName)

@@ -17,7 +17,7 @@ from bench.training.row import PipelineRow
 from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
-from lddgan.presets import GROUP, Preset
+from lddgan.preset import GROUP, Preset
 from lddgan.progress import Log
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings

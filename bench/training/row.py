@@ -16,7 +16,8 @@ from bench.machine import Gpu, Machine
 from bench.roofline import Device
 from bench.row import RESULTS, read_lines, save_lines
 from bench.timing import Summary
-from lddgan.presets import Frozen, Preset
+from lddgan.frozen import Frozen
+from lddgan.preset import Preset
 
 FOLDER: Final = RESULTS / "training"
 

@@ -30,7 +30,7 @@ from lddgan.names import Precision
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 TakenBy = Literal["fp32", "fp16", "int8", "fused"]  # graphs of a precision, and the engine `fused`
 Found = TypeVar("Found", bound=nn.Module)

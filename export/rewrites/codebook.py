@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lddgan.networks.autoencoder import Autoencoder, nearest_code
+from lddgan.networks.autoencoder import Autoencoder, VqAutoencoder, nearest_code
 from lddgan.networks.layers import to_image, to_tokens
 
 
@@ -31,7 +31,7 @@ class Lookup(nn.Module):
 
 def fold_post_quant_conv(autoencoder: Autoencoder) -> None:
     """In place; nothing without a codebook."""
-    if autoencoder.quantize is not None:
+    if isinstance(autoencoder, VqAutoencoder):
         codebook = autoencoder.quantize.embedding.weight
         autoencoder.add_module("quantize", Lookup(codebook, autoencoder.post_quant_conv))
         autoencoder.add_module("post_quant_conv", nn.Identity())

@@ -1,4 +1,4 @@
-"""The convolutional autoencoder of VQGAN / latent diffusion, with a KL or VQ bottleneck."""
+"""The autoencoders: of VQGAN / latent diffusion, with KL, VQ or no regularisation of latents."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lddgan.networks.configs import AUTOENCODER_GROUPS, ConvConfig, VqConfig
 from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
-from lddgan.presets import AUTOENCODER_GROUPS, AutoencoderConfig, Preset
+from lddgan.preset import AutoencoderTraining, Preset
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -124,9 +125,9 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Image [B,3,H,W] -> [B,outputs,H/f,W/f]."""
 
-    def __init__(self, config: AutoencoderConfig, image_size: int, outputs: int) -> None:
+    def __init__(self, config: ConvConfig, image_size: int, outputs: int) -> None:
         super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
+        widths = config.widths
         last = len(widths) - 1
         self.conv_in = conv(3, config.ch)
         self.down = nn.ModuleList()
@@ -155,9 +156,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent [B,C,h,w] -> image [B,3,f*h,f*w]."""
 
-    def __init__(self, config: AutoencoderConfig, image_size: int, inputs: int) -> None:
+    def __init__(self, config: ConvConfig, image_size: int, inputs: int) -> None:
         super().__init__()
-        widths = [config.ch * mult for mult in config.ch_mult]
+        widths = config.widths
         h = widths[-1]
         self.tanh = config.tanh
         self.conv_in = conv(inputs, h)
@@ -222,39 +223,179 @@ class VectorQuantiser(nn.Module):
         return to_image(F.embedding(index, codebook), latent)
 
 
-class Autoencoder(nn.Module):
-    """Encoder, bottleneck and decoder; latents here are not divided by the scale factor."""
+# ---- what latents are drawn from, and their regularisation ----
 
-    def __init__(self, preset: Preset) -> None:
+
+def draw_latent(moments: Tensor, noise: Tensor) -> Tensor:
+    """What `Autoencoder.moments` gave and N(0,1) noise [B,C,h,w] -> a latent [B,C,h,w]."""
+    if moments.shape[1] == noise.shape[1]:
+        return moments
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp logvar) || N(0, 1)) of an image in nats, mean over the batch -> scalar."""
+    per_element = mean.square() + logvar.exp() - 1 - logvar
+    return 0.5 * per_element.sum(dim=(1, 2, 3)).mean()
+
+
+def straight_through(latent: Tensor, quantised: Tensor) -> Tensor:
+    """The value of `quantised`, to the last bit, with its gradient going to `latent`: [B,C,h,w]."""
+    return quantised.detach() + (latent - latent.detach())
+
+
+def vq_losses(latent: Tensor, quantised: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """(codebook |sg(z_e) - e|^2, commitment beta |z_e - sg(e)|^2), means over all elements.
+
+    latent z_e [B,C,h,w], its codes e [B,C,h,w] (arXiv 1711.00937, equation 3).
+    """
+    codebook = (latent.detach() - quantised).square().mean()
+    return codebook, beta * (latent - quantised.detach()).square().mean()
+
+
+# ---- the kinds ----
+
+
+class Autoencoder(nn.Module):
+    """What every kind of autoencoder answers; latents here are not divided by the scale factor.
+
+    A kind defines `moments` and `decode_regularised`, and overrides the rest where it differs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantize: VectorQuantiser | None = None
+
+    @property
+    def decoding(self) -> tuple[nn.Module, ...]:
+        """The modules that turn a latent into an image, but for `quantize`."""
+        return ()
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the decoder's last layer, where the adversarial loss is balanced."""
+        raise NotImplementedError
+
+    def moments(self, image: Tensor) -> Tensor:
+        """Image [B,3,H,W] in [-1,1] -> what its latent is drawn from, [B,M,h,w].
+
+        M is 2C for mean and log-variance, or C for the latent itself.
+        """
+        raise NotImplementedError
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image [B,3,H,W] in [-1,1] -> latent [B,C,h,w]: the mean, or VQ before quantisation."""
+        return self.moments(image)
+
+    def regularise(
+        self, moments: Tensor, noise: Tensor, cfg: AutoencoderTraining
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(latent [B,C,h,w] for `decode_regularised`, weighted losses), for noise [B,C,h,w]."""
+        return moments, {}
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent [B,C,h,w] -> image [B,3,H,W], not clamped."""
+        return self.decode_regularised(latent)
+
+    def decode_regularised(self, latent: Tensor) -> Tensor:
+        """Latent [B,C,h,w], quantised if this kind quantises -> image [B,3,H,W], not clamped."""
+        raise NotImplementedError
+
+    def codes(self, latent: Tensor) -> Tensor | None:
+        """Index of the code of every position, int64 [B,h*w]. Returns None without a codebook.
+
+        It is found where `latent` is, so that every engine's latents are judged alike.
+        """
+        return None
+
+
+class ConvAutoencoder(Autoencoder):
+    """Encoder, bottleneck and decoder of latent diffusion."""
+
+    def __init__(self, preset: Preset, moments: int, codes: int = 0) -> None:
         super().__init__()
         config, channels = preset.autoencoder, preset.latent_channels
-        self.kind = config.kind
-        moments = channels if self.is_vq else 2 * channels
+        assert isinstance(config, ConvConfig)
         self.encoder = Encoder(config, preset.image_size, moments)
         self.decoder = Decoder(config, preset.image_size, channels)
-        self.quantize = VectorQuantiser(config.codes, channels) if self.is_vq else None
+        if codes:
+            self.quantize = VectorQuantiser(codes, channels)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     @property
-    def is_vq(self) -> bool:
-        return self.kind == "vq"
+    def decoding(self) -> tuple[nn.Module, ...]:
+        return self.post_quant_conv, self.decoder
 
-    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and clamped log-variance of the KL posterior, each [B,C,h,w]; not of a VQ one."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
-        return mean, logvar.clamp(*LOGVAR_RANGE)
+    @property
+    def last_weight(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def moments(self, image: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(image))
+
+    def decode_regularised(self, latent: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latent.to(self.decoder.conv_in.weight.dtype)))
+
+
+class KlAutoencoder(ConvAutoencoder):
+    """Draws latents from N(mean, variance); the mean encodes."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__(preset, 2 * preset.latent_channels)
+        self.values = 3 * preset.image_size**2  # of an image
+
+    def moments(self, image: Tensor) -> Tensor:
+        """Mean and clamped log-variance, [B,2C,h,w]."""
+        mean, logvar = super().moments(image).chunk(2, dim=1)
+        return torch.cat([mean, logvar.clamp(*LOGVAR_RANGE)], dim=1)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image [B,3,H,W] in [-1,1] -> latent [B,C,h,w]: the mean, or VQ before quantisation."""
-        if self.is_vq:
-            return self.quant_conv(self.encoder(image))
-        return self.moments(image)[0]
+        return self.moments(image).chunk(2, dim=1)[0]
+
+    def regularise(
+        self, moments: Tensor, noise: Tensor, cfg: AutoencoderTraining
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The KL of an image is divided by its number of values.
+
+        That keeps `kl_weight` what it is where KL and L1 are summed over an image (latent
+        diffusion).
+        """
+        kl = kl_divergence(*moments.chunk(2, dim=1))
+        return draw_latent(moments, noise), {"kl": cfg.kl_weight * kl / self.values}
+
+
+class FreeAutoencoder(ConvAutoencoder):
+    """The KL network, whose mean is the latent: nothing is drawn or regularised."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__(preset, 2 * preset.latent_channels)
+
+    def moments(self, image: Tensor) -> Tensor:
+        return super().moments(image).chunk(2, dim=1)[0]
+
+
+class VqAutoencoder(ConvAutoencoder):
+    """Replaces latents by the nearest codes when they are decoded."""
+
+    quantize: VectorQuantiser
+
+    def __init__(self, preset: Preset) -> None:
+        assert isinstance(preset.autoencoder, VqConfig)
+        super().__init__(preset, preset.latent_channels, preset.autoencoder.codes)
+
+    def regularise(
+        self, moments: Tensor, noise: Tensor, cfg: AutoencoderTraining
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        quantised = self.quantize(moments)
+        codebook, commitment = vq_losses(moments, quantised, cfg.commitment)
+        latent = straight_through(moments, quantised)
+        return latent, {"codebook": codebook, "commitment": commitment}
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B,C,h,w] -> image [B,3,H,W], not clamped."""
-        return self.decode_codes(latent if self.quantize is None else self.quantize(latent))
+        return self.decode_regularised(self.quantize(latent))
 
-    def decode_codes(self, latent: Tensor) -> Tensor:
-        """The rest of `decode`: latent [B,C,h,w], of a VQ autoencoder quantised already."""
-        return self.decoder(self.post_quant_conv(latent.to(self.decoder.conv_in.weight.dtype)))
+    def codes(self, latent: Tensor) -> Tensor:
+        codebook = self.quantize.embedding.weight.to(latent.device)
+        return nearest_code(to_tokens(latent.float()), codebook.float())

@@ -7,15 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.layers import SQRT_HALF, FirDown, conv1x1, conv3x3, linear, sinusoid
-from lddgan.presets import GROUP, Preset
+from lddgan.preset import GROUP, Preset
 
 SLOPE = 0.2  # of LeakyReLU
 DEVIATION_EPS = 1e-8
 NEARLY_ZERO = 1e-10
-WIDTHS = {  # of the blocks, in units of ngf; all but the first small one halve the resolution
-    "small": (2, 4, 8, 8),
-    "large": (4, 8, 8, 8),
-}
 
 
 def act(x: Tensor) -> Tensor:
@@ -71,17 +67,16 @@ class Discriminator(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         cfg = preset.discriminator
-        widths = [cfg.ngf * width for width in WIDTHS[cfg.kind][: cfg.layers]]
-        small = cfg.kind == "small"
+        widths = [cfg.ngf * multiple for multiple in cfg.multiples[: cfg.layers]]
         self.layers = cfg.layers
         self.t_embed = TimeEmbedding(cfg.t_emb_dim)
         self.start_conv = conv1x1(2 * preset.latent_channels, 2 * cfg.ngf)
         inputs = 2 * cfg.ngf
         for number, width in enumerate(widths, start=1):
-            halves = not (small and number == 1)
+            halves = cfg.first_halves or number > 1
             self.add_module(f"conv{number}", DownBlock(inputs, width, cfg.t_emb_dim, halves))
             inputs = width
-        self.final_conv = conv3x3(inputs + 1, inputs, NEARLY_ZERO if small else 1.0)
+        self.final_conv = conv3x3(inputs + 1, inputs, cfg.last_scale)
         self.end_linear = linear(inputs, 1)
 
     def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor) -> Tensor:

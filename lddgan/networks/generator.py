@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lddgan.networks.configs import NcsnppConfig, generator_groups
 from lddgan.networks.layers import (
     SQRT_HALF,
     FirDown,
@@ -27,7 +28,7 @@ from lddgan.networks.layers import (
     to_tokens,
     uniform_fan_avg_,
 )
-from lddgan.presets import Preset, generator_groups
+from lddgan.preset import Preset
 
 EPS = 1e-6  # group normalisation
 Z_EPS = 1e-8  # normalisation of z
@@ -139,9 +140,10 @@ class Generator(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         cfg = preset.generator
+        assert isinstance(cfg, NcsnppConfig)
         self.cfg = cfg
         self.latent_size = preset.latent_size
-        self.all_modules = nn.ModuleList(_modules(preset))
+        self.all_modules = nn.ModuleList(_modules(cfg, preset.latent_channels, preset.latent_size))
         mapping: list[nn.Module] = [nn.Identity()]  # index 0: the normalisation of z
         for width in [cfg.nz] + [cfg.z_emb_dim] * cfg.mapping_layers:
             mapping += [linear(width, cfg.z_emb_dim), nn.SiLU()]
@@ -221,13 +223,12 @@ class Generator(nn.Module):
         return (self.latent_size >> level) in self.cfg.attention
 
 
-def _modules(preset: Preset) -> list[nn.Module]:
-    """The layers of the U-Net, numbered in the order of their use."""
-    cfg = preset.generator
-    widths = [cfg.nf * mult for mult in cfg.ch_mult]
+def _modules(cfg: NcsnppConfig, channels: int, size: int) -> list[nn.Module]:
+    """The layers of the U-Net for [B,channels,size,size], numbered in the order of their use."""
+    widths = cfg.widths
     last = len(widths) - 1
     temb_dim = 4 * cfg.nf
-    attends = [(preset.latent_size >> level) in cfg.attention for level in range(len(widths))]
+    attends = [(size >> level) in cfg.attention for level in range(len(widths))]
 
     def block(
         inputs: int, outputs: int, resample: type[FirDown | FirUp] | None = None
@@ -235,10 +236,10 @@ def _modules(preset: Preset) -> list[nn.Module]:
         return ResidualBlock(inputs, outputs, temb_dim, cfg.z_emb_dim, resample)
 
     modules: list[nn.Module] = [linear(cfg.nf, temb_dim), linear(temb_dim, temb_dim)]
-    modules.append(conv3x3(preset.latent_channels, cfg.nf))
+    modules.append(conv3x3(channels, cfg.nf))
 
     # Down.
-    h, pyramid = cfg.nf, preset.latent_channels
+    h, pyramid = cfg.nf, channels
     skips = [h]
     for level, width in enumerate(widths):
         for _ in range(cfg.blocks):
@@ -267,6 +268,6 @@ def _modules(preset: Preset) -> list[nn.Module]:
 
     modules += [
         GroupNorm(generator_groups(h), h, eps=EPS),
-        conv3x3(h, preset.latent_channels, NEARLY_ZERO),
+        conv3x3(h, channels, NEARLY_ZERO),
     ]
     return modules

@@ -49,18 +49,14 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _fir_kernel(channels: int) -> Tensor:
-    taps = torch.tensor(FIR)
-    return (torch.outer(taps, taps) / taps.sum() ** 2).repeat(channels, 1, 1, 1)  # [C,1,4,4]
-
-
-class FirDown(nn.Module):
-    """Low-pass, then keep every second sample: [B,C,h,w] -> [B,C,h/2,w/2] (depthwise).
+class Fir(nn.Module):
+    """A low-pass filter of every channel (depthwise).
 
     It computes in the dtype of its kernel, and returns that of its input.
     """
 
     kernel: Tensor
+    gain = 1
 
     def __init__(self, channels: int, padding: int = 1, stride: int = 2) -> None:
         super().__init__()
@@ -69,8 +65,14 @@ class FirDown(nn.Module):
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
-        """Fill the constant; a network made on the meta device calls it once more."""
-        self.kernel = _fir_kernel(self.channels)
+        """Fill the constant. A network made on the meta device needs it again."""
+        taps = torch.tensor(FIR)
+        kernel = torch.outer(taps, taps) / taps.sum() ** 2
+        self.kernel = self.gain * kernel.repeat(self.channels, 1, 1, 1)  # [C,1,4,4]
+
+
+class FirDown(Fir):
+    """Low-pass, then keep every second sample: [B,C,h,w] -> [B,C,h/2,w/2]."""
 
     def forward(self, x: Tensor) -> Tensor:
         filtered = F.conv2d(
@@ -79,27 +81,14 @@ class FirDown(nn.Module):
         return filtered.to(x.dtype)
 
 
-class FirUp(nn.Module):
-    """Insert zeros, then low-pass with gain 4: [B,C,h,w] -> [B,C,2h,2w] (depthwise).
+class FirUp(Fir):
+    """Insert zeros, then low-pass with gain 4: [B,C,h,w] -> [B,C,2h,2w]."""
 
-    It computes in the dtype of its kernel, and returns that of its input.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.register_buffer("kernel", torch.empty(0), persistent=False)
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Fill the constant; a network made on the meta device calls it once more."""
-        self.kernel = 4 * _fir_kernel(self.channels)
+    gain = 4
 
     def forward(self, x: Tensor) -> Tensor:
         filtered = F.conv_transpose2d(
-            x.to(self.kernel.dtype), self.kernel, stride=2, padding=1, groups=x.shape[1]
+            x.to(self.kernel.dtype), self.kernel, None, self.stride, self.padding, groups=x.shape[1]
         )
         return filtered.to(x.dtype)
 

@@ -8,7 +8,6 @@ object that keeps what it was given, so the frameworks themselves are not needed
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
 import pickletools
 import re
@@ -29,33 +28,10 @@ from lddgan.errors import BadInput
 HEAD = 1 << 16  # bytes that tell what a file is
 TORCH_OWN = ("torch.", "collections.", "_codecs.encode", "builtins.set", "builtins.bytearray")
 SHOWN = 160  # characters of a name or message that is not ours
-UNREADABLE = (  # what torch raises on bytes that are not a checkpoint
-    pickle.UnpicklingError,
-    tarfile.TarError,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-)
-
-UNREADABLE_ZIP = (  # what zipfile and pickletools raise
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
+UNREADABLE = (  # what torch, zipfile and pickletools raise on bytes that are not a checkpoint
+    *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, OverflowError, MemoryError),
 )
 
 LIGHTNING = (
@@ -213,28 +189,20 @@ def printable(text: str) -> str:
 
 
 def foreign_global(path: Path) -> str:
-    """The first global in the pickle of `path` that is on no list, "" if there is none.
+    """The first global in a bare pickle that is on no list, "" if there is none.
 
-    The pickle is parsed, nothing is built.  Covers the protocols that torch's reader does not.
+    The pickle is parsed, nothing is built.  Covers the protocols that torch's reader does not; in
+    the files of torch.save, zip or older, its message names the global.
     """
     known = {*INERT_NAMES, *DICT_NAMES, "argparse.Namespace"}
     try:
-        with pickle_stream(path) as file:
+        with path.open("rb") as file:
             for name in globals_named(file):
                 if name not in known and not name.startswith(TORCH_OWN):
                     return name
-    except UNREADABLE_ZIP:
+    except UNREADABLE:
         pass  # cut, or no pickle at all
     return ""
-
-
-def pickle_stream(path: Path) -> BinaryIO:
-    """The pickle of a torch file: the zip's data.pkl, else the file itself."""
-    for name in names_in_zip(path):
-        if name.endswith("data.pkl"):
-            with zipfile.ZipFile(path) as archive:
-                return io.BytesIO(archive.read(name))
-    return path.open("rb")
 
 
 def names_in_zip(path: Path) -> list[str]:
@@ -242,7 +210,7 @@ def names_in_zip(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except UNREADABLE_ZIP:
+    except UNREADABLE:
         return []
 
 

@@ -13,55 +13,33 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from lddgan.checkpoint import NAMED_AT_MOST, Model, build_model, check_tensors
+from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.networks.generator import Generator
-from lddgan.presets import Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
+from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
+from lddgan.published.ncsnpp import NCSNPP
 from lddgan.published.pickles import SHOWN, printable, read_pickle
-from lddgan.published.shapes import FACTS, differences, identify, kind_of, preset_facts, with_facts
+from lddgan.published.shapes import Family, Part, with_facts
 
-PARALLEL = "module."  # what DistributedDataParallel puts before every name
-WRAPPED = ("netG_dict", "state_dict")  # where a training state, a Lightning file keep the weights
-STAGE = "first_stage_model."  # the autoencoder within a latent-diffusion model
-NEEDLESS = ("loss.", "model_ema.")  # in an autoencoder's file, beside the autoencoder
-NEEDLESS_IN_LATENT_DIFFUSION = (
-    "model.diffusion_model.",
-    "model_ema.",
-    "cond_stage_model.",
-    "loss.",
-    "first_stage_model.loss.",
-    "first_stage_model.model_ema.",
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-    "lvlb_weights",
-    "logvar",
-    "scale_factor",
-)
-ARGUMENTS = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
-NETWORKS = {"generator": Generator, "autoencoder": Autoencoder}
-FEW = 10  # a file with fewer than 1 in FEW tensors wrong is a damaged one, not another network
+FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
+DISCRIMINATOR: Final = frozenset({"start_conv", "t_embed", "end_linear", "final_conv"})
+PARALLEL: Final = "module."  # what DistributedDataParallel puts before every name
+# where a training state, a Lightning file keep the weights
+WRAPPED: Final = ("netG_dict", "state_dict")
+ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
+DAMAGED_SHARE: Final = 0.1  # with fewer tensors wrong a file is damaged, not another network
 
 
 @dataclass(frozen=True)
-class Part:
+class Network:
     """One network out of a file."""
 
     preset: Preset  # with what the file says about this network
@@ -110,33 +88,33 @@ def import_published(
     return build_model(second.preset, first.tensors, second.tensors, provenance)
 
 
-def import_generator(preset: Preset, path: Path, use_raw: bool) -> Part:
+def import_generator(preset: Preset, path: Path, use_raw: bool) -> Network:
     """The generator in a netG_N.pth or content.pth. Raises BadInput."""
     key, state, around = read_state(path)
     check_kind_of_network(state, "generator", path)
     preset = with_training_arguments(fit(preset, state, "generator", path), around, path)
     left_out = count_tensors(around)
     weights, notes = "netG file (the moving average)", []
-    tensors = checked(preset, state, "generator", path)
+    tensors = plain_floats(preset, state, "generator", path)
     if key == "netG_dict" and use_raw:
         weights, notes = "netG_dict", [f"{path.name}: took netG_dict, not the moving average"]
     elif key == "netG_dict":
         weights = "optimizerG (the moving average)"
         average = moving_average(around.get("optimizerG"), list(tensors), path)
-        tensors = checked(preset, average, "generator", path)
+        tensors = plain_floats(preset, average, "generator", path)
         left_out["optimizerG"] -= len(tensors)
         left_out["netG_dict"] = len(state)
-    return Part(preset, tensors, record(path, left_out) | {"weights": weights, "notes": notes})
+    return Network(preset, tensors, record(path, left_out) | {"weights": weights, "notes": notes})
 
 
-def import_autoencoder(preset: Preset, path: Path) -> Part:
+def import_autoencoder(preset: Preset, path: Path) -> Network:
     """The autoencoder in a Lightning file or a plain state dict. Raises BadInput."""
     _, state, around = read_state(path)
     check_kind_of_network(state, "autoencoder", path)
     state, needless = split_autoencoder(state, path)
     preset = fit(preset, state, "autoencoder", path)
-    tensors = checked(preset, state, "autoencoder", path)
-    return Part(preset, tensors, record(path, count_tensors(around) + needless))
+    tensors = plain_floats(preset, state, "autoencoder", path)
+    return Network(preset, tensors, record(path, count_tensors(around) + needless))
 
 
 def record(path: Path, left_out: Mapping[str, int]) -> dict[str, Any]:
@@ -185,82 +163,60 @@ def without_parallel(state: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
     return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
 
 
-def check_kind_of_network(state: Mapping[str, Tensor], part: str, path: Path) -> None:
-    kind = kind_of(state)
-    if kind is None:
-        raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
-    if kind == "discriminator":
-        raise BadInput(f"{path} is a discriminator; give the {part}")
-    if kind != part:
+def check_kind_of_network(state: Mapping[str, Tensor], part: Part, path: Path) -> None:
+    """Raise BadInput if the names in a file are those of another network than `part`."""
+    found = next((family.part for family in FAMILIES if family.holds(state)), None)
+    if found == part:
+        return
+    if found is not None:
         raise BadInput(
-            f"{path} is {'an' if kind[0] == 'a' else 'a'} {kind}, given as the {part}: "
+            f"{path} is {'an' if found[0] == 'a' else 'a'} {found}, given as the {part}: "
             "are the two files swapped?"
         )
+    if not DISCRIMINATOR.isdisjoint(name.split(".")[0] for name in state):
+        raise BadInput(f"{path} is a discriminator; give the {part}")
+    raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
 
 
-def split_autoencoder(
-    state: Mapping[str, Tensor], path: Path
-) -> tuple[dict[str, Tensor], Counter[str]]:
-    """(the autoencoder's tensors, how many were left out by prefix)."""
-    inside = any(name.startswith(STAGE) for name in state)
-    needless = NEEDLESS_IN_LATENT_DIFFUSION if inside else NEEDLESS
-    own: dict[str, Tensor] = {}
-    left_out: Counter[str] = Counter()
-    unknown = []
-    for name, tensor in state.items():
-        prefix = next((p for p in needless if name == p or is_under(name, p)), "")
-        if prefix:
-            left_out[prefix] += 1
-        elif inside and not name.startswith(STAGE):
-            unknown.append(name)
-        else:
-            own[name.removeprefix(STAGE) if inside else name] = tensor
-    if unknown:
-        raise BadInput(f"{path} has {len(unknown)} tensors of unknown purpose: {some(unknown)}")
-    return own, left_out
+def family_of(preset: Preset, part: Part) -> Family:
+    """The published files that can fill a preset's network. Raises BadInput if there are none."""
+    kind = getattr(preset, part).kind
+    for family in FAMILIES:
+        if family.part == part and kind in family.kinds:
+            return family
+    raise BadInput(f"no published {part} of the kind '{kind}' is known, which {preset.name} has")
 
 
-def is_under(name: str, prefix: str) -> bool:
-    return prefix.endswith(".") and name.startswith(prefix)
-
-
-def fit(preset: Preset, state: Mapping[str, Tensor], part: str, path: Path) -> Preset:
+def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> Preset:
     """`preset` with the free facts of the file. Raises BadInput if the file is for another one.
 
-    A file that is almost right passes here, so that `checked` can name its wrong tensors.
+    A file that is almost right passes here, so that `plain_floats` can name its wrong tensors.
     """
+    family = family_of(preset, part)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if any(".convH_0." in name for name in shapes):
-        raise BadInput(
-            f"{path} is a WDDGAN generator, which works on wavelet coefficients; "
-            f"you asked for {preset.name}"
-        )
-    facts = FACTS[part](shapes)
+    for fragment, whose in family.foreign:
+        if any(fragment in name for name in shapes):
+            raise BadInput(f"{path} is {whose}; you asked for {preset.name}")
+    facts = family.facts_of_shapes(shapes)
     if facts is None:
         return preset
-    expected = preset_facts(preset, part)
-    allowed, forbidden = differences(facts, expected, part)
+    allowed, forbidden = family.differences(facts, preset)
     if not forbidden:
         return with_facts(preset, allowed, part)
-    identity = identify(facts, part)
+    identity = family.identify(facts)
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
-    right = expected_shapes(preset, part)
+    right = shapes_of(preset, part)
     wrong = sum(shapes.get(name) != right.get(name) for name in shapes.keys() | right.keys())
-    if wrong * FEW < len(right):
+    if wrong / len(right) < DAMAGED_SHARE:
         return preset
+    expected = family.facts_of_preset(preset)
     listed = ", ".join(f"{key} {value} (not {expected[key]})" for key, value in forbidden.items())
     raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one: {listed}")
 
 
-def expected_shapes(preset: Preset, part: str) -> dict[str, torch.Size]:
-    """Names and shapes of a network's tensors, in the order of its parameters."""
-    with torch.device("meta"):
-        return {k: v.shape for k, v in NETWORKS[part](preset).state_dict().items()}
-
-
-def checked(
-    preset: Preset, state: Mapping[str, Tensor], part: str, path: Path
+def plain_floats(
+    preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path
 ) -> dict[str, Tensor]:
     """The tensors as float32, in the network's order. Raises BadInput if one is wrong."""
     odd = [
@@ -273,7 +229,7 @@ def checked(
     if odd:
         raise BadInput(f"the {part} in {path} has tensors that are not plain floats: {some(odd)}")
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
-    expected = expected_shapes(preset, part)
+    expected = shapes_of(preset, part)
     check_tensors(tensors, expected, f"{part} in {path}")
     return {name: tensors[name] for name in expected}
 
@@ -340,9 +296,3 @@ def count_tensors(around: Mapping[Any, Any]) -> Counter[str]:
                 seen.add(id(item))
                 stack += item.values() if isinstance(item, dict) else item
     return counts
-
-
-def some(names: list[str]) -> str:
-    """The first few of a list of names."""
-    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-    return ", ".join(names[:NAMED_AT_MOST]) + more

@@ -19,17 +19,14 @@ from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
+from lddgan.networks.registry import create_autoencoder
 from lddgan.pictures import Pixels
-from lddgan.presets import AutoencoderTraining, Preset
-from lddgan.training.latents import draw_latent
+from lddgan.preset import AutoencoderTraining, Preset
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    kl_divergence,
-    straight_through,
-    vq_losses,
     widened,
 )
 from lddgan.training.perceptual import load_perceptual
@@ -61,7 +58,7 @@ class AutoencoderGan:
         self.preset, self.settings, self.ranks = preset, settings, ranks
         self.perceptual = perceptual
         self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
-        self.autoencoder = Autoencoder(preset).to(ranks.device, **settings.layout())
+        self.autoencoder = create_autoencoder(preset).to(ranks.device, **settings.layout())
         self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
         ranks.broadcast([*self.autoencoder.parameters(), *self.critic.parameters()])
         self.adam = torch.optim.Adam(self.autoencoder.parameters(), cfg.lr, cfg.betas)
@@ -113,28 +110,15 @@ def autoencoder_losses(
 
 
 def reconstruct(gan: AutoencoderGan, image: Tensor, noise: Tensor) -> tuple[Tensor, TensorLosses]:
-    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w].
-
-    The KL of an image is divided by its number of values, which keeps `kl_weight` what it is
-    where both are summed over an image (latent diffusion).
-    """
-    autoencoder = gan.autoencoder
-    if autoencoder.quantize is not None:
-        latent = widened(autoencoder.encode(image))
-        quantised = autoencoder.quantize(latent)
-        codebook, commitment = vq_losses(latent, quantised, gan.cfg.commitment)
-        decoded = autoencoder.decode_codes(straight_through(latent, quantised))
-        return decoded, {"codebook": codebook, "commitment": commitment}
-    mean, logvar = map(widened, autoencoder.moments(image))
-    if autoencoder.kind == "none":
-        return autoencoder.decode(mean), {}
-    kl = gan.cfg.kl_weight * kl_divergence(mean, logvar) / image[0].numel()
-    return autoencoder.decode(draw_latent(torch.cat([mean, logvar], dim=1), noise)), {"kl": kl}
+    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w]."""
+    moments = widened(gan.autoencoder.moments(image))
+    latent, losses = gan.autoencoder.regularise(moments, noise, gan.cfg)
+    return gan.autoencoder.decode_regularised(latent), losses
 
 
 def balance(gan: AutoencoderGan, nll: Tensor, adversarial: Tensor) -> Tensor:
     """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
-    last = gan.autoencoder.decoder.conv_out.weight
+    last = gan.autoencoder.last_weight
     gradients = (
         torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, adversarial)
     )

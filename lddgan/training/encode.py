@@ -32,7 +32,6 @@ from lddgan.training.latents import (
     Shape,
     Values,
     encode_moments,
-    moments_shape,
 )
 
 VERIFIED: Final = 64  # images that are encoded twice
@@ -66,7 +65,7 @@ def encode_images(
     refuse_used(folder)
     with atomic_folder(folder, replaces=False) as temporary, exact_fp32():
         path = temporary / FILE
-        whole = (len(images), 1 + flip, *moments_shape(preset))
+        whole = (len(images), 1 + flip, *preset.moments_shape)
         numbers = range(-(-len(images) // batch))
         with (
             path.open("wb") as file,

@@ -16,12 +16,12 @@ from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
-from lddgan.networks.discriminator import Discriminator
-from lddgan.networks.generator import Generator
+from lddgan.networks.autoencoder import draw_latent
+from lddgan.networks.registry import create_discriminator, create_generator
 from lddgan.noise import sampler_noise
 from lddgan.pictures import Pixels
-from lddgan.presets import GROUP, Preset
-from lddgan.training.latents import StoredLatents, draw_latent, encode_moments
+from lddgan.preset import GROUP, Preset
+from lddgan.training.latents import StoredLatents, encode_moments
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
     discriminator_loss,
@@ -73,8 +73,8 @@ class Gan:
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.coefficients = posterior(preset)
-        self.generator = Generator(preset).to(ranks.device, **settings.layout())
-        self.discriminator = Discriminator(preset).to(ranks.device, **settings.layout())
+        self.generator = create_generator(preset).to(ranks.device, **settings.layout())
+        self.discriminator = create_discriminator(preset).to(ranks.device, **settings.layout())
         ranks.broadcast([*self.generator.parameters(), *self.discriminator.parameters()])
         average = get_ema_multi_avg_fn(cfg.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.generator, multi_avg_fn=average).requires_grad_(False)

@@ -20,8 +20,8 @@ from lddgan.checkpoint import TrainedAutoencoder, digest_of
 from lddgan.data.images import Read
 from lddgan.errors import BadInput, why_invalid
 from lddgan.files import sha256_of_file
+from lddgan.frozen import Frozen
 from lddgan.networks.autoencoder import Autoencoder
-from lddgan.presets import Frozen, Preset
 
 SCHEMA: Final = 1
 FILE: Final = "latents.npy"
@@ -38,28 +38,8 @@ Shape = tuple[int, int, int, int, int]
 
 @torch.no_grad()
 def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
-    """Image [B,3,H,W] in [-1,1] -> what its latent is drawn from.
-
-    Mean and log-variance [B,2C,h,w] of kind "kl", otherwise the latent [B,C,h,w] itself: the mean
-    of kind "none", of kind "vq" the latent before quantisation.
-    """
-    if autoencoder.kind == "kl":
-        return torch.cat(autoencoder.moments(image), dim=1)
-    return autoencoder.encode(image)
-
-
-def draw_latent(moments: Tensor, noise: Tensor) -> Tensor:
-    """What `encode_moments` gave and N(0,1) noise [B,C,h,w] -> a latent [B,C,h,w]."""
-    if moments.shape[1] == noise.shape[1]:
-        return moments
-    mean, logvar = moments.chunk(2, dim=1)
-    return mean + (0.5 * logvar).exp() * noise
-
-
-def moments_shape(preset: Preset) -> tuple[int, int, int]:
-    """[M,h,w] of what `encode_moments` gives for an image."""
-    channels, height, width = preset.latent_shape
-    return (2 * channels if preset.autoencoder.kind == "kl" else channels), height, width
+    """`Autoencoder.moments` without gradients: image [B,3,H,W] in [-1,1] -> [B,M,h,w]."""
+    return autoencoder.moments(image)
 
 
 # ---- stored ----
@@ -146,7 +126,7 @@ def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
     Raises BadInput if there are none, or they are damaged or of another autoencoder.
     """
     record, path = read_record(folder), folder / FILE
-    moments = moments_shape(trained.preset)
+    moments = trained.preset.moments_shape
     if record.autoencoder != digest_of(trained):
         raise BadInput(f"{folder} holds the latents of another autoencoder; {AGAIN}")
     if record.shape != (record.count, 1 + record.flip, *moments):

@@ -59,12 +59,6 @@ def reconstruction_weight(progress: float, delta: float | None) -> float:
 # ---- the autoencoder's (arXiv 2012.09841) ----
 
 
-def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp logvar) || N(0, 1)) of an image in nats, mean over the batch -> scalar."""
-    per_element = mean.square() + logvar.exp() - 1 - logvar
-    return 0.5 * per_element.sum(dim=(1, 2, 3)).mean()
-
-
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """1/2 mean relu(1 - D(real)) + 1/2 mean relu(1 + D(fake)), logits [B,1,h,w] -> scalar."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -83,17 +77,3 @@ def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
     """
     nll, g = (torch.linalg.vector_norm(v.detach()) for v in (nll_gradient, g_gradient))
     return (nll / (g + WEIGHT_EPS)).clamp(0, WEIGHT_MOST)
-
-
-def straight_through(latent: Tensor, quantised: Tensor) -> Tensor:
-    """The value of `quantised`, to the last bit, with its gradient going to `latent`: [B,C,h,w]."""
-    return quantised.detach() + (latent - latent.detach())
-
-
-def vq_losses(latent: Tensor, quantised: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """(codebook |sg(z_e) - e|^2, commitment beta |z_e - sg(e)|^2), means over all elements.
-
-    latent z_e [B,C,h,w], its codes e [B,C,h,w] (arXiv 1711.00937, equation 3).
-    """
-    codebook = (latent.detach() - quantised).square().mean()
-    return codebook, beta * (latent - quantised.detach()).square().mean()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lddgan.errors import BadInput, LddganError
-from lddgan.presets import GROUP
+from lddgan.preset import GROUP
 
 
 class Ranks(NamedTuple):

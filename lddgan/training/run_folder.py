@@ -15,7 +15,7 @@ from lddgan.checkpoint import (
     save_checkpoint,
 )
 from lddgan.errors import BadInput
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.training.state import load_state
 
 AUTOENCODER_FILE: Final = "autoencoder.safetensors"

@@ -15,7 +15,7 @@ from lddgan.data.images import Images, read_unmirrored
 from lddgan.data.order import Order, batches_per_epoch
 from lddgan.errors import BadInput
 from lddgan.noise import MAX_INDEX
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
 from lddgan.training.ranks import Ranks, rows_of
 

@@ -10,7 +10,7 @@ from bench.timing import Side
 from engine.backend import Backend, Made, Program
 from engine.sampler import Sampler
 from engine.timing import HostTimer
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 
 class Clock:

@@ -45,7 +45,8 @@ from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
 from lddgan.checkpoint import Model, random_model
 from lddgan.errors import BadInput, LddganError
 from lddgan.names import Precision
-from lddgan.presets import Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 from tests.bench.scripted import Clock, Scripted, side
 from tests.conftest import TINY, TINY_VQ
 from tests.needs import needs

@@ -27,7 +27,7 @@ from bench.roofline import (
 )
 from engine.gpu.driver import why_no_gpu
 from engine.registry import why_no_torch_cuda
-from lddgan.networks.autoencoder import Autoencoder
+from lddgan.networks.registry import create_autoencoder
 from lddgan.presets import get_preset
 
 LSUN = get_preset("lsun")  # T = 4, latent 4x32x32, nz = 100, image 256x256
@@ -95,7 +95,7 @@ def test_the_convolution_is_the_decoders_largest(name: str) -> None:
         sizes.append((channels * height**2, channels, height))
 
     with torch.device("meta"):
-        decoder = Autoencoder(preset).eval()
+        decoder = create_autoencoder(preset).eval()
         for module in decoder.modules():
             if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
                 module.register_forward_hook(seen)

@@ -49,10 +49,10 @@ from bench.training.table import print_training
 from cli import app
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.presets import AutoencoderTraining, get_preset
+from lddgan.preset import AutoencoderTraining, with_values
+from lddgan.presets import get_preset
 from lddgan.training.loop import NotFinite
 from lddgan.training.settings import Settings
-from lddgan.variants import with_values
 from tests.bench.scripted import Clock
 from tests.conftest import TINY
 

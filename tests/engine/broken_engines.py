@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engine.backend import Inputs, Made, Program
 from engine.backends.ort import OrtBackend
 from lddgan.errors import OutOfMemory
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 Array = NDArray[Any]
 

@@ -20,7 +20,7 @@ from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
 from lddgan.checkpoint import Model
 from lddgan.diffusion import sample
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.networks.autoencoder import Autoencoder
+from lddgan.networks.registry import create_autoencoder
 from lddgan.noise import normals, sampler_noise
 from lddgan.pictures import write_images
 from lddgan.presets import PRESETS
@@ -424,7 +424,7 @@ class Largest(TorchDispatchMode):
 def test_default_chunk_is_the_most_that_keeps_every_activation_in_bounds(name: str) -> None:
     preset = PRESETS[name]
     with torch.device("meta"):
-        autoencoder = Autoencoder(preset)
+        autoencoder = create_autoencoder(preset)
         latent = torch.empty(1, *preset.latent_shape)
     with torch.no_grad(), Largest() as measured:
         autoencoder.decode(latent)

@@ -32,7 +32,7 @@ from lddgan.diffusion import posterior, posterior_sample
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.names import Precision
 from lddgan.noise import sampler_noise
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 from tests.engine.broken_engines import (
     Jittering,
     NoneFit,

@@ -18,8 +18,7 @@ from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model, build_model
-from lddgan.networks.autoencoder import Autoencoder
-from lddgan.networks.generator import Generator
+from lddgan.networks.registry import create
 from lddgan.presets import get_preset
 
 LARGEST = 2**31 - 1  # elements of one tensor
@@ -362,6 +361,6 @@ def test_no_tensor_of_the_big_graphs_passes_the_index_limit(
 def zero_model(dataset: str) -> Model:
     preset = get_preset(dataset)
     with torch.device("meta"):
-        shapes = [network(preset).state_dict() for network in (Generator, Autoencoder)]
+        shapes = [create(part, preset).state_dict() for part in ("generator", "autoencoder")]
     zeros = [{name: torch.zeros(t.shape) for name, t in part.items()} for part in shapes]
     return build_model(preset, *zeros, {})

@@ -46,9 +46,9 @@ from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
 from lddgan.names import PRECISIONS
 from lddgan.networks.autoencoder import AttnBlock, Upsample
+from lddgan.networks.configs import generator_groups
 from lddgan.networks.generator import Attention, ResidualBlock
 from lddgan.networks.layers import FirUp, GroupNorm
-from lddgan.presets import generator_groups
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32

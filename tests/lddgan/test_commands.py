@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 
 from lddgan.checkpoint import load_autoencoder, load_checkpoint, random_model, save_checkpoint
+from lddgan.preset import with_values
 from lddgan.presets import get_preset
 from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
 from lddgan.training.state import load_state
-from lddgan.variants import with_values
 from tests import test_cli
 from tests.lddgan.training.support import first_stage_of, tiny_preset
 from tests.needs import needs

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lddgan.networks.generator import Generator
-from lddgan.presets import Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 from tests.published_files import official_state, recorded
 
 

@@ -20,7 +20,7 @@ from engine.requirements import one_line
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Precision
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,

@@ -20,7 +20,14 @@ from engine.backends.pytorch import channels_last
 from export.modules import GeneratorStep, to_uint8
 from export.rewrites.generator import StepTable, StyledNorm, styles_together
 from export.rewrites.upsampling import as_transposed
-from lddgan.networks.autoencoder import AttnBlock, Autoencoder, Decoder, ResnetBlock
+from lddgan.errors import BadInput
+from lddgan.networks.autoencoder import (
+    AttnBlock,
+    Autoencoder,
+    ConvAutoencoder,
+    Decoder,
+    ResnetBlock,
+)
 from lddgan.networks.generator import Attention, Generator, PyramidDown, ResidualBlock
 from lddgan.networks.layers import (
     SQRT_HALF,
@@ -29,7 +36,7 @@ from lddgan.networks.layers import (
     GroupNorm,
     to_tokens,
 )
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 
 class FusedNorm(nn.Module):
@@ -247,6 +254,10 @@ class FusedImage(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, preset: Preset, ops: Ops) -> None:
         super().__init__()
+        if not isinstance(autoencoder, ConvAutoencoder):
+            raise BadInput(
+                f"fused has no kernels for autoencoders of kind {preset.autoencoder.kind}"
+            )
         autoencoder = copy.deepcopy(autoencoder)
         self.scale_factor = preset.scale_factor
         self.decoder = FusedDecoder(autoencoder.decoder, ops)

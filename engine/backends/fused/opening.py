@@ -15,8 +15,8 @@ from export.graphs import MAX_BATCH
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import atomic_write
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 from lddgan.progress import Log
 
 TUNING: Final = "fused.json"  # in the store of a bundle

@@ -28,8 +28,8 @@ from engine.backends.trt.progress import DONE, Progress, interrupt_sets, make_mo
 from engine.requirements import one_line
 from export.graphs import BATCH, MAX_BATCH, GraphSpec, TensorSpec
 from lddgan.errors import BadInput, LddganError, why_invalid
+from lddgan.frozen import Frozen
 from lddgan.names import FLOATS, Precision
-from lddgan.presets import Frozen
 
 DYNAMIC: Final = -1  # TensorRT's mark of a size that is not fixed
 

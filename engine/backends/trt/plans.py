@@ -32,8 +32,8 @@ from lddgan.files import (
     sha256_of_file,
     sweep,
 )
+from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.presets import Frozen
 from lddgan.progress import Log, Meter, to_stderr
 
 SCHEMA: Final = 1

@@ -17,7 +17,7 @@ from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
 from engine.verification import Verification
 from export.graphs import BATCH, GraphSpec, TensorSpec
 from lddgan.errors import BadInput
-from lddgan.presets import Preset
+from lddgan.preset import Preset
 
 ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
 

@@ -3,7 +3,8 @@
 import torch
 
 from lddgan.checkpoint import TrainedAutoencoder, random_model
-from lddgan.presets import Preset, get_preset
+from lddgan.preset import Preset
+from lddgan.presets import get_preset
 from lddgan.training.ranks import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

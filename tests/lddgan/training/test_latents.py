@@ -28,22 +28,20 @@ from lddgan.data.images import ImageFiles, InMemory, Read
 from lddgan.data.open_source import open_source
 from lddgan.data.order import Order
 from lddgan.errors import BadInput, LddganError
-from lddgan.presets import Preset
+from lddgan.networks.autoencoder import draw_latent
+from lddgan.preset import Preset, with_values
 from lddgan.training import encode as encoding
 from lddgan.training.encode import encode_images
 from lddgan.training.latents import (
     AT_ONCE,
     StoredLatents,
-    draw_latent,
     encode_moments,
     latents_of,
     open_latents,
 )
 from tests.conftest import TINY, TINY_VQ
 
-TINY_NONE = TINY.model_copy(
-    update={"autoencoder": TINY.autoencoder.model_copy(update={"kind": "none"})}
-)
+TINY_NONE = with_values(TINY, {"autoencoder.kind": "none"})
 PRESETS = {"kl": TINY, "none": TINY_NONE, "vq": TINY_VQ}
 COUNT = 11
 PICTURES = np.random.default_rng(5).integers(0, 256, (COUNT, 40, 36, 3), np.uint8)

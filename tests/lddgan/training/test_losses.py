@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from lddgan.networks.autoencoder import kl_divergence, straight_through, vq_losses
 from lddgan.training.losses import (
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    kl_divergence,
     r1_penalty,
     reconstruction_loss,
     reconstruction_weight,
-    straight_through,
-    vq_losses,
 )
 
 LN2 = math.log(2)

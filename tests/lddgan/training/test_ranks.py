@@ -11,13 +11,13 @@ from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput
 from lddgan.networks.discriminator import minibatch_deviation
-from lddgan.presets import GROUP, PRESETS
+from lddgan.preset import GROUP, with_values
+from lddgan.presets import PRESETS
 from lddgan.training.autoencoder import train_autoencoder
 from lddgan.training.generator import train_generator
 from lddgan.training.latents import latents_of
 from lddgan.training.ranks import Ranks, joined, rows_of
 from lddgan.training.settings import Settings
-from lddgan.variants import with_values
 from tests.lddgan.training.support import first_stage_of, tiny_preset
 
 

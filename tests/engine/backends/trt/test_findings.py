@@ -9,7 +9,7 @@ import pytest
 
 from engine.backends.trt.plans import choose, options_before, others
 from lddgan.errors import LddganError
-from lddgan.presets import Frozen
+from lddgan.frozen import Frozen
 from tests.engine.backends.trt.scripted import BOTH, STRONG
 from tests.engine.backends.trt.store import OPTIONS, OTHER_GPU, Store, flip, sized
 

@@ -1,0 +1,194 @@
+"""The sizes of each kind of network, and what follows from them. Needs no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import combinations_with_replacement
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from lddgan.frozen import Count, Frozen, Share, Widths
+
+AUTOENCODER_GROUPS = 32  # of the autoencoder's group normalisation
+GENERATOR_GROUPS = 32  # of the generator's, at most
+
+
+class GeneratorConfig(Frozen, ABC):
+    """What every kind of generator tells."""
+
+    kind: str
+    nz: Count  # length of the latent z
+
+    @property
+    @abstractmethod
+    def halvings(self) -> int:
+        """How often the generator halves the resolution."""
+
+    @property
+    @abstractmethod
+    def widest(self) -> int:
+        """Channels of the widest layer."""
+
+
+class NcsnppConfig(GeneratorConfig):
+    """NCSN++ with adaptive group normalisation from z."""
+
+    kind: Literal["ncsnpp"] = "ncsnpp"
+    nf: Count  # width of the first level
+    ch_mult: Widths  # width of each level / nf
+    blocks: Count = 2  # residual blocks per level on the way down; one more on the way up
+    attention: tuple[int, ...] = ()  # resolutions with self-attention, besides the middle
+    mapping_layers: NonNegativeInt  # layers of the mapping network after the first
+    z_emb_dim: Count = 256  # width of the mapping network
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.nf * mult for mult in self.ch_mult]
+
+    @property
+    def halvings(self) -> int:
+        return len(self.ch_mult) - 1
+
+    @property
+    def widest(self) -> int:
+        return max(self.widths)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> NcsnppConfig:
+        joined = [a + b for a, b in combinations_with_replacement(self.widths, 2)]  # with the skips
+        for width in (*self.widths, *joined):
+            groups = generator_groups(width)
+            if groups == 0 or width % groups:
+                raise ValueError(
+                    f"nf {self.nf} gives a width of {width}, which cannot be cut into "
+                    f"{max(groups, 1)} equal groups"
+                )
+        return self
+
+
+def generator_groups(channels: int) -> int:
+    """Groups that the generator normalises `channels` in."""
+    return min(channels // 4, GENERATOR_GROUPS)
+
+
+class AutoencoderConfig(Frozen, ABC):
+    """What every kind of autoencoder tells."""
+
+    kind: str
+    has_codes: ClassVar[bool] = False  # whether latents are replaced by codes of a codebook
+
+    @property
+    @abstractmethod
+    def factor(self) -> int:
+        """f: image side / latent side."""
+
+    @property
+    @abstractmethod
+    def widest(self) -> int:
+        """Channels of the widest layer."""
+
+    @abstractmethod
+    def largest_activation(self, image_size: int) -> int:
+        """Elements of the decoder's largest activation for one image."""
+
+    def moments(self, channels: int) -> int:
+        """Channels of what a latent of `channels` is drawn from."""
+        return channels
+
+
+class ConvConfig(AutoencoderConfig):
+    """The convolutional autoencoder of VQGAN / latent diffusion."""
+
+    ch: Count = 128
+    ch_mult: Widths
+    blocks: Count = 2
+    attention: tuple[int, ...] = ()  # resolutions with self-attention, besides the middle
+    tanh: bool = False  # the decoder ends in tanh
+    dropout: Share = 0.0  # training only
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [self.ch * mult for mult in self.ch_mult]
+
+    @property
+    def factor(self) -> int:
+        return 1 << (len(self.ch_mult) - 1)
+
+    @property
+    def widest(self) -> int:
+        return max(self.widths)
+
+    def largest_activation(self, image_size: int) -> int:
+        # Level i has widths[i] channels; upsampling into it carries widths[i+1].
+        carried = [max(pair) for pair in zip(self.widths, [*self.widths[1:], 0], strict=True)]
+        sizes = [width * (image_size >> level) ** 2 for level, width in enumerate(carried)]
+        tokens = max([image_size // self.factor, *self.attention]) ** 2
+        return max(*sizes, tokens**2)
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> ConvConfig:
+        if self.ch % AUTOENCODER_GROUPS:
+            raise ValueError(f"ch {self.ch} is no multiple of {AUTOENCODER_GROUPS}")
+        return self
+
+
+class KlConfig(ConvConfig):
+    """Latents are drawn from a normal distribution, which is pulled towards N(0,1)."""
+
+    kind: Literal["kl"] = "kl"
+
+    def moments(self, channels: int) -> int:
+        return 2 * channels
+
+
+class VqConfig(ConvConfig):
+    """Latents are replaced by the nearest codes of a codebook."""
+
+    kind: Literal["vq"] = "vq"
+    codes: Count = 8192  # size of the codebook, as of latent diffusion's f = 4
+    has_codes = True
+
+
+class FreeConfig(ConvConfig):
+    """The KL network without regularisation: its mean is the latent."""
+
+    kind: Literal["none"] = "none"
+
+
+class DiscriminatorConfig(Frozen):
+    """Time-conditional discriminator D(x_t, t, x_{t+1})."""
+
+    kind: str
+    ngf: Count = 64
+    layers: Annotated[int, Field(ge=1, le=4)]  # residual blocks
+    t_emb_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
+
+    multiples: ClassVar[tuple[int, ...]]  # widths of the blocks / ngf
+    first_halves: ClassVar[bool]  # whether the first block halves the resolution; the others do
+    last_scale: ClassVar[float]  # initial scale of the last convolution
+
+    @property
+    def halvings(self) -> int:
+        """How often the discriminator halves the resolution."""
+        return self.layers - (not self.first_halves)
+
+
+class SmallConfig(DiscriminatorConfig):
+    """The discriminator for images of 32x32."""
+
+    kind: Literal["small"] = "small"
+    multiples = (2, 4, 8, 8)
+    first_halves = False
+    last_scale = 1e-10
+
+
+class LargeConfig(DiscriminatorConfig):
+    """The discriminator for images of 256x256."""
+
+    kind: Literal["large"] = "large"
+    multiples = (4, 8, 8, 8)
+    first_halves = True
+    last_scale = 1.0

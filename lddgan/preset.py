@@ -1,0 +1,243 @@
+"""A preset: everything that defines one model. How to make another one of it.
+
+Nothing else holds a shape or a hyper-parameter.  Every artefact (checkpoint, bundle, benchmark row)
+carries its preset as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+
+from lddgan.errors import BadInput, why_invalid
+from lddgan.frozen import Count, Frozen, Rate, Share, Weight
+from lddgan.names import Loss
+from lddgan.networks.configs import AutoencoderConfig, DiscriminatorConfig, GeneratorConfig
+from lddgan.networks.registry import PARTS, chooser, values_of_kind
+
+Beta = Annotated[float, Field(gt=0, le=100)]  # beyond, float32 keeps nothing of x_0
+
+GROUP = 4  # images that share one minibatch deviation of the discriminator
+
+
+class Training(Frozen):
+    """Hyper-parameters of the diffusion GAN."""
+
+    lr_g: Rate
+    lr_d: Rate
+    batch: Count
+    epochs: Count
+    ema_decay: Share
+    r1_gamma: Weight
+    r1_every: Count  # lazy regularisation: R1 every so many steps
+    reconstruction: bool = True  # add lambda |x_0 - x_0'|_1
+    # Weighted Learning: phi runs from -delta to +delta (equation 9); None: lambda stays 1
+    delta: Weight | None = 6.0
+    flip: bool = True  # half of the images are mirrored
+    betas: tuple[Share, Share] = (0.5, 0.9)  # Adam
+    lr_min: Weight | None = None  # None: constant rates; else cosine decay down to this
+
+
+class AutoencoderTraining(Frozen):
+    """Hyper-parameters of the autoencoder (VQGAN, arXiv 2012.09841, with latent diffusion's)."""
+
+    lr: Rate
+    batch: Count
+    epochs: Count
+    betas: tuple[Share, Share] = (0.9, 0.999)  # Adam
+    lr_min: Weight | None = None  # None: constant rate; else cosine decay down to this
+    kl_weight: Weight = 1e-6
+    perceptual_weight: Weight = 1.0  # of LPIPS, beside L1
+    disc_weight: Weight = 0.5  # of the patch discriminator, on top of the adaptive weight
+    disc_start: NonNegativeInt = 50_000  # step from which it takes part
+    commitment: Weight = 0.25  # beta of VQ-VAE
+    # share of the latents that the scale factor brings into [-1,1]
+    covered: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Paper(Frozen):
+    """What the paper reports for this data set."""
+
+    source: str
+    fid: float
+    recall: float
+    seconds: float  # for a batch of 100
+    differences: str  # between the released code, which this preset follows, and the paper
+
+
+class Preset(Frozen):
+    """Everything that defines one model.
+
+    `latent_shape` is [C, h, w] of x_t, `image_shape` is [3, H, W].  The config of each network is
+    that of its `kind` in lddgan/networks/registry.py.
+    """
+
+    name: str
+    image_size: Count
+    latent_channels: Count
+    latent_size: Count
+    scale_factor: Rate  # decoder input = x_0 * scale_factor; encoder output / scale_factor = x_0
+    steps: int  # T
+    generator: Annotated[
+        SerializeAsAny[GeneratorConfig], BeforeValidator(chooser(PARTS["generator"]))
+    ]
+    autoencoder: Annotated[
+        SerializeAsAny[AutoencoderConfig], BeforeValidator(chooser(PARTS["autoencoder"]))
+    ]
+    discriminator: Annotated[
+        SerializeAsAny[DiscriminatorConfig], BeforeValidator(chooser(PARTS["discriminator"]))
+    ]
+    training: Training
+    autoencoder_training: AutoencoderTraining | None = None
+    paper: Paper | None = None
+    beta_min: Beta = 0.1
+    beta_max: Beta = 20.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_former_names(cls, values: Any) -> Any:
+        """Reads presets written before version 0.2 as what they mean now.
+
+        They call the autoencoder a codec, name no kind of generator, and give autoencoders without
+        a codebook 0 codes.
+        """
+        if not isinstance(values, dict):
+            return values
+        values = {name.replace("codec", "autoencoder"): value for name, value in values.items()}
+        generator, autoencoder = values.get("generator"), values.get("autoencoder")
+        if isinstance(generator, dict):
+            values["generator"] = {"kind": "ncsnpp", **generator}
+        if isinstance(autoencoder, dict) and autoencoder.get("kind") in ("kl", "none"):
+            values["autoencoder"] = {k: v for k, v in autoencoder.items() if (k, v) != ("codes", 0)}
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Preset:
+        factor = self.autoencoder.factor
+        if self.latent_size * factor != self.image_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not latent_size {self.latent_size} x {factor} "
+                "(the autoencoder's factor)"
+            )
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
+        if not 2 <= self.steps <= 8:
+            raise ValueError(f"steps {self.steps} is outside 2..8")
+        least = 1 << max(self.generator.halvings, self.discriminator.halvings)
+        if self.latent_size % least:
+            raise ValueError(
+                f"latent_size {self.latent_size} is no multiple of {least}: generator or "
+                "discriminator halve it too often"
+            )
+        for cfg in (self.training, self.autoencoder_training):
+            if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
+                raise ValueError(f"a batch of {cfg.batch} is no multiple of {GROUP}")
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.latent_channels, self.latent_size, self.latent_size)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
+    @property
+    def moments_shape(self) -> tuple[int, int, int]:
+        """[M, h, w] of what a latent is drawn from."""
+        return (self.autoencoder.moments(self.latent_channels), *self.latent_shape[1:])
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of the generator (Table 6)."""
+        if not self.training.reconstruction:
+            return "adversarial"
+        return "reconstruction" if self.training.delta is None else "weighted"
+
+
+# ---- presets of one's own ----
+
+
+def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
+    """`preset` with other values; "generator.nf" names nf of the generator.
+
+    A new "autoencoder.kind" keeps the values that both kinds have.  Raises BadInput for an unknown
+    name, or for values that do not fit together.
+    """
+    values = preset.model_dump()
+    for part in PARTS:
+        if f"{part}.kind" in changes:
+            values[part] = values_of_kind(part, values[part], changes[f"{part}.kind"])
+    known = names(values)
+    for name, value in changes.items():
+        if name not in known:
+            raise BadInput(f"there is no setting '{name}'; there are {', '.join(known)}")
+        section, _, leaf = name.rpartition(".")
+        (values[section] if section else values)[leaf] = value
+    try:
+        return Preset.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(why_invalid(error, preset.name)) from error
+
+
+def names(values: Mapping[str, Any]) -> list[str]:
+    """Names of the values of a dumped preset that can be set."""
+    found = []
+    for section, value in values.items():
+        if section not in ("name", "paper"):
+            found += (
+                [f"{section}.{leaf}" for leaf in value] if isinstance(value, dict) else [section]
+            )
+    return found
+
+
+def parsed(settings: Sequence[str]) -> dict[str, Any]:
+    """["generator.nf=32"] -> {"generator.nf": 32}; values are JSON, or else text."""
+    changes = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise BadInput(f"'{setting}' is no setting; write generator.nf=32")
+        try:
+            changes[name] = json.loads(text)
+        except json.JSONDecodeError:
+            changes[name] = text
+    return changes
+
+
+def resized(preset: Preset, image_size: int) -> Preset:
+    """`preset` for images of another size. Raises BadInput if its networks cannot halve it."""
+    factor = preset.autoencoder.factor
+    if image_size < 1 or image_size % factor:
+        raise BadInput(
+            f"images of {image_size}x{image_size} cannot be encoded: the autoencoder divides the "
+            f"side by {factor}"
+        )
+    return with_values(preset, {"image_size": image_size, "latent_size": image_size // factor})
+
+
+def with_loss(preset: Preset, loss: Loss, delta: float | None) -> Preset:
+    """`preset` with another loss of the generator; `delta` of Weighted Learning if given.
+
+    Raises BadInput for a delta where the weight does not depend on one.
+    """
+    if delta is not None and loss != "weighted":
+        raise BadInput(f"delta belongs to the loss 'weighted', not to '{loss}'")
+    own = preset.training.delta if delta is None else delta
+    if loss == "weighted" and own is None:
+        raise BadInput(f"the loss 'weighted' needs --delta: {preset.name} has none of its own")
+    changes = {
+        "reconstruction": loss != "adversarial",
+        "delta": own if loss == "weighted" else None,
+    }
+    return with_values(preset, {f"training.{name}": value for name, value in changes.items()})

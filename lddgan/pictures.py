@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from PIL import Image
 
 from lddgan.errors import BadInput
 from lddgan.files import atomic_write, writing
-from lddgan.progress import Log, ignore_interrupt, to_stderr
+from lddgan.progress import Log, start_pool, to_stderr
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles
@@ -106,7 +105,8 @@ def write_images(
         return len(together)
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    with open_encoders(processes) as executor:
+    # Pillow holds the interpreter's lock: threads would not help.
+    with start_pool(processes) if processes else ThisProcess() as executor:
         return write_folder(path, batches, first, progress, executor, log)
 
 
@@ -155,15 +155,3 @@ class ThisProcess(Executor):
         done: Future[Any] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
-
-
-def open_encoders(processes: int) -> Executor:
-    """Start processes that encode PNGs (Pillow holds the interpreter's lock); 0: this process.
-
-    Ctrl-C is left to this process, and what is begun is finished.
-    """
-    if processes == 0:
-        return ThisProcess()
-    # Not forked: a GPU's driver does not survive that.
-    fresh = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, fresh, initializer=ignore_interrupt)

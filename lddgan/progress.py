@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import get_context
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -120,7 +122,7 @@ def _bar() -> Progress:
 
 # ---- signals ----
 
-Handler = Callable[[int, FrameType | None], Any]
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 @contextmanager
@@ -158,6 +160,15 @@ def stop_signals() -> Iterator[StopSignals]:
         yield stop
 
 
+def start_pool(processes: int) -> ProcessPoolExecutor:
+    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun."""
+    # Not forked: a GPU's driver does not survive that.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=ignore_interrupt)
+    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # inherited, until they run the initializer
+        for _ in range(processes):
+            pool.submit(int)
+    return pool
+
+
 def ignore_interrupt() -> None:
-    """Leave Ctrl-C to the process that started this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import lddgan.data.images as images_module
-from lddgan.data.check import AT_ONCE, look
+from lddgan.data.check import CHUNK, check_images
 from lddgan.data.decode import BadImage, decode, fit
 from lddgan.data.images import ImageFiles, to_float
 from lddgan.data.lmdb import ENCODED
@@ -385,10 +385,10 @@ def test_every_bad_image_of_a_source_is_listed(tmp_path: Path) -> None:
     for index, data in enumerate(BAD.values()):
         (tmp_path / f"{index}.png").write_bytes(data)
     (tmp_path / "good.png").write_bytes(encoded(PICTURES[0]))
-    for index in range(AT_ONCE):
+    for index in range(CHUNK):
         (tmp_path / f"good{index}.png").write_bytes(encoded(PICTURES[0]))
-    parts = list(look(open_source(tmp_path), 32, processes=2))
-    assert [part.images for part in parts] == [AT_ONCE, len(BAD) + 1]
+    parts = list(check_images(open_source(tmp_path), 32, processes=2))
+    assert [part.images for part in parts] == [CHUNK, len(BAD) + 1]
     found = [line for part in parts for line in part.bad]
     for index, (line, said) in enumerate(zip(found, BAD, strict=True)):
         assert line.startswith(str(tmp_path / f"{index}.png")) and said in line

@@ -7,14 +7,7 @@ from typing import Any
 import pytest
 
 from lddgan.errors import BadInput
-from lddgan.preset import (
-    Preset,
-    names,
-    parsed,
-    resized,
-    with_loss,
-    with_values,
-)
+from lddgan.preset import Preset, names, parsed, resized, with_loss, with_values
 from lddgan.presets import PRESETS, get_preset
 
 DIGITS = get_preset("digits")

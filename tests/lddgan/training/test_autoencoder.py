@@ -1,7 +1,6 @@
 """The autoencoder's training: its losses, gradients, Table 7's regularisers, and that it trains."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +23,8 @@ from lddgan.training.autoencoder import (
     train_autoencoder,
 )
 from lddgan.training.run_folder import AUTOENCODER_FILE
-from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper
-from tests.lddgan.training.support import ALONE, first_stage_of, tiny_preset
+from tests.lddgan.training.support import ALONE, random_autoencoder, settings, tiny_preset
 
 KINDS = ("kl", "none", "vq")
 CPU = torch.device("cpu")
@@ -44,10 +42,6 @@ def preset_of(kind, **changes):
     values = {f"autoencoder_training.{name}": value for name, value in changes.items()}
     values["autoencoder.kind"] = kind
     return with_values(tiny_preset(), values | ({"autoencoder.codes": 16} if kind == "vq" else {}))
-
-
-def settings(out, **changes):
-    return Settings(**{"out": Path(out), "device": "cpu", "log": lambda line: None} | changes)
 
 
 def new_gan(preset, perceptual=None, **changes):
@@ -240,8 +234,8 @@ def test_a_few_steps_reduce_the_loss_and_the_result_knows_its_scale(images, tmp_
     preset = preset_of(kind, lr=3e-3, kl_weight=1e-6)
     pixels = images.images
 
-    def l1(stage: TrainedAutoencoder):
-        decoded = stage.autoencoder.decode(stage.autoencoder.encode(pixels))
+    def l1(trained: TrainedAutoencoder):
+        decoded = trained.autoencoder.decode(trained.autoencoder.encode(pixels))
         return (decoded - pixels).abs().mean().item()
 
     short, long = (
@@ -287,7 +281,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch)
 
 def test_beginning_with_an_autoencoder(images, tmp_path):
     preset = preset_of("none")
-    start = first_stage_of(preset)
+    start = random_autoencoder(preset)
     measured = train_autoencoder(preset, images, settings(tmp_path / "0", steps=0), start=start)
     a, b = start.autoencoder.state_dict(), measured.autoencoder.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)

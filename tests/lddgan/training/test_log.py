@@ -19,14 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lddgan.errors import BadInput, LddganError
 from lddgan.pictures import GAP_PIXELS as GAP
 from lddgan.pictures import grid
-from lddgan.training.log import (
-    DPI,
-    Line,
-    TrainingLog,
-    interval,
-    losses_figure,
-    read_losses,
-)
+from lddgan.training.log import DPI, Line, TrainingLog, interval, losses_figure, read_losses
 
 ROOT = Path(__file__).parents[3]
 STAGE = "generator"

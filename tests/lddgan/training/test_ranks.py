@@ -18,7 +18,7 @@ from lddgan.training.generator import train_generator
 from lddgan.training.latents import latents_of
 from lddgan.training.ranks import Ranks, joined, rows_of
 from lddgan.training.settings import Settings
-from tests.lddgan.training.support import first_stage_of, tiny_preset
+from tests.lddgan.training.support import random_autoencoder, tiny_preset
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -104,7 +104,7 @@ def train_both(out: Path, number: int) -> None:
     stage = train_autoencoder(preset, images, settings)
     torch.save(stage.autoencoder.state_dict(), out / f"autoencoder{number}.pt")
     unlike = with_values(preset, {"training.flip": False})
-    fixed = first_stage_of(unlike)
+    fixed = random_autoencoder(unlike)
     latents = latents_of(fixed.autoencoder, images.images, "cpu")
     other = Settings(out=out / "g", device="cpu", steps=2, log=lambda line: None)
     model = train_generator(unlike, fixed, latents, other)

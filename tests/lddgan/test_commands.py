@@ -64,8 +64,8 @@ def test_digits_from_nothing_to_images(lddgan) -> None:
 def test_a_run_that_ctrl_c_stopped_is_looked_at_and_goes_on(
     lddgan, photos: Path, files: Path
 ) -> None:
-    codec = ("--autoencoder", files / AUTOENCODER)
-    common = ("train", "--dataset", "digits", "--data", photos, *codec, "--steps", 3)
+    encoder = ("--autoencoder", files / AUTOENCODER)
+    common = ("train", "--dataset", "digits", "--data", photos, *encoder, "--steps", 3)
     lddgan(*common, "--out", "whole")
     outcome = interrupted(lddgan, Gan, *common, "--out", "cut")
     assert outcome.code == 130, outcome.err
@@ -106,8 +106,8 @@ def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> Non
 
 @pytest.mark.full
 def test_a_trained_model_is_exported(lddgan, photos: Path, files: Path) -> None:
-    codec = ("--autoencoder", files / AUTOENCODER)
-    trained = lddgan("train", "--dataset", "digits", "--data", photos, *codec, "--steps", 2)
+    encoder = ("--autoencoder", files / AUTOENCODER)
+    trained = lddgan("train", "--dataset", "digits", "--data", photos, *encoder, "--steps", 2)
     assert trained.code == 0, trained.err
     refused(lddgan("export", "--dataset", "lsun", "--checkpoint", RUN / MODEL), "digits model")
     outcome = lddgan("export", "--checkpoint", RUN / MODEL, "--precision", "fp32")
@@ -124,12 +124,12 @@ def losses(folder: str) -> list[dict[str, float]]:
 
 
 def test_latents_are_encoded_once_and_trained_on(lddgan, photos: Path, files: Path) -> None:
-    codec = ("--dataset", "digits", "--autoencoder", files / AUTOENCODER)
-    outcome = lddgan("dataset", "encode", photos, *codec, "--out", "latents")
+    encoder = ("--dataset", "digits", "--autoencoder", files / AUTOENCODER)
+    outcome = lddgan("dataset", "encode", photos, *encoder, "--out", "latents")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[0] == "latents: the latents of 16 images"
     assert "--latents latents`" in outcome.out.splitlines()[1]
-    train = ("train", *codec, "--steps", 2)
+    train = ("train", *encoder, "--steps", 2)
     for source, out in (("--latents", "stored"), ("--data", "read")):
         given = "latents" if out == "stored" else photos
         assert lddgan(*train, source, given, "--out", out).code == 0
@@ -141,8 +141,8 @@ def test_latents_are_encoded_once_and_trained_on(lddgan, photos: Path, files: Pa
     refused(lddgan("train", "--dataset", "digits", *other), "latents of another autoencoder")
     mirrored = (*train, "--set", "training.flip=true", "--latents")
     refused(lddgan(*mirrored, "latents"), "no mirrored images", "--flip")
-    refused(lddgan("dataset", "encode", photos, *codec, "--out", "latents"), "is not empty")
-    lddgan("dataset", "encode", photos, *codec, "--out", "both", "--flip")
+    refused(lddgan("dataset", "encode", photos, *encoder, "--out", "latents"), "is not empty")
+    lddgan("dataset", "encode", photos, *encoder, "--out", "both", "--flip")
     assert lddgan(*mirrored, "both", "--out", "mirrored").code == 0
     for name in ("none", photos):
         refused(lddgan(*train, "--latents", name), str(name), "latents")
@@ -204,8 +204,8 @@ def test_bad_images_are_skipped_told_and_counted(lddgan, photos: Path, files: Pa
         assert len(lines) == 5
         assert all(any(line.startswith(start) for line in lines) for start in told), lines
         assert f"{stage}: 5 bad images were skipped" in outcome.err.splitlines()
-    codec = ("--dataset", "digits", "--autoencoder", files / AUTOENCODER)
-    encode = ("dataset", "encode", "images", *codec, "--out", "latents")
+    encoder = ("--dataset", "digits", "--autoencoder", files / AUTOENCODER)
+    encode = ("dataset", "encode", "images", *encoder, "--out", "latents")
     refused(lddgan(*encode), "00b.png is empty")
     outcome = lddgan(*encode, "--on-bad", "skip")
     assert outcome.code == 0 and "latents: the latents of 15 images" in outcome.out

@@ -150,8 +150,8 @@ def rank_of(process: Process, rank: int) -> int:
 def test_a_killed_rank_ends_all_and_leaves_the_state(
     tmp_path: Path, photos: Path, files: Path
 ) -> None:
-    codec = ("--autoencoder", files / AUTOENCODER)
-    common = ("train", "--dataset", "digits", "--data", photos, *codec, "--steps", 80)
+    given = ("--autoencoder", files / AUTOENCODER)
+    common = ("train", "--dataset", "digits", "--data", photos, *given, "--steps", 80)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with Process(tmp_path, *ranks, *common, "--out", whole) as process:
         assert process.end().code == 0, process.said.read_text()

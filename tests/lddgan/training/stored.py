@@ -46,10 +46,8 @@ def floats(pixels: np.ndarray) -> Tensor:
 @torch.no_grad()
 def reference(trained: TrainedAutoencoder, pixels: np.ndarray) -> np.ndarray:
     """Moments [N,M,h,w] layer by layer, one image at a time."""
-    autoencoder, preset = trained.autoencoder, trained.preset
-    out = torch.cat(
-        [autoencoder.quant_conv(autoencoder.encoder(image[None])) for image in floats(pixels)]
-    )
+    network, preset = trained.autoencoder, trained.preset
+    out = torch.cat([network.quant_conv(network.encoder(image[None])) for image in floats(pixels)])
     mean, logvar = out[:, : preset.latent_channels], out[:, preset.latent_channels :]
     parts = [mean, logvar.clamp(-30, 20)] if preset.autoencoder.kind == "kl" else [mean]
     return torch.cat(parts, dim=1).numpy()

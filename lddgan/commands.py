@@ -286,10 +286,11 @@ def open_images(
     With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
     there are no images.
     """
+    from lddgan.data.digits import SIZE, digits
     from lddgan.data.images import ImageFiles, InMemory
     from lddgan.data.open_source import open_source
     from lddgan.errors import BadInput
-    from lddgan.extras import require
+    from lddgan.training.latents import latents_of
 
     if data is not None:
         return ImageFiles(open_source(data), preset.image_size)
@@ -297,10 +298,6 @@ def open_images(
         raise BadInput(
             f"lddgan brings no images of {preset.name}; give a folder, zip file or LMDB (--data)"
         )
-    require("sklearn")
-    from lddgan.data.digits import SIZE, digits
-    from lddgan.training.latents import latents_of
-
     if preset.image_size != SIZE:
         raise BadInput(
             f"the digits have {SIZE} pixels a side, not {preset.image_size}; give other images "

@@ -26,13 +26,12 @@ SAVE_SHARE: Final = 0.05  # of the time at most goes into saving
 
 
 class Keeper:
-    """Saves the state of one stage to `path` about once a minute, and starts from what is there.
+    """Saves the state of one stage to `path` about once a minute, and loads the one that is there.
 
-    `run` describes the run, by what; a state of another one is refused.  `first` is the step to
-    start at, `parts` the state dicts saved then (None at the beginning), `seconds` the time spent
-    so far.
-    Raises BadInput rather than overwrite a state that the caller does not resume, and where there
-    is nothing to resume.
+    `run` describes the run, by name of the setting; the state of another run is refused.  `first`
+    is the step to start at, `parts` the state dicts of that step (None at the beginning),
+    `seconds` the time spent so far.  Raises BadInput if there is a state and `resume` is False, or
+    there is none and it is True.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Keeper:
         return self.writes and spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def keep(self, step: int, parts: dict[str, Any]) -> None:
-        """Save after `step` steps; atomic. Raises LddganError if the disk does not take it."""
+        """Save the state after `step` steps, atomically. Raises LddganError if the disk fails."""
         if not self.writes:
             return
         now = time.monotonic()
@@ -76,7 +75,7 @@ class Keeper:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state in `path`. Raises BadInput if it is missing or damaged."""
+    """Load the state in `path`. Raises BadInput if it is missing or damaged."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist or is not a file")
     try:
@@ -91,7 +90,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> None:
-    """Raise BadInput, naming the difference, if a state is of another run."""
+    """Raise BadInput, naming the difference, if a state belongs to another run."""
     differs = [key for key in run if found.get(key) != run[key]]
     if differs:
         raise BadInput(
@@ -101,7 +100,7 @@ def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> N
 
 
 def on_cpu(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network, as a checkpoint takes them."""
+    """The tensors of a network on the CPU, as a checkpoint holds them."""
     return {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 

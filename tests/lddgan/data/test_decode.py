@@ -136,7 +136,7 @@ def test_many_bad_images_in_a_row_are_each_read_once() -> None:
 
 
 def test_too_many_bad_images_in_a_row_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images_module, "MOST_TRIED", 20)
+    monkeypatch.setattr(images_module, "MAX_BAD_IN_A_ROW", 20)
     said = "20 images in a row are bad, the last: image 24 is grey, not RGB"
     with pytest.raises(BadInput, match=f"^{said}"):
         ImageFiles(Counting(bad=30), 32).read([5], [False])

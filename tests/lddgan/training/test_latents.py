@@ -19,7 +19,7 @@ from lddgan.data.images import InMemory
 from lddgan.data.order import Order
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
-from lddgan.training.latents import AT_ONCE, encode_moments, latents_of, open_latents
+from lddgan.training.latents import ENCODE_BATCH, encode_moments, latents_of, open_latents
 from tests.conftest import TINY
 from tests.lddgan.training.stored import (
     COUNT,
@@ -108,7 +108,7 @@ def test_in_memory_they_are_those_of_the_folder(tmp_path: Path, trained_by_kind,
 
 
 def test_in_memory_there_may_be_more_than_one_chunk(trained) -> None:
-    index = torch.arange(AT_ONCE + 3) % COUNT
+    index = torch.arange(ENCODE_BATCH + 3) % COUNT
     found = everything(latents_of(trained.autoencoder, floats(FITTED)[index], "cpu"))
     assert close(found, reference(trained, FITTED)[index.numpy()])
 

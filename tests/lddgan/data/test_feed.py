@@ -223,6 +223,31 @@ def test_a_worker_that_is_killed_as_it_hands_a_batch_over_is_one_sentence() -> N
         list(feed_of(BreakingOff(numbers()), 2).batches(0, STEPS))
 
 
+class Torn:
+    """Something that breaks off as it arrives, although its worker lives."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tear, ()
+
+
+def tear() -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+class Tearing(InMemory):
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        return Read(super().read(index, mirrored).values, [Torn()])
+
+
+def test_batch_that_breaks_off_as_it_arrives_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lddgan.data.feed.SIGNAL_SECONDS", 0.01)
+    with pytest.raises(LddganError, match=r"^reading the images failed: a worker .*Connection re"):
+        list(feed_of(Tearing(numbers()), 2).batches(0, STEPS))
+    assert multiprocessing.active_children() == []
+
+
 # ---- the workers ----
 
 
@@ -239,16 +264,25 @@ def test_workers_leave_signals_to_the_training() -> None:
     assert len(found) == 40
 
 
-def test_a_worker_says_nothing_of_a_batch_that_is_left_behind(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("message", [b"", b"no digest"])
+def test_worker_is_silent_about_batches_that_nobody_takes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], message: bytes
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", hide_broken_off)
     address, _ = resource_sharer.DupFd(0)._id
-    Client(address, authkey=multiprocessing.current_process().authkey).close()
+    with Client(address) as connection:  # which is to answer a challenge
+        if message:
+            connection.send_bytes(message)
     resource_sharer.stop(timeout=10)
     assert capfd.readouterr().err == ""
-    sys.excepthook(ValueError, ValueError("another matter"), None)
-    assert capfd.readouterr().err == "ValueError: another matter\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("another matter"), EOFError("another place")])
+def test_worker_prints_its_other_errors(
+    capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    hide_broken_off(type(error), error, None)
+    assert capfd.readouterr().err == f"{type(error).__name__}: {error}\n"
 
 
 def test_workers_are_gone_when_the_training_stops() -> None:

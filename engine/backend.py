@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.timing import HostTimer, Timer
-from export.agreement import draw
 from lddgan.errors import BadInput
+from lddgan.noise import draw
 from lddgan.preset import Preset
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from export.agreement import draw
-from lddgan.noise import Noise
+from lddgan.noise import Noise, draw
 from lddgan.preset import Preset
 
 

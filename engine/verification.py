@@ -22,7 +22,6 @@ from export.agreement import (
     Run,
     Stages,
     differences,
-    draw,
     joined,
     limits_of,
     passed_limit,
@@ -43,7 +42,7 @@ from lddgan.errors import LddganError, OutOfMemory
 from lddgan.extras import version_of
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.noise import Noise
+from lddgan.noise import Noise, draw
 from lddgan.progress import Log, Meter, to_stderr
 from lddgan.torch_settings import exact_fp32
 

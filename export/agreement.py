@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from export.compare import Images, Latents, changed, grey_levels, psnr, relative_error
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
-from lddgan.noise import Noise, sampler_noise
+from lddgan.noise import Noise
 from lddgan.preset import Preset
 
 SEED: Final = 0  # of the noise that is compared
@@ -77,18 +77,6 @@ class Differences(Frozen):
             return None
         both = f"{self.int8_both_psnr:.1f} dB"
         return f"the generator stays in fp32: with both graphs in 8 bits, images had {both}"
-
-
-def draw(preset: Preset, first: int, count: int, *, seed: int = SEED) -> Noise:
-    """The noise of images first..first+count-1 of a seed, by default the one that is compared."""
-    return sampler_noise(
-        seed,
-        first,
-        count,
-        latent_shape=preset.latent_shape,
-        nz=preset.generator.nz,
-        steps=preset.steps,
-    )
 
 
 def run_chain(stages: Stages, preset: Preset, drawn: Noise) -> Run:

@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from export.agreement import Run, Stages, call_inputs, draw, run_chain
+from export.agreement import Run, Stages, call_inputs, run_chain
 from export.bundle import graph_file
 from export.graphs import graph_specs
-from lddgan.noise import Noise
+from lddgan.noise import Noise, draw
 from lddgan.preset import Preset
 
 SEED: Final = 1  # of the images that calibrate; others are verified

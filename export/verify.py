@@ -17,7 +17,6 @@ from export.agreement import (
     Run,
     Stages,
     differences,
-    draw,
     joined,
     limits_of,
     passed_limit,
@@ -31,6 +30,7 @@ from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Precision
+from lddgan.noise import draw
 from lddgan.preset import Preset
 
 BATCHES = (1, 2, 3)

@@ -29,10 +29,15 @@ The CUDA kernel repeats these formulas in this order, in float64, every operatio
 PPND16's third interval (sqrt(-log p) > 5) is never reached: p >= 2^-33, whose root is 4.78.
 """
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lddgan.preset import Preset
 
 U32 = NDArray[np.uint32]
 F32 = NDArray[np.float32]
@@ -45,46 +50,28 @@ ROUNDS = 10
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 # AS 241, PPND16: numerators A, C and denominators B, D, highest power first
+# fmt: off
 A = (
-    2.5090809287301226727e3,
-    3.3430575583588128105e4,
-    6.7265770927008700853e4,
-    4.5921953931549871457e4,
-    1.3731693765509461125e4,
-    1.9715909503065514427e3,
-    1.3314166789178437745e2,
-    3.3871328727963666080e0,
+    2.5090809287301226727e3, 3.3430575583588128105e4, 6.7265770927008700853e4,
+    4.5921953931549871457e4, 1.3731693765509461125e4, 1.9715909503065514427e3,
+    1.3314166789178437745e2, 3.3871328727963666080e0,
 )
 B = (
-    5.2264952788528545610e3,
-    2.8729085735721942674e4,
-    3.9307895800092710610e4,
-    2.1213794301586595867e4,
-    5.3941960214247511077e3,
-    6.8718700749205790830e2,
-    4.2313330701600911252e1,
-    1.0,
+    5.2264952788528545610e3, 2.8729085735721942674e4, 3.9307895800092710610e4,
+    2.1213794301586595867e4, 5.3941960214247511077e3, 6.8718700749205790830e2,
+    4.2313330701600911252e1, 1.0,
 )
 C = (
-    7.74545014278341407640e-4,
-    2.27238449892691845833e-2,
-    2.41780725177450611770e-1,
-    1.27045825245236838258e0,
-    3.64784832476320460504e0,
-    5.76949722146069140550e0,
-    4.63033784615654529590e0,
-    1.42343711074968357734e0,
+    7.74545014278341407640e-4, 2.27238449892691845833e-2, 2.41780725177450611770e-1,
+    1.27045825245236838258e0, 3.64784832476320460504e0, 5.76949722146069140550e0,
+    4.63033784615654529590e0, 1.42343711074968357734e0,
 )
 D = (
-    1.05075007164441684324e-9,
-    5.47593808499534494600e-4,
-    1.51986665636164571966e-2,
-    1.48103976427480074590e-1,
-    6.89767334985100004550e-1,
-    1.67638483018380384940e0,
-    2.05319162663775882187e0,
-    1.0,
+    1.05075007164441684324e-9, 5.47593808499534494600e-4, 1.51986665636164571966e-2,
+    1.48103976427480074590e-1, 6.89767334985100004550e-1, 1.67638483018380384940e0,
+    2.05319162663775882187e0, 1.0,
 )
+# fmt: on
 
 # log m = 2 atanh(s) = 2s (1 + s^2/3 + s^4/5 + ...); |s| <= 3/17 leaves 1.4e-17 after s^18
 ATANH = tuple(1.0 / n for n in range(19, 0, -2))
@@ -110,7 +97,7 @@ def sampler_noise(
     latent_shape is (C, h, w), nz the length of the generator's z.
     Raises ValueError for what `normals` refuses, and for steps < 1.
     """
-    steps = _checked("steps", steps, 1, 2**31 - 1)
+    steps = check_range("steps", steps, 1, 2**31 - 1)
     size = latent_shape[0] * latent_shape[1] * latent_shape[2]
     x_T = normals(seed, 0, first, count, size)
     z = [normals(seed, 1 + 2 * k, first, count, nz) for k in range(steps)]
@@ -122,6 +109,18 @@ def sampler_noise(
     )
 
 
+def draw(preset: Preset, first: int, count: int, *, seed: int = 0) -> Noise:
+    """Draw the noise of a preset's images first..first+count-1 of a seed."""
+    return sampler_noise(
+        seed,
+        first,
+        count,
+        latent_shape=preset.latent_shape,
+        nz=preset.generator.nz,
+        steps=preset.steps,
+    )
+
+
 def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
     """Draw size standard normals for each of the images first..first+count-1: [count, size].
 
@@ -129,12 +128,12 @@ def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
     Raises ValueError if seed or an image index is outside 0..2^63-1, stream outside 0..2^32-1,
     count below 1, or size outside 1..2^34.
     """
-    seed = _checked("seed", seed, 0, MAX_INDEX)
-    stream = _checked("stream", stream, 0, 2**32 - 1)
-    first = _checked("first", first, 0, MAX_INDEX)
-    count = _checked("count", count, 1, MAX_INDEX)
-    size = _checked("size", size, 1, 2**34)
-    _checked("first + count - 1", first + count - 1, 0, MAX_INDEX)
+    seed = check_range("seed", seed, 0, MAX_INDEX)
+    stream = check_range("stream", stream, 0, 2**32 - 1)
+    first = check_range("first", first, 0, MAX_INDEX)
+    count = check_range("count", count, 1, MAX_INDEX)
+    size = check_range("size", size, 1, 2**34)
+    check_range("first + count - 1", first + count - 1, 0, MAX_INDEX)
 
     blocks = -(-size // 4)
     key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
@@ -210,7 +209,7 @@ def _counters(stream: int, first: int, blocks: int, start: int, stop: int) -> U3
     return counter
 
 
-def _checked(name: str, value: Any, low: int, high: int) -> int:
+def check_range(name: str, value: Any, low: int, high: int) -> int:
     if not low <= value <= high or value != int(value):
         raise ValueError(f"{name} is {value}, and must be an integer in {low}..{high}.")
     return int(value)

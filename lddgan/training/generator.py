@@ -18,7 +18,7 @@ from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
 from lddgan.networks.registry import create_discriminator, create_generator
-from lddgan.noise import sampler_noise
+from lddgan.noise import draw as draw_noise
 from lddgan.pictures import Pixels
 from lddgan.preset import GROUP, Preset
 from lddgan.training.latents import StoredLatents, encode_moments
@@ -244,8 +244,7 @@ def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images) -> Work[Model
 @torch.no_grad()
 def grid_images(preset: Preset, generator: nn.Module, trained: TrainedAutoencoder) -> Pixels:
     """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
-    shape, nz = preset.latent_shape, preset.generator.nz
-    drawn = sampler_noise(0, 0, PICTURES, latent_shape=shape, nz=nz, steps=preset.steps)
+    drawn = draw_noise(preset, 0, PICTURES)
     device = next(generator.parameters()).device
     noise = [torch.from_numpy(part).to(device) for part in drawn]
     generator.eval()

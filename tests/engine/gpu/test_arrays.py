@@ -14,8 +14,8 @@ import pytest
 from engine.gpu.array import DeviceArray, is_contiguous
 from engine.gpu.device import Gpu, open_gpu
 from engine.registry import open_engine, survey
-from export.agreement import draw
 from lddgan.errors import BadInput
+from lddgan.noise import draw
 from tests import fake_cuda
 from tests.engine.gpu.support import fake_only, on_each, skip_without_gpu
 

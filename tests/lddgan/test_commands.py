@@ -61,9 +61,7 @@ def test_digits_from_nothing_to_images(lddgan) -> None:
     refused(lddgan("train-autoencoder", "--dataset", "digits"), f"{RUN / AUTOENCODER} is finished")
 
 
-def test_a_run_that_ctrl_c_stopped_is_looked_at_and_goes_on(
-    lddgan, photos: Path, files: Path
-) -> None:
+def test_interrupted_run_can_be_sampled_and_resumed(lddgan, photos: Path, files: Path) -> None:
     encoder = ("--autoencoder", files / AUTOENCODER)
     common = ("train", "--dataset", "digits", "--data", photos, *encoder, "--steps", 3)
     lddgan(*common, "--out", "whole")
@@ -89,7 +87,7 @@ def test_a_run_that_ctrl_c_stopped_is_looked_at_and_goes_on(
     assert not state.exists()
 
 
-def test_an_autoencoder_that_ctrl_c_stopped_goes_on(lddgan, photos: Path) -> None:
+def test_interrupted_autoencoder_can_be_resumed(lddgan, photos: Path) -> None:
     common = ("train-autoencoder", "--dataset", "digits", "--data", photos, "--steps", 3, *TINY)
     lddgan(*common, "--out", "whole")
     outcome = interrupted(lddgan, AutoencoderGan, *common, "--out", "cut")

@@ -125,7 +125,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("args", "words"), REFUSED, ids=[words[0] for _, words in REFUSED])
-def test_what_cannot_be_is_one_sentence(
+def test_unusable_input_is_one_sentence(
     lddgan, photos: Path, files: Path, lsun: Path, args: tuple, words: tuple[str, ...]
 ) -> None:
     Path("empty").mkdir()
@@ -169,9 +169,7 @@ def lsun(tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
         "autoencoder_training.covered=1.5",
     ],
 )
-def test_numbers_that_no_training_can_use_are_one_sentence(
-    lddgan, photos: Path, files: Path, value: str
-) -> None:
+def test_unusable_values_are_one_sentence(lddgan, photos: Path, files: Path, value: str) -> None:
     command = FOR_AUTOENCODER if value.startswith("autoencoder") else FOR_TRAIN
     given = [str(arg).format(photos=photos, files=files) for arg in command]
     refused(lddgan(*given, "--data", photos, "--set", value))
@@ -188,13 +186,13 @@ def test_images_too_small_for_the_patch_discriminator(lddgan, photos: Path) -> N
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(lddgan, photos: Path) -> None:
+def test_missing_gpu_is_refused(lddgan, photos: Path) -> None:
     outcome = lddgan(*FOR_AUTOENCODER, "--data", photos, "--device", "cuda")
     refused(outcome, "finds no CUDA GPU here", "--device")
 
 
 @pytest.mark.parametrize("args", [("--loss", "l2"), ("--workers", -1), ("--accumulate", 0)])
-def test_what_is_no_choice_is_a_usage_error(lddgan, args) -> None:
+def test_unknown_choice_is_a_usage_error(lddgan, args) -> None:
     outcome = lddgan("train", "--dataset", "digits", *args)
     assert outcome.code == 2 and "Usage: lddgan train" in outcome.err
 

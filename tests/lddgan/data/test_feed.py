@@ -128,9 +128,7 @@ def test_a_bad_image_stops_the_training_by_its_name(tmp_path: Path, workers: int
 
 
 @both
-def test_a_bad_image_is_told_once_and_the_next_good_one_stands_in(
-    tmp_path: Path, workers: int
-) -> None:
+def test_bad_image_is_logged_once_and_replaced_by_the_next(tmp_path: Path, workers: int) -> None:
     lines: list[str] = []
     feed = feed_of(folder(tmp_path, [2, 3, 9]), workers, on_bad="skip", log=lines.append)
     order, instead = Order(COUNT, BATCH, SEED, False), {2: 4, 3: 4, 9: 0}
@@ -218,7 +216,7 @@ class BreakingOff(InMemory):
         return Read(super().read(index, mirrored).values, [Handed(os.getpid())])
 
 
-def test_a_worker_that_is_killed_as_it_hands_a_batch_over_is_one_sentence() -> None:
+def test_worker_killed_while_handing_over_is_one_sentence() -> None:
     with pytest.raises(LddganError, match=r"^reading the images failed: .*killed by signal"):
         list(feed_of(BreakingOff(numbers()), 2).batches(0, STEPS))
 

@@ -75,7 +75,7 @@ def file_lmdb_by_another_name(at: Path) -> Path:
 @pytest.mark.parametrize(
     "make", [folder, archive, encoded_lmdb, file_lmdb, file_lmdb_by_another_name]
 )
-def test_images_are_those_that_were_put_in(tmp_path: Path, make) -> None:
+def test_sources_give_back_the_images(tmp_path: Path, make) -> None:
     source = open_source(make(tmp_path))
     assert len(source) == 4
     for index, pixels in enumerate(PICTURES):
@@ -282,7 +282,7 @@ def test_an_empty_lmdb_says_so(tmp_path: Path) -> None:
         ("notes.txt", b"hello", "is no folder of images, zip archive, LMDB or archive of CIFAR-10"),
     ],
 )
-def test_what_is_no_source_is_one_sentence(
+def test_unknown_sources_are_one_sentence(
     tmp_path: Path, name: str, content: bytes | None, said: str
 ) -> None:
     path = tmp_path / name
@@ -293,7 +293,7 @@ def test_what_is_no_source_is_one_sentence(
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_an_empty_folder_and_a_part_of_cifar10_say_what_is_missing(tmp_path: Path) -> None:
+def test_empty_folder_and_incomplete_cifar10_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"holds no images \(\.bmp, \.jpeg"):
         open_source(tmp_path)
     (tmp_path / "data_batch_1.bin").write_bytes(binary(CIFAR[0]))

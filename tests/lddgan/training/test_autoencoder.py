@@ -124,7 +124,7 @@ def test_the_losses_of_each_regulariser(kind):
     torch.testing.assert_close(decoded, expected)
 
 
-def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
+def test_vq_gradients_reach_encoder_and_codebook():
     gan = new_gan(preset_of("vq"))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
     _, losses = autoencoder_losses(gan, image, noise, adversarial=False)
@@ -140,7 +140,7 @@ def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
         assert [g is not None and bool(g.any()) for g in gradients] == [to_encoder, to_codes]
 
 
-def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
+def test_adversarial_weight_is_from_last_layer_gradients():
     gan = new_gan(preset_of("none", disc_weight=0.5))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
     decoded, losses = autoencoder_losses(gan, image, noise, adversarial=True)
@@ -155,7 +155,7 @@ def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
     )
 
 
-def test_the_patch_discriminator_begins_at_its_step_and_only_it_sees_its_loss():
+def test_critic_begins_at_disc_start_and_alone_gets_its_loss():
     gan = new_gan(preset_of("kl", disc_weight=0.5, disc_start=1))
     image = digits()[:8]
     before = gan.critic.net[0].weight.clone()
@@ -195,7 +195,7 @@ class Spoilt(InMemory):
         return read._replace(bad=["last.png is damaged"] if len(self) - 1 in index else [])
 
 
-def test_the_scale_factor_is_not_measured_on_bad_images_unless_told(images):
+def test_scale_factor_refuses_bad_images_unless_skipped(images):
     torch.manual_seed(0)
     autoencoder = KlAutoencoder(tiny_preset()).eval()
     spoilt = Spoilt(images.images)
@@ -216,7 +216,7 @@ def test_the_scale_factor_is_measured_on_images_from_everywhere(images, monkeypa
 # Whole runs.
 
 
-def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
+def test_unused_patch_discriminator_is_logged(images, tmp_path):
     said = []
     preset = preset_of("kl", disc_weight=0.5, disc_start=2)
     train_autoencoder(preset, images, settings(tmp_path / "2", steps=2, log=said.append))
@@ -230,7 +230,7 @@ def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_steps_reduce_the_loss_and_the_result_knows_its_scale(images, tmp_path, kind):
+def test_training_reduces_the_loss_and_measures_the_scale(images, tmp_path, kind):
     preset = preset_of(kind, lr=3e-3, kl_weight=1e-6)
     pixels = images.images
 
@@ -309,7 +309,7 @@ def test_nan_stops(tmp_path):
         train_autoencoder(preset_of("kl"), images, settings(tmp_path))
 
 
-def test_a_preset_that_does_not_say_how_is_refused(images, tmp_path):
+def test_preset_without_autoencoder_training_is_refused(images, tmp_path):
     preset = tiny_preset().model_copy(update={"autoencoder_training": None})
     with pytest.raises(BadInput, match="does not say how to train its autoencoder"):
         train_autoencoder(preset, images, settings(tmp_path))

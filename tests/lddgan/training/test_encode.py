@@ -83,7 +83,7 @@ def test_bad_images_alone_are_refused(tmp_path: Path, trained, workers: int) -> 
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_what_is_broken_off_leaves_nothing(tmp_path: Path, trained, error) -> None:
+def test_broken_off_encoding_leaves_nothing(tmp_path: Path, trained, error) -> None:
     class Broken(Pictures):
         def happen(self) -> None:
             raise error
@@ -104,7 +104,7 @@ def test_a_disk_that_fails_to_read_is_one_sentence(tmp_path: Path, trained, work
     assert os.listdir(tmp_path) == []
 
 
-def test_a_reader_that_dies_is_one_sentence(tmp_path: Path, trained) -> None:
+def test_dying_worker_is_one_sentence(tmp_path: Path, trained) -> None:
     class Dying(Pictures):
         def happen(self) -> None:
             os._exit(3)
@@ -135,7 +135,7 @@ encode(Path(sys.argv[1]), random_autoencoder(TINY), Ended(), batch=1, workers=wo
 """
 
 
-def test_a_signal_ends_it_and_leaves_nothing_at_its_name(tmp_path: Path, trained, files) -> None:
+def test_signal_ends_encoding_and_leaves_no_folder(tmp_path: Path, trained, files) -> None:
     def command(name: str, number: int, workers: int) -> list[str]:
         arguments = [str(tmp_path / name / "latents"), str(int(number)), str(workers)]
         return [sys.executable, "-c", ENDED, *arguments]
@@ -246,9 +246,7 @@ def test_images_that_change_while_they_are_encoded_are_noticed(tmp_path: Path, t
     assert os.listdir(tmp_path) == []
 
 
-def test_mirrored_latents_are_compared_with_images_that_are_read_mirrored(
-    tmp_path: Path, trained
-) -> None:
+def test_mirrored_latents_are_verified_with_mirrored_images(tmp_path: Path, trained) -> None:
     class NotMirrored(Pictures):
         def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
             return super().read(index, [False] * len(index))
@@ -258,7 +256,7 @@ def test_mirrored_latents_are_compared_with_images_that_are_read_mirrored(
         encode(tmp_path / "two", trained, NotMirrored(), flip=True)
 
 
-def test_an_error_of_the_means_does_not_hide_behind_large_log_variances() -> None:
+def test_means_and_log_variances_are_compared_apart() -> None:
     expected = np.concatenate([np.ones((1, 1, 2, 3, 3)), np.full((1, 1, 2, 3, 3), -30.0)], axis=2)
     found = expected.copy()
     found[0, 0, 1, 2, 2] += 1e-3

@@ -175,7 +175,7 @@ def test_a_gradient_that_is_nan_stops_before_it_changes_a_weight(
     assert all(weight.isfinite().all() for weight in kept["parts"]["generator"].values())
 
 
-def test_a_gpu_that_is_full_is_one_sentence(tiny, trained, latents, tmp_path, monkeypatch):
+def test_gpu_out_of_memory_is_one_sentence(tiny, trained, latents, tmp_path, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
@@ -241,7 +241,7 @@ def test_a_finished_run_is_not_resumed(tiny, trained, latents, tmp_path):
         run(tiny, trained, latents, tmp_path, resume=True)
 
 
-def test_what_cannot_be_trained_is_refused(tiny, trained, latents, tmp_path):
+def test_bad_settings_are_refused(tiny, trained, latents, tmp_path):
     few = latents_of(trained.autoencoder, digits()[:7], "cpu")
     with pytest.raises(BadInput, match="7 images are too few: one batch takes 8"):
         run(tiny, trained, few, tmp_path)
@@ -276,7 +276,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
     assert not list(tmp_path.glob(f".{STATE}.*"))
 
 
-def test_plain_lines_say_losses_rate_and_time_left(tiny, trained, latents, tmp_path):
+def test_plain_lines_show_losses_rate_and_time_left(tiny, trained, latents, tmp_path):
     lines = []
     run(tiny, trained, latents, tmp_path, epochs=1, log=lines.append)
     assert lines[-1].startswith("generator: 3/3 steps  d ")

@@ -51,7 +51,7 @@ def test_moments_are_what_the_encoder_gives(trained_by_kind, kind: str) -> None:
     assert found.std() > 0.1, "the comparison says something"
 
 
-def test_a_drawn_latent_has_the_mean_and_variance_of_the_posterior() -> None:
+def test_drawn_latent_has_the_posteriors_mean_and_variance() -> None:
     generator = torch.Generator().manual_seed(1)
     mean, logvar = torch.randn(2, 1, 4, 2, 2, generator=generator)
     moments = torch.cat([mean, logvar], dim=1).repeat(40_000, 1, 1, 1)
@@ -70,7 +70,7 @@ def test_a_latent_without_variance_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("kl", 2), ("none", 0), ("vq", 0)])
-def test_stored_are_the_moments_of_every_image_and_of_it_mirrored(
+def test_stored_moments_are_of_every_image_and_mirror_image(
     tmp_path: Path, trained_by_kind, files, kind: str, workers: int
 ) -> None:
     trained = trained_by_kind[kind]
@@ -86,7 +86,7 @@ def test_stored_are_the_moments_of_every_image_and_of_it_mirrored(
     assert np.array_equal(mixed.values, np.stack([other[7], straight[2], straight[7]]))
 
 
-def test_the_record_says_of_what_the_latents_are(tmp_path: Path, trained, files) -> None:
+def test_record_describes_the_latents(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files)
     record = json.loads((tmp_path / "latents" / "latents.json").read_text())
     array = np.load(tmp_path / "latents" / "latents.npy")
@@ -99,7 +99,7 @@ def test_the_record_says_of_what_the_latents_are(tmp_path: Path, trained, files)
 
 
 @pytest.mark.parametrize("kind", PRESETS)
-def test_in_memory_they_are_those_of_the_folder(tmp_path: Path, trained_by_kind, kind: str) -> None:
+def test_latents_in_memory_equal_stored_ones(tmp_path: Path, trained_by_kind, kind: str) -> None:
     trained = trained_by_kind[kind]
     images = floats(FITTED)
     encode(tmp_path / "latents", trained, InMemory(images))
@@ -107,13 +107,13 @@ def test_in_memory_they_are_those_of_the_folder(tmp_path: Path, trained_by_kind,
     assert close(everything(latents_of(trained.autoencoder, images, "cpu")), stored)
 
 
-def test_in_memory_there_may_be_more_than_one_chunk(trained) -> None:
+def test_latents_in_memory_may_be_several_chunks(trained) -> None:
     index = torch.arange(ENCODE_BATCH + 3) % COUNT
     found = everything(latents_of(trained.autoencoder, floats(FITTED)[index], "cpu"))
     assert close(found, reference(trained, FITTED)[index.numpy()])
 
 
-def test_mirrored_ones_are_refused_where_there_are_none(tmp_path: Path, trained, files) -> None:
+def test_missing_mirrored_latents_are_refused(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files)
     stored = open_latents(tmp_path / "latents", trained)
     assert not stored.has_mirrored
@@ -121,7 +121,7 @@ def test_mirrored_ones_are_refused_where_there_are_none(tmp_path: Path, trained,
         stored.read([0, 1], [False, True])
 
 
-def test_what_is_read_is_a_copy(tmp_path: Path, trained, files) -> None:
+def test_read_latents_are_copies(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files)
     for stored in (
         open_latents(tmp_path / "latents", trained),
@@ -132,7 +132,7 @@ def test_what_is_read_is_a_copy(tmp_path: Path, trained, files) -> None:
         assert torch.equal(stored.read([3], [False]).values, before)
 
 
-def test_other_processes_read_the_same(tmp_path: Path, trained, files) -> None:
+def test_worker_processes_read_the_same_latents(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files, flip=True)
     stored = open_latents(tmp_path / "latents", trained)
 
@@ -152,9 +152,7 @@ def test_other_processes_read_the_same(tmp_path: Path, trained, files) -> None:
     assert all(torch.equal(a, b) for a, b in zip(here, batches(2), strict=True))
 
 
-def test_a_process_that_is_started_anew_is_given_the_path_alone(
-    tmp_path: Path, trained, files
-) -> None:
+def test_pickled_latents_hold_only_their_path(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files, flip=True)
     stored = open_latents(tmp_path / "latents", trained)
     sent = pickle.dumps(stored)
@@ -187,7 +185,7 @@ def edit(folder: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_what_is_no_folder_of_latents_is_said(tmp_path: Path, trained) -> None:
+def test_folder_without_latents_is_refused(tmp_path: Path, trained) -> None:
     refused(tmp_path / "nothing", trained, "there are no latents at .*nothing; ")
     refused(tmp_path, trained, "holds no latents: it has no latents.json")
 
@@ -199,9 +197,7 @@ def test_the_latents_of_another_autoencoder_are_refused(folder: Path, trained) -
     assert len(open_latents(folder, random_autoencoder(TINY))) == COUNT, "another copy of the same"
 
 
-def test_the_latents_of_another_kind_with_the_same_tensors_are_refused(
-    folder: Path, trained
-) -> None:
+def test_latents_of_another_kind_are_refused(folder: Path, trained) -> None:
     none = dataclasses.replace(trained, preset=TINY_NONE)
     refused(folder, none, r"\[8, 8, 8\] per image, where .* of kind 'none' gives \[4, 8, 8\]")
 
@@ -214,7 +210,7 @@ def test_a_changed_byte_is_noticed(folder: Path, trained) -> None:
     refused(folder, trained, r"latents\.npy has changed since it was written \(sha256 differs\)")
 
 
-def test_a_file_that_is_cut_or_missing_is_noticed(folder: Path, trained) -> None:
+def test_cut_or_missing_latents_are_refused(folder: Path, trained) -> None:
     path = folder / "latents.npy"
     os.truncate(path, 9000)
     refused(folder, trained, r"latents\.npy has 9,000 bytes, latents\.json says 22,656")

@@ -127,7 +127,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("broken_off", [12, 14, 17])
-def test_resumed_at_an_edge_it_is_the_file_of_an_uninterrupted_run(
+def test_log_resumed_between_intervals_equals_an_unbroken_one(
     tmp_path: Path, uninterrupted: Path, broken_off: int
 ) -> None:
     run(tmp_path, 0, broken_off, TOTAL)
@@ -210,7 +210,7 @@ with TrainingLog(Path(sys.argv[1]), "generator", 0, 5000) as log:  # intervals o
 """
 
 
-def test_what_is_there_after_a_kill_is_less_than_an_interval_short(tmp_path: Path) -> None:
+def test_killed_log_lacks_less_than_one_interval(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

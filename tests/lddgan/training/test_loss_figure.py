@@ -78,9 +78,7 @@ def test_a_loss_of_all_steps_but_few_points_has_them_marked() -> None:
         ([1e-9, 1e-4], "log"),
     ],
 )
-def test_only_positive_losses_of_more_than_two_decades_are_logarithmic(
-    values: list[float], scale: str
-) -> None:
+def test_wide_positive_losses_have_a_logarithmic_axis(values: list[float], scale: str) -> None:
     assert panel_of(dict(enumerate(values))).get_yscale() == scale
 
 

@@ -121,7 +121,7 @@ def test_adaptive_weight_stays_within_its_bounds():
 # The autoencoder's: quantisation.
 
 
-def test_straight_through_has_the_codes_value_and_the_latents_gradient():
+def test_straight_through_keeps_value_and_passes_gradient():
     latent, quantised = 1e3 * doubles(2, 3, 4, 4), doubles(2, 3, 4, 4)
     latent.retain_grad()
     through = straight_through(latent, quantised)

@@ -22,7 +22,7 @@ from tests.lddgan.training.support import random_autoencoder, tiny_preset
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_parts_of_a_batch_are_all_of_it_and_keep_its_groups_together(parts):
+def test_parts_of_a_batch_cover_it_and_keep_groups_together(parts):
     torch.manual_seed(0)
     x = torch.randn(16, 3, 2, 2)
     rows = [rows_of(part, parts, 16) for part in range(parts)]

@@ -186,14 +186,12 @@ def train_generator(
             keep_autoencoder(settings.out, trained)
         return work_on(Gan(preset, settings, ranks), trained, images)
 
-    cfg = preset.training
     stage = Stage(
         name="generator",
         number=NUMBER,
         preset=preset,
         images=images,
-        batch=cfg.batch,
-        epochs=cfg.epochs,
+        cfg=preset.training,
         group=GROUP,
         origin={"autoencoder": digest_of(trained)},
         remedy=REMEDY,

@@ -16,7 +16,7 @@ from lddgan.data.feed import Feed
 from lddgan.data.images import Images
 from lddgan.errors import LddganError, OutOfMemory, Stopped
 from lddgan.pictures import Pixels
-from lddgan.presets import Preset
+from lddgan.preset import AutoencoderTraining, Preset, Training
 from lddgan.progress import Meter, stop_signals
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.log import TrainingLog
@@ -51,8 +51,7 @@ class Stage(Generic[Result]):
     number: int  # of its seeds
     preset: Preset
     images: Images
-    batch: int
-    epochs: int  # the preset's
+    cfg: AutoencoderTraining | Training  # of the preset: batch and epochs
     group: int  # images of a batch that cannot be parted
     origin: dict[str, str]  # what else must be the same where a run is resumed, by name
     remedy: str  # for too little memory
@@ -73,9 +72,9 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
     refuse_finished(settings.out, stage.name)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         # What is read, and what an earlier run left
-        total = settings.total(len(stage.images), stage.batch, stage.epochs)
+        total = settings.total(len(stage.images), stage.cfg.batch, stage.cfg.epochs)
         flip = stage.preset.training.flip
-        feed = settings.feed(stage.images, ranks, stage.batch, stage.group, flip)
+        feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
         settings = settings.quiet_unless_first(ranks)  # but for what the feed skips
         run = settings.run(stage.preset, stage.images, total) | stage.origin
         path = state_path(settings.out, stage.name)

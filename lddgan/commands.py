@@ -22,7 +22,7 @@ datasets = typer.Typer(help="Look at training images, or encode them.", no_args_
 # ---- options: what is trained on ----
 
 ImagesPath = Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")]
-DatasetName = Annotated[str, typer.Option(help="cifar10, celeba_256, lsun or digits: the model.")]
+DatasetName = Annotated[str, typer.Option(help="The model: cifar10, celeba_256, lsun or digits.")]
 Data = Annotated[
     Path | None,
     typer.Option(help="A folder of images, zip file, LMDB or CIFAR-10; digits needs none."),
@@ -31,9 +31,12 @@ Latents = Annotated[
     Path | None, typer.Option(help="Written by `dataset encode`, instead of --data.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that read images; default 4, or a core each.")
+    int | None,
+    typer.Option(min=0, help="Processes that read images; default one per core, 4 at most."),
 ]
-OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="At an image that cannot be read.")]
+OnBad = Annotated[
+    Literal["stop", "skip"], typer.Option(help="What to do with an image that cannot be read.")
+]
 
 # ---- options: the model ----
 
@@ -48,23 +51,23 @@ LearnedFrom = Annotated[
     ),
 ]
 BegunWith = Annotated[
-    Path | None, typer.Option(help="Begin with it: .safetensors, or a published .ckpt.")
+    Path | None, typer.Option(help="Start from its weights: .safetensors, or a published .ckpt.")
 ]
 RegulariserOption = Annotated[
-    Regulariser | None, typer.Option(help="Of the latents; default the preset's.")
+    Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Side, instead of the preset's.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the images; default the preset's.")]
 PerceptualWeight = Annotated[
-    float | None, typer.Option(min=0, help="Of LPIPS; 0 does without its VGG network.")
+    float | None, typer.Option(min=0, help="Weight of LPIPS; 0 needs no VGG network.")
 ]
 Vgg = Annotated[
-    Path | None, typer.Option(help="vgg16-397923af.pth; without it LPIPS downloads it.")
+    Path | None, typer.Option(help="The file vgg16-397923af.pth; it is downloaded if not given.")
 ]
 LossOption = Annotated[
     Loss | None,
-    typer.Option(help="adversarial; and reconstruction; and that with Weighted Learning."),
+    typer.Option(help="Adversarial alone; with L1; or with L1 and Weighted Learning."),
 ]
-Delta = Annotated[float | None, typer.Option(min=0, help="Of Weighted Learning.")]
+Delta = Annotated[float | None, typer.Option(min=0, help="Delta of Weighted Learning.")]
 Values = Annotated[
     list[str] | None,
     typer.Option("--set", help="One value of the preset, e.g. generator.nf=32; repeatable."),
@@ -73,11 +76,11 @@ Values = Annotated[
 # ---- options: the run ----
 
 Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
-Steps = Annotated[int | None, typer.Option(help="Instead of epochs.")]
-Resume = Annotated[bool, typer.Option(help="Go on with what is in the folder.")]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs; default the preset's.")]
+Steps = Annotated[int | None, typer.Option(help="Number of steps, instead of epochs.")]
+Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
 Accumulate = Annotated[
-    int, typer.Option(min=1, help="Parts of a batch that are computed one after another.")
+    int, typer.Option(min=1, help="Compute a batch in so many parts, one after another.")
 ]
 Bf16 = Annotated[bool, typer.Option(help="Compute in bfloat16; losses stay in float32.")]
 ChannelsLast = Annotated[bool, typer.Option(help="Keep channels last in memory.")]
@@ -87,8 +90,10 @@ Compile = Annotated[bool, typer.Option("--compile", help="Run the networks throu
 @datasets.command("check")
 def check_dataset(
     path: ImagesPath,
-    dataset: Annotated[str | None, typer.Option(help="Whose size of images is taken.")] = None,
-    size: Annotated[int, typer.Option(min=8, help="Side of the images to be trained on.")] = 256,
+    dataset: Annotated[
+        str | None, typer.Option(help="Check for the image size of this model.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
     from lddgan.data.check import check_images
@@ -118,7 +123,7 @@ def encode_dataset(
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirrored images too; default the preset's."),
+        typer.Option("--flip/--no-flip", help="Encode mirrored images too; default the preset's."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = "stop",

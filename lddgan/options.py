@@ -18,8 +18,8 @@ Dataset = Annotated[
         "Without it: the newest bundle under exports/, or digits."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
-Device = Annotated[DeviceName, typer.Option(help="Where it computes.")]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness, 0..2^63-1.")]
+Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 MAX_WORKERS: Final = 4  # processes that read images, unless --workers says otherwise

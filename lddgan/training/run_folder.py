@@ -38,7 +38,7 @@ def refuse_finished(folder: Path, stage: str) -> None:
     path = result_path(folder, stage)
     if path.exists() and not state_path(folder, stage).exists():
         raise BadInput(
-            f"{path} is finished: there is nothing to resume; to train anew, delete it or name "
+            f"{path} is finished: there is nothing to resume; to train again, delete it or name "
             "another --out"
         )
 

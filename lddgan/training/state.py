@@ -84,7 +84,7 @@ def load_state(path: Path) -> dict[str, Any]:
             raise KeyError("run")
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
         raise BadInput(
-            f"{path} is not a readable training state; delete it to start anew"
+            f"{path} is not a readable training state; delete it to start over"
         ) from error
     return dict(state)
 

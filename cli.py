@@ -11,7 +11,7 @@ from bench import commands as bench
 from engine import commands as engine
 from export import commands as export
 from lddgan import commands as lddgan
-from lddgan.options import tell, which_process
+from lddgan.options import print_once, rank_prefix
 
 app = typer.Typer(
     help="Inference engine for latent denoising diffusion GANs.",
@@ -43,10 +43,10 @@ def main() -> None:
     try:
         app(prog_name="lddgan")
     except Stopped as error:
-        tell(str(error), err=True)
+        print_once(str(error), err=True)
         sys.exit(FAILURE if error.signal is None else 128 + error.signal)
     except LddganError as error:
-        typer.secho(f"{which_process()}error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"{rank_prefix()}error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
     except OSError as error:
         where = error.filename or "input or output"

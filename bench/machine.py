@@ -19,9 +19,8 @@ from typing import IO, Any, Final
 
 from engine.doctor import processor_name
 from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
-from lddgan.cores import usable_cores
 from lddgan.errors import BadInput, LddganError
-from lddgan.extras import version_of, why_missing
+from lddgan.extras import usable_cores, version_of, why_missing
 from lddgan.frozen import Frozen
 
 HOME = Path(__file__).resolve().parent.parent

@@ -16,9 +16,8 @@ from bench.timing import seconds
 from engine.timing import Clock
 from lddgan.data.images import ImageFiles
 from lddgan.data.open_source import open_source
-from lddgan.preset import Preset
+from lddgan.preset import GROUP, Preset
 from lddgan.progress import Log
-from lddgan.training.generator import STAGE
 from lddgan.training.ranks import joined
 from lddgan.training.settings import Settings
 
@@ -53,7 +52,7 @@ def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: 
     settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
     first = max(1, workers)  # they come while the workers start, one from each
     with joined(plan.device) as ranks:
-        feed = settings.feed(images, ranks, size, STAGE.group, preset.training.flip)
+        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
         flow = count(feed.batches(0, first + plan.trials), first, plan.max_seconds)
     notes = []
     if flow.batches < plan.trials:

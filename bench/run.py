@@ -39,7 +39,6 @@ from bench.timing import (
     warm_up,
 )
 from engine.backend import Images
-from engine.output import png
 from engine.registry import BASELINE, BASELINE_PRECISION, choose, open_engine, survey
 from engine.sampler import check_request
 from engine.timing import Clock
@@ -50,6 +49,7 @@ from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 from lddgan.names import DeviceName, Precision
+from lddgan.pictures import png
 from lddgan.preset import Preset
 from lddgan.progress import Log
 

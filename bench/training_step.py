@@ -34,14 +34,14 @@ from lddgan.networks.registry import create
 from lddgan.preset import GROUP, Preset, with_values
 from lddgan.presets import get_preset
 from lddgan.progress import Log, to_stderr
-from lddgan.training.autoencoder import Codec, training_of
+from lddgan.torch_settings import flushing_denormals
+from lddgan.training.autoencoder import AutoencoderGan, training_of
 from lddgan.training.generator import Gan
 from lddgan.training.latents import encode_moments
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
 from lddgan.training.settings import Settings
-from lddgan.training.state import flushing_denormals
 
 StageName = Literal["generator", "autoencoder"]
 Run = Callable[[], Any]
@@ -304,9 +304,9 @@ def autoencoder_stage(
     perceptual = None
     if cfg.perceptual_weight:
         perceptual = Perceptual().eval().requires_grad_(False).to(ranks.device)
-    codec = Codec(preset, cfg, settings, ranks, perceptual)
+    gan = AutoencoderGan(preset, settings, ranks, perceptual)
     rows = pixels(preset, cfg.batch, ranks.device)
-    times = time_all({"plain": lambda: codec.step(to_float(rows), cfg.disc_start, 0.0)}, job)
+    times = time_all({"plain": lambda: gan.step(to_float(rows), cfg.disc_start, 0.0)}, job)
     return times, state_after(job)
 
 

@@ -155,11 +155,11 @@ def sample(
 ) -> None:
     """Make images."""
     from engine.kept_images import Origin
-    from engine.output import check_output, write_images
     from engine.sampler import check_request
     from export.bundle import CHECKPOINT
-    from lddgan.cores import usable_cores
+    from lddgan.extras import usable_cores
     from lddgan.files import sha256_of_file
+    from lddgan.pictures import check_output, write_images
     from lddgan.progress import Meter
 
     check_request(num, seed, first, batch)

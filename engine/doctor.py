@@ -9,8 +9,7 @@ import sys
 
 from engine.gpu.driver import find_gpu
 from engine.registry import ENGINES, find_engine, pairs, survey
-from lddgan.cores import usable_cores
-from lddgan.extras import INSTALL, version_of
+from lddgan.extras import INSTALL, usable_cores, version_of
 from lddgan.frozen import Frozen
 from lddgan.presets import PRESETS
 

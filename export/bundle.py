@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,24 +193,8 @@ def publishing(folder: Path) -> Iterator[Path]:
     It replaces a bundle that is there already. Raises BadInput if anything else is.
     """
     refuse_foreign(folder)
-    with atomic_folder(folder, exchange) as temporary:
+    with atomic_folder(folder) as temporary:
         yield temporary
-
-
-def exchange(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. Puts a folder that was there back if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / folder.name)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        os.replace(old / folder.name, folder)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_foreign(folder: Path) -> None:

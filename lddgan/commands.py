@@ -4,63 +4,112 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lddgan.names import Loss, Regulariser
-from lddgan.options import Device, Seed, tell, workers_for
+from lddgan.names import DeviceName, Loss, Regulariser
+from lddgan.options import Device, Seed, print_once, workers_for
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
     from lddgan.data.images import Images
     from lddgan.preset import Preset
+    from lddgan.training.settings import Settings
 
 datasets = typer.Typer(help="Look at training images, or encode them.", no_args_is_help=True)
 
+# ---- options: what is trained on ----
 
-DatasetName = Annotated[str, typer.Option(help="cifar10, celeba_256, lsun or digits: the model.")]
+ImagesPath = Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")]
+DatasetName = Annotated[str, typer.Option(help="The model: cifar10, celeba_256, lsun or digits.")]
 Data = Annotated[
     Path | None,
     typer.Option(help="A folder of images, zip file, LMDB or CIFAR-10; digits needs none."),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(help="Instead of the preset's.")]
-Steps = Annotated[int | None, typer.Option(help="Instead of epochs.")]
-Resume = Annotated[bool, typer.Option(help="Go on with what is in the folder.")]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Processes that read images; default 4, or a core each.")
+Latents = Annotated[
+    Path | None, typer.Option(help="Written by `dataset encode`, instead of --data.")
 ]
-OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="At an image that cannot be read.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read images; default one per core, 4 at most."),
+]
+OnBad = Annotated[
+    Literal["stop", "skip"], typer.Option(help="What to do with an image that cannot be read.")
+]
+
+# ---- options: the model ----
+
+EncodedBy = Annotated[
+    Path, typer.Option(help="What `train-autoencoder` wrote, or a published .ckpt.")
+]
+LearnedFrom = Annotated[
+    Path | None,
+    typer.Option(
+        help="What `train-autoencoder` wrote, or a published .ckpt; default "
+        "runs/<dataset>/autoencoder.safetensors."
+    ),
+]
+BegunWith = Annotated[
+    Path | None, typer.Option(help="Start from its weights: .safetensors, or a published .ckpt.")
+]
+RegulariserOption = Annotated[
+    Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
+]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the images; default the preset's.")]
+PerceptualWeight = Annotated[
+    float | None, typer.Option(min=0, help="Weight of LPIPS; 0 needs no VGG network.")
+]
+Vgg = Annotated[
+    Path | None, typer.Option(help="The file vgg16-397923af.pth; it is downloaded if not given.")
+]
+LossOption = Annotated[
+    Loss | None,
+    typer.Option(help="Adversarial alone; with L1; or with L1 and Weighted Learning."),
+]
+Delta = Annotated[float | None, typer.Option(min=0, help="Delta of Weighted Learning.")]
 Values = Annotated[
     list[str] | None,
     typer.Option("--set", help="One value of the preset, e.g. generator.nf=32; repeatable."),
 ]
+
+# ---- options: the run ----
+
+Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs; default the preset's.")]
+Steps = Annotated[int | None, typer.Option(help="Number of steps, instead of epochs.")]
+Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
+Accumulate = Annotated[
+    int, typer.Option(min=1, help="Compute a batch in so many parts, one after another.")
+]
 Bf16 = Annotated[bool, typer.Option(help="Compute in bfloat16; losses stay in float32.")]
 ChannelsLast = Annotated[bool, typer.Option(help="Keep channels last in memory.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the networks through torch.compile.")]
 
 
 @datasets.command("check")
 def check_dataset(
-    path: Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")],
-    dataset: Annotated[str | None, typer.Option(help="Whose size of images is taken.")] = None,
-    size: Annotated[int, typer.Option(min=8, help="Side of the images to be trained on.")] = 256,
+    path: ImagesPath,
+    dataset: Annotated[
+        str | None, typer.Option(help="Check for the image size of this model.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
-    from lddgan.cores import usable_cores
-    from lddgan.data.check import look
+    from lddgan.data.check import check_images
     from lddgan.data.open_source import open_source
+    from lddgan.extras import usable_cores
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
     size = size if dataset is None else get_preset(dataset).image_size
     source, bad = open_source(path), 0
     with Meter("looking", 0, len(source), None, unit="images") as meter:
-        for looked in look(source, size, usable_cores()):
-            bad += len(looked.bad)
-            for line in looked.bad:
+        for checked in check_images(source, size, usable_cores()):
+            bad += len(checked.bad)
+            for line in checked.bad:
                 typer.echo(line)
-            meter.advance(looked.images)
+            meter.advance(checked.images)
     typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
     if bad:
         raise typer.Exit(1)
@@ -68,15 +117,13 @@ def check_dataset(
 
 @datasets.command("encode")
 def encode_dataset(
-    path: Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")],
+    path: ImagesPath,
     dataset: DatasetName,
-    autoencoder: Annotated[
-        Path, typer.Option(help="What `train-autoencoder` wrote, or a published .ckpt.")
-    ],
+    autoencoder: EncodedBy,
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     flip: Annotated[
         bool | None,
-        typer.Option("--flip/--no-flip", help="Mirrored images too; default the preset's."),
+        typer.Option("--flip/--no-flip", help="Encode mirrored images too; default the preset's."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = "stop",
@@ -93,39 +140,32 @@ def encode_dataset(
     from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
 
-    stage = autoencoder_at(autoencoder, get_preset(dataset))
+    trained = open_autoencoder(autoencoder, get_preset(dataset))
     count = encode_images(
         out,
-        stage,
-        ImageFiles(open_source(path), stage.preset.image_size),
-        flip=stage.preset.training.flip if flip is None else flip,
+        trained,
+        ImageFiles(open_source(path), trained.preset.image_size),
+        flip=trained.preset.training.flip if flip is None else flip,
         device=kind_of(None if device == "auto" else device),
         batch=batch,
         workers=workers_for(path, workers),
         on_bad=on_bad,
         source=str(path),
     )
-    tell(f"{out}: the latents of {count:,} images")
-    tell(f"next: `lddgan train --dataset {dataset} --autoencoder {autoencoder} --latents {out}`")
+    print_once(f"{out}: the latents of {count:,} images")
+    again = f"--dataset {dataset} --autoencoder {autoencoder} --latents {out}"
+    print_once(f"next: `lddgan train {again}`")
 
 
 def train_autoencoder(
     dataset: DatasetName,
     data: Data = None,
     out: Out = None,
-    regulariser: Annotated[
-        Regulariser | None, typer.Option(help="Of the latents; default the preset's.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side, instead of the preset's.")] = None,
-    autoencoder: Annotated[
-        Path | None, typer.Option(help="Begin with it: .safetensors, or a published .ckpt.")
-    ] = None,
-    perceptual_weight: Annotated[
-        float | None, typer.Option(min=0, help="Of LPIPS; 0 does without its VGG network.")
-    ] = None,
-    vgg: Annotated[
-        Path | None, typer.Option(help="vgg16-397923af.pth; without it LPIPS downloads it.")
-    ] = None,
+    regulariser: RegulariserOption = None,
+    image_size: ImageSize = None,
+    autoencoder: BegunWith = None,
+    perceptual_weight: PerceptualWeight = None,
+    vgg: Vgg = None,
     seed: Seed = 0,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -138,14 +178,13 @@ def train_autoencoder(
     values: Values = None,
 ) -> None:
     """Train an autoencoder on images and measure the scale factor of its latents."""
-    from lddgan.extras import require
-
-    require("torch", "safetensors", "tensorboard", "matplotlib")
+    run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
+    run |= {"bf16": bf16, "channels_last": channels_last}
+    settings = settings_of(dataset, data, out, device, workers, run)
     from lddgan.preset import parsed, resized, with_values
     from lddgan.presets import get_preset
     from lddgan.training.autoencoder import train_autoencoder as train
     from lddgan.training.run_folder import AUTOENCODER_FILE
-    from lddgan.training.settings import Settings
 
     preset = get_preset(dataset)
     if image_size is not None:
@@ -155,48 +194,23 @@ def train_autoencoder(
     if perceptual_weight is not None:
         preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
-    settings = Settings(
-        out=out or run_folder(dataset),
-        seed=seed,
-        epochs=epochs,
-        steps=steps,
-        resume=resume,
-        device=None if device == "auto" else device,
-        workers=workers_for(data, workers),
-        on_bad=on_bad,
-        bf16=bf16,
-        channels_last=channels_last,
-        source=name_of(data),
-        command=["lddgan", *sys.argv[1:]],
-    )
-    images = images_at(preset, data)
-    start = None if autoencoder is None else autoencoder_at(autoencoder, preset)
+    images = open_images(preset, data)
+    start = None if autoencoder is None else open_autoencoder(autoencoder, preset)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
-    tell(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
+    print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
     given = "" if data is None else f" --data {data}"
-    tell(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
+    print_once(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
 
 
 def train(
     dataset: DatasetName,
     data: Data = None,
-    autoencoder: Annotated[
-        Path | None,
-        typer.Option(
-            help="What `train-autoencoder` wrote, or a published .ckpt; default "
-            "runs/<dataset>/autoencoder.safetensors."
-        ),
-    ] = None,
-    latents: Annotated[
-        Path | None, typer.Option(help="Written by `dataset encode`, instead of --data.")
-    ] = None,
+    autoencoder: LearnedFrom = None,
+    latents: Latents = None,
     out: Out = None,
-    loss: Annotated[
-        Loss | None,
-        typer.Option(help="adversarial; and reconstruction; and that with Weighted Learning."),
-    ] = None,
-    delta: Annotated[float | None, typer.Option(min=0, help="Of Weighted Learning.")] = None,
+    loss: LossOption = None,
+    delta: Delta = None,
     seed: Seed = 0,
     epochs: Epochs = None,
     steps: Steps = None,
@@ -204,66 +218,63 @@ def train(
     on_bad: OnBad = "stop",
     device: Device = "auto",
     workers: Workers = None,
-    accumulate: Annotated[
-        int, typer.Option(min=1, help="Parts of a batch that are computed one after another.")
-    ] = 1,
+    accumulate: Accumulate = 1,
     bf16: Bf16 = False,
     channels_last: ChannelsLast = False,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Run the networks through torch.compile.")
-    ] = False,
+    compile_: Compile = False,
     values: Values = None,
 ) -> None:
     """Train the diffusion GAN on the latents of images."""
-    from lddgan.extras import require
-
-    require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.errors import BadInput
+
+    if data is not None and latents is not None:
+        raise BadInput("--data and --latents name two sets of images; give one")
+    run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
+    run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
+    run |= {"accumulate": accumulate}
+    settings = settings_of(dataset, data or latents, out, device, workers, run)
     from lddgan.preset import parsed, with_loss, with_values
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
     from lddgan.training.latents import open_latents
-    from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE
-    from lddgan.training.settings import Settings
+    from lddgan.training.run_folder import MODEL_FILE
 
     asked = get_preset(dataset)
-    if data is not None and latents is not None:
-        raise BadInput("--data and --latents name two sets of images; give one")
-    settings = Settings(
-        out=out or run_folder(dataset),
-        seed=seed,
-        epochs=epochs,
-        steps=steps,
-        resume=resume,
-        device=None if device == "auto" else device,
-        workers=workers_for(data or latents, workers),
-        on_bad=on_bad,
-        accumulate=accumulate,
-        bf16=bf16,
-        channels_last=channels_last,
-        compile=compile_,
-        source=name_of(data or latents),
-        command=["lddgan", *sys.argv[1:]],
-    )
-    if autoencoder is None:
-        autoencoder = run_folder(dataset) / AUTOENCODER_FILE
-        if not autoencoder.exists():
-            raise BadInput(
-                f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
-                f"train-autoencoder --dataset {dataset}` trains one"
-            )
-        tell(f"using {autoencoder}")
-    stage = autoencoder_at(autoencoder, asked)
-    preset = stage.preset
+    trained = open_autoencoder(autoencoder or find_autoencoder(dataset), asked)
+    preset = trained.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
     preset = with_values(preset, parsed(values or []))
-    images = images_at(preset, data, stage) if latents is None else open_latents(latents, stage)
-    train_generator(preset, stage, images, settings)
+    images = open_latents(latents, trained) if latents else open_images(preset, data, trained)
+    train_generator(preset, trained, images, settings)
     path = settings.out / MODEL_FILE
-    tell(
+    print_once(
         f"{path}: trained; next: `lddgan export --checkpoint {path}`, then "
         f"`lddgan sample --bundle exports/{preset.name}`"
+    )
+
+
+def settings_of(
+    dataset: str,
+    images: Path | None,
+    out: Path | None,
+    device: DeviceName,
+    workers: int | None,
+    run: dict[str, Any],
+) -> Settings:
+    """How a training is run, from its options. Raises LddganError if a package is missing."""
+    from lddgan.extras import require
+
+    require("torch", "safetensors", "tensorboard", "matplotlib")
+    from lddgan.training.settings import Settings
+
+    return Settings(
+        out=out or run_folder(dataset),
+        device=None if device == "auto" else device,
+        workers=workers_for(images, workers),
+        source="scikit-learn's digits" if images is None else str(images),
+        command=["lddgan", *sys.argv[1:]],
+        **run,
     )
 
 
@@ -272,21 +283,19 @@ def run_folder(dataset: str) -> Path:
     return Path("runs") / dataset
 
 
-def name_of(images: Path | None) -> str:
-    """What a checkpoint says of where its images were."""
-    return "scikit-learn's digits" if images is None else str(images)
+def open_images(
+    preset: Preset, data: Path | None, trained: TrainedAutoencoder | None = None
+) -> Images:
+    """Open the images of --data; without it the digits, which come with scikit-learn.
 
-
-def images_at(preset: Preset, data: Path | None, stage: TrainedAutoencoder | None = None) -> Images:
-    """The images of --data. Raises BadInput if there are none.
-
-    Without --data the digits, which come with scikit-learn; as latents where a `stage` is given,
-    since they are so small.
+    With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
+    there are no images.
     """
+    from lddgan.data.digits import SIZE, digits
     from lddgan.data.images import ImageFiles, InMemory
     from lddgan.data.open_source import open_source
     from lddgan.errors import BadInput
-    from lddgan.extras import require
+    from lddgan.training.latents import latents_of
 
     if data is not None:
         return ImageFiles(open_source(data), preset.image_size)
@@ -294,20 +303,36 @@ def images_at(preset: Preset, data: Path | None, stage: TrainedAutoencoder | Non
         raise BadInput(
             f"lddgan brings no images of {preset.name}; give a folder, zip file or LMDB (--data)"
         )
-    require("sklearn")
-    from lddgan.data.digits import SIZE, digits
-    from lddgan.training.latents import latents_of
-
     if preset.image_size != SIZE:
         raise BadInput(
             f"the digits have {SIZE} pixels a side, not {preset.image_size}; give other images "
             "(--data)"
         )
-    return InMemory(digits()) if stage is None else latents_of(stage.autoencoder, digits(), "cpu")
+    if trained is None:
+        return InMemory(digits())
+    return latents_of(trained.autoencoder, digits(), "cpu")
 
 
-def autoencoder_at(path: Path, preset: Preset) -> TrainedAutoencoder:
-    """The autoencoder in a file of ours, or in a published one. Raises BadInput if for another."""
+def find_autoencoder(dataset: str) -> Path:
+    """The autoencoder in the data set's run folder. Raises BadInput if there is none."""
+    from lddgan.errors import BadInput
+    from lddgan.training.run_folder import AUTOENCODER_FILE
+
+    path = run_folder(dataset) / AUTOENCODER_FILE
+    if not path.exists():
+        raise BadInput(
+            f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
+            f"train-autoencoder --dataset {dataset}` trains one"
+        )
+    print_once(f"using {path}")
+    return path
+
+
+def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
+    """Load an autoencoder from a file of ours or a published one.
+
+    Raises BadInput if it is damaged or of another data set.
+    """
     from lddgan.checkpoint import build_autoencoder, load_autoencoder
     from lddgan.errors import BadInput
     from lddgan.published.reader import import_autoencoder
@@ -315,7 +340,7 @@ def autoencoder_at(path: Path, preset: Preset) -> TrainedAutoencoder:
     if path.suffix != ".safetensors":
         part = import_autoencoder(preset, path)
         return build_autoencoder(part.preset, part.tensors, part.record)
-    stage = load_autoencoder(path)
-    if stage.preset.name != preset.name:
-        raise BadInput(f"{path} was trained for {stage.preset.name}; you asked for {preset.name}")
-    return stage
+    trained = load_autoencoder(path)
+    if trained.preset.name != preset.name:
+        raise BadInput(f"{path} was trained for {trained.preset.name}; you asked for {preset.name}")
+    return trained

@@ -1,4 +1,4 @@
-"""The errors a user sees: one sentence each, no traceback."""
+"""The errors that users see: one sentence each, no traceback."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 class LddganError(RuntimeError):
-    """Something failed although the input was right. The command line exits with 1."""
+    """Something failed although the input was right. Exit code 1."""
 
 
 class BadInput(LddganError, ValueError):
-    """What was given cannot be used. The command line exits with 2."""
+    """The input cannot be used. Exit code 2."""
 
 
 class OutOfMemory(LddganError):
-    """The device has too little memory for what was asked at once."""
+    """The device has too little memory for one request."""
 
 
 class Stopped(LddganError):
-    """Somebody stopped a training, whose state was saved. Exits as a program ended by `signal`."""
+    """A training was stopped and its state saved. Exit code of a program ended by `signal`."""
 
     def __init__(self, message: str, signal: int | None) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class Stopped(LddganError):
 
 
 def why_invalid(error: ValidationError, whole: str) -> str:
-    """Where and why pydantic refused something, the first of its reasons; `whole` is all of it."""
+    """The first reason why pydantic refused something: "field: reason", or "`whole`: reason"."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or whole
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,7 +1,8 @@
-"""Optional packages: which one is missing, and the line that installs it."""
+"""What this machine has: optional packages, with the line that installs each, and cores."""
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Final
@@ -15,8 +16,6 @@ INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no i
     "onnxscript": 'pip install -e ".[train]"',
     "lmdb": 'pip install -e ".[train]"',
     "sklearn": 'pip install -e ".[train]"',
-    "lpips": 'pip install -e ".[train]"',
-    "torchvision": 'pip install -e ".[train]"',
     "tensorboard": 'pip install -e ".[train]"',
     "matplotlib": 'pip install -e ".[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
@@ -53,3 +52,10 @@ def require(*packages: str) -> None:
         cause = why_missing(package)
         if cause is not None:
             raise LddganError(cause)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,11 +1,11 @@
-"""Options that commands share, and how commands speak."""
+"""Options that commands share, and what commands print."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,30 +18,30 @@ Dataset = Annotated[
         "Without it: the newest bundle under exports/, or digits."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="0..2^63-1.")]
-Device = Annotated[DeviceName, typer.Option(help="Where it computes.")]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness, 0..2^63-1.")]
+Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-MOST_WORKERS = 4  # that read images, unless told
+MAX_WORKERS: Final = 4  # processes that read images, unless --workers says otherwise
 
 
 def workers_for(images: Path | None, asked: int | None) -> int:
-    """Processes that read images; none where the images are in memory."""
-    from lddgan.cores import usable_cores
+    """Number of processes that read images: `asked`, or a default; 0 for images in memory."""
+    from lddgan.extras import usable_cores
 
     if asked is not None:
         return asked
-    return 0 if images is None else min(MOST_WORKERS, usable_cores())
+    return 0 if images is None else min(MAX_WORKERS, usable_cores())
 
 
-def tell(line: str, err: bool = False) -> None:
-    """Print a line, once where several processes train together."""
-    if not which_process():
+def print_once(line: str, err: bool = False) -> None:
+    """Print a line, in the first process alone where several train together."""
+    if not rank_prefix():
         typer.echo(line, err=err)
 
 
-def which_process() -> str:
-    """What precedes the errors of a process that is not the first of a training."""
+def rank_prefix() -> str:
+    """What precedes the errors of a process that is not the first of a training: "process 1: "."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f"process {rank}: "
 
@@ -55,6 +55,7 @@ def warn_of_random_weights() -> None:
 
 
 def note(line: str) -> None:
+    """Print a line to stderr."""
     typer.echo(line, err=True)
 
 

@@ -1,32 +1,37 @@
-"""Progress of long work: a bar on a terminal, plain lines otherwise."""
+"""Progress of long work, a bar on a terminal and plain lines otherwise; and signals during it."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import get_context
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 Log = Callable[[str], None]
 
-LINE_SECONDS = 10.0  # between two plain lines
-SMOOTHING = 0.98  # of the losses shown
+LINE_SECONDS: Final = 10.0  # between two plain lines
+SMOOTHING: Final = 0.98  # of the losses shown
 
 
-class Meter:
-    """Shows what is done, smoothed losses, rate and time left of one stage.
+class Meter(AbstractContextManager["Meter"]):
+    """Shows what is done, smoothed losses, rate and time left of one piece of work.
 
-    Used as a context manager around its loop; `show` or `advance` is called after each step.
+    Used as a context manager around its loop; call `show` or `advance` after each step.
     """
 
     def __init__(
-        self, stage: str, first: int, total: int, log: Log | None, unit: str = "steps"
+        self, work: str, first: int, total: int, log: Log | None, unit: str = "steps"
     ) -> None:
-        self.stage, self.first, self.total, self.unit = stage, first, total, unit
+        self.work, self.first, self.total, self.unit = work, first, total, unit
         self.log: Log = log or to_stderr
         self.done = first
         self.losses: dict[str, float] = {}
@@ -39,16 +44,11 @@ class Meter:
             self.bar = _bar()
             self.bar.start()
             self.task = self.bar.add_task(
-                self.stage, completed=self.first, total=self.total, losses=""
+                self.work, completed=self.first, total=self.total, losses=""
             )
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
 
@@ -59,23 +59,23 @@ class Meter:
 
     @property
     def speed(self) -> str:
-        """The rate in words; of what takes long, how long."""
+        """The rate as text: "12.3 steps/s", or "4.1 s/step" below one per second."""
         rate = self.rate
         if 0 < rate < 1:
             return f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
         return f"{rate:.1f} {self.unit}/s"
 
     def advance(self, count: int) -> None:
-        """`count` more are done."""
+        """Show that `count` more are done."""
         self.show(self.done + count, {})
 
     def follow(self, done: int, total: int) -> None:
-        """`done` are done of a total that is only known now."""
+        """Show that `done` are done, of a total that is only known now."""
         self.total = total
         self.show(done, {})
 
     def show(self, done: int, losses: dict[str, float]) -> None:
-        """`done` of the total are done; `losses` are those of the last step."""
+        """Show that `done` of the total are done; `losses` are those of the last step."""
         for name, value in losses.items():
             past = self.losses.get(name, value)
             self.losses[name] = SMOOTHING * past + (1 - SMOOTHING) * value
@@ -91,7 +91,7 @@ class Meter:
             self.shown = now
             left = (self.total - done) / self.rate if self.rate else 0.0
             self.log(
-                f"{self.stage}: {done}/{self.total} {self.unit}  {text}  {self.speed}, "
+                f"{self.work}: {done}/{self.total} {self.unit}  {text}  {self.speed}, "
                 f"{left // 60:.0f} min {left % 60:02.0f} s left"
             )
 
@@ -118,3 +118,57 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+# ---- signals ----
+
+Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
+
+
+@contextmanager
+def signal_handler(handler: Handler, *numbers: int) -> Iterator[dict[int, Any]]:
+    """Call `handler` at the signals `numbers`; yields the handlers that were there before.
+
+    Signals reach the main thread alone: in another one nothing is changed.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before |= {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class StopSignals:
+    """Whether somebody asked for a stop."""
+
+    asked: int | None = None  # number of the signal
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """SIGTERM and Ctrl-C ask for a stop after the current step; the second one ends at once."""
+    stop = StopSignals()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked = number
+        signal.signal(number, before[number])
+
+    with signal_handler(ask, signal.SIGINT, signal.SIGTERM) as before:
+        yield stop
+
+
+def start_pool(processes: int) -> ProcessPoolExecutor:
+    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun."""
+    # Not forked: a GPU's driver does not survive that.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=ignore_interrupt)
+    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # inherited, until they run the initializer
+        for _ in range(processes):
+            pool.submit(int)
+    return pool
+
+
+def ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,18 +1,25 @@
-"""PyTorch in whole float32."""
+"""How PyTorch computes: whole float32, denormals, where a network lies and in which layout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lddgan.errors import OutOfMemory
+from lddgan.names import Precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """PyTorch without TF32: on a GPU it takes it for convolutions, and for products if told to.
+    """Switch TF32 off: on a GPU PyTorch takes it for convolutions, and for products if told to.
 
-    Afterwards every setting is what it was: PyTorch has an old one for all products and, since 2.9,
-    one for each backend's, and refuses to compute where they contradict each other.
+    Restores every setting: PyTorch has an old one for all products and, since 2.9, one for each
+    backend's, and refuses to compute where they contradict each other.
     """
     import torch
 
@@ -30,10 +37,63 @@ def exact_fp32() -> Iterator[None]:
 
 
 def _old_precision() -> str:
-    """The old setting; PyTorch does not tell it where only the new ones were changed."""
+    """The old setting. PyTorch does not tell it where only the new ones were changed."""
     import torch
 
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return "highest"
+
+
+@contextmanager
+def flushing_denormals() -> Iterator[None]:
+    """Take numbers near zero for zero on a CPU: with them Adam's averages are slow."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Turn the GPU's lack of memory into OutOfMemory."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "PyTorch found too little memory on the GPU; run fewer images at once, or end what "
+            "else uses the GPU"
+        ) from error
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay out the kernels of the convolutions, in place, so that channels are innermost."""
+    import torch
+
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def memory_format(precision: Precision) -> torch.memory_format:
+    """The layout of 4-dimensional tensors in a precision."""
+    import torch
+
+    return torch.channels_last if precision == "fp16" else torch.contiguous_format
+
+
+def where(device: str, precision: Precision, nhwc: bool = False) -> str:
+    """The device and the layout, for people."""
+    import torch
+
+    if device == "cuda":
+        special = ", channels-last" if nhwc or precision == "fp16" else ""
+        return torch.cuda.get_device_name() + special
+    return f"CPU ({torch.get_num_threads()} threads)" + (", channels-last" if nhwc else "")

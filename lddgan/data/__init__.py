@@ -1,5 +1,4 @@
-"""Training images: where they come from (`opening`, `digits`) and how they are read.
+"""Training images: where they are (`open_source`, `digits`), how they are read (`images`, `feed`).
 
-The training loop knows images only as `images.Images`: something with a length that turns indices
-into a batch.  A tensor [N,3,H,W] is one already.  Looking at files (`check`) needs no PyTorch.
+The training knows images only as `images.Images`.  Checking files (`check`) needs no PyTorch.
 """

@@ -17,10 +17,10 @@ from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
 BATCHES: Final = tuple(f"data_batch_{number}" for number in range(1, 6))
-BINARY: Final = ".bin"  # suffix of the batches that are no pickles
+BINARY: Final = ".bin"  # suffix of binary batches
 PLANE: Final = (3, 32, 32)
 RECORD: Final = 1 + 3 * 32 * 32  # bytes of a binary batch's image: label, red, green, blue
-NO_BATCH: Final = (  # what unpickling raises
+UNPICKLING_ERRORS: Final = (
     pickle.UnpicklingError,
     EOFError,
     LookupError,
@@ -54,7 +54,7 @@ def is_cifar10(path: Path) -> bool:
 
 
 def members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the five batches. Raises BadInput if one is missing or the file damaged."""
+    """Yield name and bytes of the five batches. Raises BadInput if one is missing or damaged."""
     data = in_folder(path) if path.is_dir() else in_archive(path)
     missing = [name for name in BATCHES if name not in data]
     if missing:
@@ -64,13 +64,13 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def in_folder(path: Path) -> dict[str, bytes]:
-    """The batches in a folder, by name."""
+    """Read the batches in a folder, by name."""
     files = {file.name.removesuffix(BINARY): file for file in path.iterdir()}
     return {name: file.read_bytes() for name, file in files.items() if name in BATCHES}
 
 
 def in_archive(path: Path) -> dict[str, bytes]:
-    """The batches in an archive, by name. Raises BadInput."""
+    """Read the batches in an archive, by name. Raises BadInput if it is damaged."""
     try:
         with tarfile.open(path) as archive:
             found = {}
@@ -87,7 +87,7 @@ def in_archive(path: Path) -> dict[str, bytes]:
 def planes(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """A batch's bytes -> [N,3,32,32]. Raises BadInput."""
     if data[:1] == b"\x80":  # a pickle of protocol 2 or later
-        values = unpickled(name, data)
+        values = unpickle(name, data)
     elif len(data) % RECORD == 0 and data:
         values = np.frombuffer(data, np.uint8).reshape(-1, RECORD)[:, 1:]
     else:
@@ -96,7 +96,7 @@ def planes(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 class OnlyArrays(pickle.Unpickler):
-    """Builds numpy arrays and plain data; anything else is refused."""
+    """Builds numpy arrays and plain data; refuses anything else."""
 
     ALLOWED: Final = {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -114,11 +114,11 @@ class OnlyArrays(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def unpickled(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The values [N,3072] of a batch for Python. Raises BadInput; runs no code of the file."""
+def unpickle(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Unpickle the values [N,3072] of a batch, running no code of the file. Raises BadInput."""
     try:
         values = OnlyArrays(io.BytesIO(data), encoding="bytes").load()[b"data"]
-    except NO_BATCH as error:
+    except UNPICKLING_ERRORS as error:
         raise BadInput(f"{name} is no batch of CIFAR-10 ({error}); download it again") from error
     is_bytes = isinstance(values, np.ndarray) and values.dtype == np.uint8
     if not is_bytes or values.shape[1:] != (RECORD - 1,):

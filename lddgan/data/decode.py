@@ -1,4 +1,4 @@
-"""One image: bytes or pixels -> RGB of the size that is trained on, or a reason why not."""
+"""One image: bytes or pixels -> RGB of the size that is trained on, or the reason why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 RGB: Final = "RGB"
-KINDS: Final = {  # Pillow's modes, in words
+MODES: Final = {  # of Pillow, for people
     "1": "black and white",
     "CMYK": "CMYK",
     "F": "32-bit floating point",
@@ -36,7 +36,7 @@ class BadImage(Exception):
 
 
 def has_header(data: bytes) -> bool:
-    """Whether bytes begin as an image that Pillow knows, readable as a whole or not."""
+    """Whether bytes begin as an image that Pillow knows; the rest may be damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -57,7 +57,7 @@ def decode(data: bytes) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.mode != RGB:
-                raise BadImage(f"is {KINDS.get(image.mode, image.mode)}, not RGB")
+                raise BadImage(f"is {MODES.get(image.mode, image.mode)}, not RGB")
             return np.asarray(image)
     except UnidentifiedImageError as error:
         raise BadImage("is no image that Pillow knows") from error
@@ -70,7 +70,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:
-    """[H,W,3] -> [size,size,3]: the shorter side resized (bilinear, antialiased), then the middle.
+    """[H,W,3] -> [size,size,3]: resize the shorter side (bilinear, antialiased), cut the middle.
 
     As the predecessors do (torchvision's Resize and CenterCrop).  Raises BadImage for a small one.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lddgan.errors import LddganError
+from lddgan.extras import require
 
 SCAN_MAX: Final = 16.0  # scikit-learn's scans hold 0..16
 SIZE: Final = 32
@@ -17,15 +17,12 @@ SIZE: Final = 32
 def digits() -> Tensor:
     """scikit-learn's 1,797 scans of handwritten digits, enlarged: float32 [1797,3,32,32] in [-1,1].
 
-    Bicubic from 8x8 to 32x32, grey repeated to three channels; the scans come with scikit-learn.
-    Raises LddganError with the line to run where scikit-learn is missing.
+    Bicubic from 8x8 to 32x32, grey repeated to three channels.  Raises LddganError with the line to
+    run if scikit-learn is missing.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise LddganError(
-            "the digits come with scikit-learn, which is missing: pip install scikit-learn"
-        ) from error
+    require("sklearn")
+    from sklearn.datasets import load_digits
+
     return enlarge(torch.from_numpy(load_digits().images))
 
 

@@ -1,13 +1,15 @@
-"""Batches for the training steps, read ahead by worker processes."""
+"""What training steps take, read ahead by worker processes."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from multiprocessing import AuthenticationError, resource_sharer
 from types import TracebackType
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,28 +21,18 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
 
 OnBad = Literal["stop", "skip"]
-AHEAD = 4  # batches that a worker has ready
-SIGNAL_SECONDS = 1.0  # within which the death of a worker is known
+T = TypeVar("T")
 
-
-class Steps(Dataset[Read | LddganError | OSError]):
-    """Item `step`: what is taken of that training step's batch."""
-
-    def __init__(self, images: Images, order: Order, rows: Tensor) -> None:
-        self.images, self.order, self.rows = images, order, rows
-
-    def __getitem__(self, step: int) -> Read | LddganError | OSError:
-        index, mirrored = self.order.at(step)
-        try:
-            return self.images.read(index[self.rows].tolist(), mirrored[self.rows].tolist())
-        except (LddganError, OSError) as error:  # raised in a worker, it would come as a traceback
-            return error
+AHEAD: Final = 4  # readings that a worker has ready
+SIGNAL_SECONDS: Final = 1.0  # within which PyTorch tells of a worker's death
+# What taking a batch from a worker raises, in either process, if one of the two breaks off.
+BROKEN_OFF: Final = (EOFError, OSError, AuthenticationError)
 
 
 class Feed:
     """The rows `rows` of each training step's batch.
 
-    A bad image raises BadInput, or (`on_bad` "skip") is replaced and told once.
+    A bad image raises BadInput, or (`on_bad` "skip") is replaced and logged once.
     """
 
     def __init__(
@@ -54,45 +46,25 @@ class Feed:
         log: Log,
         pinned: bool = False,
     ) -> None:
-        self.steps = Steps(images, order, rows)
+        self.images, self.order, self.rows = images, order, rows
         self.workers, self.on_bad, self.log, self.pinned = workers, on_bad, log, pinned
         self.bad: set[str] = set()  # images that were skipped
 
     def batches(self, first: int, last: int) -> Generator[Tensor]:
-        """What the steps first..last-1 take, [len(rows),...]. Raises BadInput, LddganError."""
-        loader = DataLoader(
-            self.steps,
-            batch_size=None,
-            sampler=range(first, last),
-            num_workers=self.workers,
-            prefetch_factor=AHEAD if self.workers else None,
-            worker_init_fn=begin_worker,
-            pin_memory=self.pinned,
-        )
-        reading, cause = iter(loader), ""
+        """Yield what the steps first..last-1 take, [len(rows),...]. Raises BadInput, LddganError.
+
+        Close the generator to end the workers.
+        """
+        read = partial(read_step, self.images, self.order, self.rows)
+        reads = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
         try:
-            try:
-                for read in reading:
-                    yield self._checked(read)
-            except (EOFError, ConnectionError):  # of a worker killed while it handed a batch over
-                time.sleep(SIGNAL_SECONDS)  # PyTorch's own words for it, a RuntimeError
-                raise
-        except RuntimeError as error:
-            if isinstance(error, LddganError) or "worker" not in str(error):
-                raise
-            cause = first_line(error)
+            for values, bad in reads:
+                self._log_skipped(bad)
+                yield values
         finally:
-            del reading  # ends the workers, also where an exception keeps this frame alive
-        if cause:  # outside of the handler: what led to it would keep the workers alive
-            raise LddganError(f"reading the images failed: {cause}")
+            reads.close()
 
-    def _checked(self, read: Read | LddganError | OSError) -> Tensor:
-        if isinstance(read, Exception):
-            raise read
-        self._tell(read.bad)
-        return read.values
-
-    def _tell(self, bad: Sequence[str]) -> None:
+    def _log_skipped(self, bad: Sequence[str]) -> None:
         for what in bad:
             if self.on_bad == "stop":
                 raise BadInput(f"{what}; leave it out, or train with --on-bad skip")
@@ -101,21 +73,85 @@ class Feed:
                 self.log(f"skipped: {what}")
 
 
-def begin_worker(number: int) -> None:
-    """A worker leaves signals to the process that started it, and uses one core."""
+def read_step(images: Images, order: Order, rows: Tensor, step: int) -> Read:
+    """Read the rows of one training step's batch."""
+    index, mirrored = order.at(step)
+    return images.read(index[rows].tolist(), mirrored[rows].tolist())
+
+
+class Reads(Dataset[T | LddganError]):
+    """Item `number` is what `read(number)` returns, or its error: raised in a worker it would
+    arrive as a traceback."""
+
+    def __init__(self, read: Callable[[int], T]) -> None:
+        self.read = read
+
+    def __getitem__(self, number: int) -> T | LddganError:
+        try:
+            return self.read(number)
+        except LddganError as error:
+            return error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            return LddganError(f"reading the images failed: {where}{error.strerror}")
+
+
+def read_ahead(
+    read: Callable[[int], T], numbers: range, workers: int, *, pinned: bool = False
+) -> Generator[T]:
+    """Yield `read(number)` in the order of `numbers`, read ahead by `workers` processes (0: here).
+
+    `pinned`: into memory from which a GPU copies.  Close the generator to end the workers.  Raises
+    the LddganErrors of `read`, and LddganError if the disk fails or a worker dies.
+    """
+    loader = DataLoader(
+        Reads(read),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        worker_init_fn=begin_worker,
+        pin_memory=pinned,
+    )
+    reading, cause = iter(loader), ""
+    try:
+        try:
+            for found in reading:
+                if isinstance(found, LddganError):
+                    raise found
+                yield found
+        except BROKEN_OFF as error:  # a worker was killed while it handed something over
+            cause = f"a worker process broke off ({type(error).__name__}: {error})"
+            time.sleep(SIGNAL_SECONDS)  # PyTorch's own words for it, a RuntimeError
+    except RuntimeError as error:
+        if isinstance(error, LddganError) or "worker" not in str(error):
+            raise
+        cause = str(error).partition("\n")[0]
+    except KeyboardInterrupt as error:
+        error.__traceback__ = None  # its frames would keep the workers alive
+        raise
+    finally:
+        del reading  # ends the workers, also where an exception keeps this frame alive
+    if cause:  # outside of the handler: what led to it would keep the workers alive
+        raise LddganError(f"reading the images failed: {cause}")
+
+
+def begin_worker(worker: int) -> None:
+    """Leave signals to the process that started this worker, and use one core."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    sys.excepthook = unless_broken_off
+    sys.excepthook = hide_broken_off
 
 
-def unless_broken_off(
+def hide_broken_off(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What a worker's threads print, but for a batch that the end of the training left behind."""
-    if not issubclass(kind, EOFError | ConnectionError):
+    """Print an error of a worker, unless it is of a batch that nobody takes any more.
+
+    A thread of multiprocessing hands batches over, and prints a traceback if the training ends
+    meanwhile.
+    """
+    module = trace.tb_frame.f_globals.get("__name__") if trace is not None else None
+    if module != resource_sharer.__name__ or not issubclass(kind, BROKEN_OFF):
         sys.__excepthook__(kind, error, trace)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

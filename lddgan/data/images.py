@@ -1,4 +1,4 @@
-"""Images as the training takes them: read by index, the bad ones named."""
+"""Images as the training takes them: read by index; bad ones are named and replaced."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lddgan.data.decode import BadImage, Pixels, fit
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
-MOST_TRIED: Final = 10_000  # images in a row that may be bad; they are read in seconds
+MAX_BAD_IN_A_ROW: Final = 10_000  # they are read in seconds
 
 
 class Read(NamedTuple):
     """Some images, or the latents of some images."""
 
     values: Tensor  # uint8 or float32 [B,3,H,W], or float32 [B,M,h,w]
-    bad: list[str]  # what is wrong with the images that others stand in for
+    bad: list[str]  # errors of the images that were replaced by the next good one
 
 
 class Images(Protocol):
@@ -46,28 +46,25 @@ class InMemory:
 
 
 class ImageFiles:
-    """The images of a source, resized and cropped to `size`.
-
-    The next good image stands in for a bad one.
-    """
+    """The images of a source, resized and cropped to `size`; a bad one is replaced by the next."""
 
     def __init__(self, source: Source, size: int) -> None:
         self.source, self.size = source, size
-        self.bad: dict[int, str] = {}  # what is wrong with those that were found to be
+        self.bad: dict[int, str] = {}  # name and error of the bad images found so far
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
-        """Images by index, uint8. Raises BadInput if all are bad, or MOST_TRIED in a row."""
+        """Images by index, uint8. Raises BadInput if all are bad, or MAX_BAD_IN_A_ROW in a row."""
         bad: list[str] = []
         pixels = np.stack([self._good(number, bad) for number in index])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         return Read(flipped(images, mirrored), bad)
 
     def _good(self, number: int, bad: list[str]) -> Pixels:
-        """[size,size,3] of an image or the next good one; `bad` gets what is wrong before it."""
-        most = min(len(self.source), MOST_TRIED)
+        """[size,size,3] of an image or the next good one; appends the errors before it to `bad`."""
+        most = min(len(self.source), MAX_BAD_IN_A_ROW)
         for tried in range(most):
             at = (number + tried) % len(self.source)
             if at not in self.bad:

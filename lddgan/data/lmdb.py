@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,17 +16,18 @@ from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 
-FILE = "data.mdb"  # in a folder that is an LMDB
-ENCODED = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6")  # beginnings
-MAGIC = struct.pack("=I", 0xBEEFC0DE)  # in the first page of an LMDB, behind the page's header
-HEADER = 16  # bytes
+FILE: Final = "data.mdb"  # in a folder that is an LMDB
+# How encoded images begin.
+ENCODED: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6")
+MAGIC: Final = struct.pack("=I", 0xBEEFC0DE)  # in the first page, behind its header
+HEADER: Final = 16  # bytes
 
 
 class Lmdb(Source):
     """Encoded images under any keys, in their order, or raw RGB of square images.
 
-    Raises BadInput for a file that is cut short (reading it would end the process), is damaged,
-    or is empty, and for keys 0, 1, 2, ... of which some are missing.
+    Raises BadInput if the file is damaged, empty or cut short (reading it would end the process),
+    or if of the keys 0, 1, 2, ... some are missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +62,7 @@ def is_lmdb(file: Path) -> bool:
 
 
 def list_keys(path: Path) -> list[bytes]:
-    """All keys of an LMDB, in their order. Raises BadInput if it is damaged."""
+    """List all keys of an LMDB, in their order. Raises BadInput if it is damaged."""
     environment = opened(path, open_environment)
     import lmdb
 
@@ -73,7 +74,7 @@ def list_keys(path: Path) -> list[bytes]:
 
 
 def check_keys(path: Path, keys: Sequence[bytes]) -> None:
-    """Raises BadInput if there are no keys, or if they are numbers from 0 with gaps."""
+    """Raise BadInput if there are no keys, or if they are numbers from 0 with gaps."""
     if not keys:
         raise BadInput(f"{path} is an LMDB without entries")
     if not all(key.isdigit() for key in keys):
@@ -91,7 +92,7 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
 def pixels_of(data: bytes) -> Pixels:
     """An encoded image, or the bytes of a square RGB image row by row -> [H,W,3]. Raises BadImage.
 
-    The first pixel of the latter may have the values with which the former begin.
+    The first pixel of a raw image may have the values with which an encoded one begins.
     """
     side = math.isqrt(len(data) // 3)
     is_square = 0 < len(data) == 3 * side**2
@@ -103,7 +104,7 @@ def pixels_of(data: bytes) -> Pixels:
 
 
 def open_environment(path: Path) -> Any:
-    """Open an LMDB for reading. Raises BadInput if it is none, or less than it says."""
+    """Open an LMDB for reading. Raises BadInput if it is none, or is cut short."""
     require("lmdb")
     import lmdb
 

@@ -1,4 +1,4 @@
-"""Which kind of source a path is."""
+"""Opening the images at a path, of whatever kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lddgan.errors import BadInput
 
 
 def open_source(path: Path) -> Source:
-    """The images at a path. Raises BadInput if there are none, or it is damaged."""
+    """Open the images at a path. Raises BadInput if there are none, or they are damaged."""
     if not path.exists():
         raise BadInput(f"{path} does not exist")
     source = _folder(path) if path.is_dir() else _file(path)

@@ -27,9 +27,9 @@ def batches_per_epoch(count: int, batch: int) -> int:
 
 
 class Order:
-    """Which images each training step takes, and which of them mirrored (none unless `flip`).
+    """Which images each training step takes, and which of them are mirrored (none unless `flip`).
 
-    Each epoch is shuffled by (seed, epoch); what does not fill a batch waits for another epoch.
+    Each epoch is shuffled by (seed, epoch); images that do not fill a batch are left out of it.
     """
 
     def __init__(self, count: int, batch: int, seed: int, flip: bool) -> None:

@@ -14,7 +14,7 @@ from lddgan.data.decode import BadImage, Pixels, decode
 from lddgan.errors import BadInput
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-NOT_UNPACKED: Final = (  # what reading a member of a zip archive raises
+ZIP_ERRORS: Final = (  # of reading a member of an archive
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -36,18 +36,18 @@ class Source(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Of an image, for people."""
+        """The name of an image, for people."""
 
     @abstractmethod
     def read(self, index: int) -> Pixels:
-        """An image [H,W,3] of any size. Raises BadImage."""
+        """Read an image [H,W,3] of any size. Raises BadImage."""
 
 
 OPENED: dict[Path, tuple[int, Any]] = {}  # handles, and the process that opened each
 
 
 def opened(path: Path, open_it: Callable[[Path], T]) -> T:
-    """This process's handle of a file. A process that was forked closes what it has inherited."""
+    """This process's handle of a file; a forked process closes the inherited one."""
     process, handle = OPENED.get(path, (os.getpid(), None))
     if process != os.getpid():
         handle.close()
@@ -102,7 +102,7 @@ class Zip(Source):
     def read(self, index: int) -> Pixels:
         try:
             data = opened(self.path, open_zip).read(self.names[index])
-        except NOT_UNPACKED as error:
+        except ZIP_ERRORS as error:
             raise BadImage(f"cannot be unpacked ({error})") from error
         return decode(data)
 
@@ -115,5 +115,5 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def is_image(name: str) -> bool:
-    """By its suffix; files that begin with a dot are none (macOS leaves such beside images)."""
+    """Whether a file is an image by its suffix; macOS leaves .name files beside images."""
     return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")

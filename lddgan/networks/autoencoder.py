@@ -312,8 +312,10 @@ class KlAutoencoder(ConvAutoencoder):
         That keeps `kl_weight` what it is where KL and L1 are summed over an image (latent
         diffusion).
         """
-        kl = kl_divergence(*moments.chunk(2, dim=1))
-        return draw_latent(moments, noise), {"kl": cfg.kl_weight * kl / self.values}
+        mean, logvar = moments.chunk(2, dim=1)
+        kl = cfg.kl_weight * kl_divergence(mean, logvar) / self.values
+        # Of the same two tensors: gradients are then summed in the order of earlier versions.
+        return draw_latent(torch.cat([mean, logvar], dim=1), noise), {"kl": kl}
 
 
 class FreeAutoencoder(ConvAutoencoder):

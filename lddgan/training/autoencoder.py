@@ -1,4 +1,4 @@
-"""First stage: the autoencoder, and the measured scale factor of its latents.
+"""The first stage: the autoencoder, and the measured scale factor of its latents.
 
 L1 and LPIPS, a KL or VQ regularisation or none, and from some step on a patch discriminator whose
 share is weighed by gradients (VQGAN, arXiv 2012.09841; latent diffusion, arXiv 2112.10752).
@@ -10,44 +10,33 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lddgan.checkpoint import (
-    TrainedAutoencoder,
-    build_autoencoder,
-    check_tensors,
-    digest_of,
-    save_checkpoint,
-)
+from lddgan.checkpoint import TrainedAutoencoder, build_autoencoder, check_tensors, digest_of
 from lddgan.data.feed import OnBad
 from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
 from lddgan.networks.registry import create
+from lddgan.pictures import Pixels
 from lddgan.preset import AutoencoderTraining, Preset
-from lddgan.training.codec_losses import (
+from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
+from lddgan.training.losses import (
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    widened,
 )
-from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
-from lddgan.training.losses import widened
 from lddgan.training.perceptual import load_perceptual
-from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE, unfinished
+from lddgan.training.ranks import Ranks
 from lddgan.training.settings import Settings
-from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
+from lddgan.training.state import on_cpu, rate_at, seed_step, set_rate
 
-STAGE: Final = Stage(
-    0,
-    "autoencoder",
-    group=1,
-    remedy="--set autoencoder_training.batch=N takes fewer images at once",
-)
+NUMBER: Final = 0  # of the stage's seeds
+GROUP: Final = 1  # images of a batch that cannot be parted
+REMEDY: Final = "--set autoencoder_training.batch=N takes fewer images at once"
 ENCODE_BATCH: Final = 64
 MEASURED: Final = 10_000  # images at most that the scale factor is measured on
 PATCH_LEAST: Final = 24  # side of the images that the patch discriminator can see
@@ -55,20 +44,20 @@ PERCEPTUAL_LEAST: Final = 16  # and LPIPS
 PICTURES: Final = 8  # images of a grid, each above its reconstruction
 
 
-class Codec:
-    """The autoencoder, its patch discriminator and their optimisers: what the state holds."""
+class AutoencoderGan:
+    """The autoencoder, its patch discriminator (the critic) and their optimisers."""
 
     def __init__(
         self,
         preset: Preset,
-        cfg: AutoencoderTraining,
         settings: Settings,
         ranks: Ranks,
-        perceptual: nn.Module | None,
+        perceptual: nn.Module | None = None,  # LPIPS, or None without a perceptual loss
     ) -> None:
-        self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
+        self.cfg = cfg = training_of(preset)
+        self.preset, self.settings, self.ranks = preset, settings, ranks
         self.perceptual = perceptual
-        self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
+        self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.autoencoder: Autoencoder = create("autoencoder", preset)
         self.autoencoder.to(ranks.device, **settings.layout())
         self.critic = PatchDiscriminator().to(ranks.device, **settings.layout())
@@ -83,13 +72,6 @@ class Codec:
             parts |= {"critic": self.critic, "adam_critic": self.adam_critic}
         return parts
 
-    def state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts().items()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-
     def step(self, image: Tensor, step: int, progress: float) -> Losses:
         """One step on this process's rows of the batch, float32 [b,3,H,W]. Raises NotFinite."""
         for optimizer in (self.adam, self.adam_critic):
@@ -97,68 +79,57 @@ class Codec:
         shape = (self.cfg.batch, *self.preset.latent_shape)
         noise = torch.randn(shape, device=image.device)[self.rows]
         if self.ranks.rank:  # dropout is each process's own
-            seed_step(self.settings.seed, STAGE.number, step, self.ranks.rank)
+            seed_step(self.settings.seed, NUMBER, step, self.ranks.rank)
         adversarial = bool(self.cfg.disc_weight) and step >= self.cfg.disc_start
         self.critic.requires_grad_(False)
-        decoded, losses = codec_losses(self, image, noise, adversarial)
-        values = self._descend(self.adam, self.autoencoder, losses)
+        decoded, losses = autoencoder_losses(self, image, noise, adversarial)
+        values = descend(self.adam, self.autoencoder, [losses], self.ranks)
         if adversarial:
             self.critic.requires_grad_(True)
             loss = {"critic": critic_loss(self, image, decoded.detach())}
-            values |= self._descend(self.adam_critic, self.critic, loss)
-        return values
-
-    def _descend(
-        self, optimizer: torch.optim.Optimizer, network: nn.Module, losses: dict[str, Tensor]
-    ) -> Losses:
-        values = checked(losses, self.ranks)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        self.ranks.average_gradients(network.parameters())
-        refuse_infinite(network.parameters())
-        optimizer.step()
+            values |= descend(self.adam_critic, self.critic, [loss], self.ranks)
         return values
 
 
-def codec_losses(
-    codec: Codec, image: Tensor, noise: Tensor, adversarial: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
+def autoencoder_losses(
+    gan: AutoencoderGan, image: Tensor, noise: Tensor, adversarial: bool
+) -> tuple[Tensor, TensorLosses]:
     """(image decoded, losses whose sum the autoencoder minimises), for image [b,3,H,W]."""
-    cfg = codec.cfg
-    with codec.settings.autocast(image.device):
-        decoded, regularisation = reconstruct(codec, image, noise)
+    cfg = gan.cfg
+    with gan.settings.autocast(image.device):
+        decoded, regularisation = reconstruct(gan, image, noise)
     decoded = widened(decoded)
     losses = {"l1": (image - decoded).abs().mean()}
-    if codec.perceptual is not None:
-        losses["lpips"] = cfg.perceptual_weight * codec.perceptual(image, decoded).mean()
+    if gan.perceptual is not None:
+        losses["lpips"] = cfg.perceptual_weight * gan.perceptual(image, decoded).mean()
     if adversarial:
-        with codec.settings.autocast(image.device):
-            loss = hinge_generator_loss(widened(codec.critic(decoded)))
+        with gan.settings.autocast(image.device):
+            loss = hinge_generator_loss(widened(gan.critic(decoded)))
         nll = torch.stack(list(losses.values())).sum()
-        losses["g"] = cfg.disc_weight * balance(codec, nll, loss) * loss
+        losses["g"] = cfg.disc_weight * balance(gan, nll, loss) * loss
     return decoded, losses | regularisation
 
 
-def reconstruct(codec: Codec, image: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct(gan: AutoencoderGan, image: Tensor, noise: Tensor) -> tuple[Tensor, TensorLosses]:
     """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w]."""
-    moments = widened(codec.autoencoder.moments(image))
-    latent, losses = codec.autoencoder.regularise(moments, noise, codec.cfg)
-    return codec.autoencoder.decode_regularised(latent), losses
+    moments = widened(gan.autoencoder.moments(image))
+    latent, losses = gan.autoencoder.regularise(moments, noise, gan.cfg)
+    return gan.autoencoder.decode_regularised(latent), losses
 
 
-def balance(codec: Codec, nll: Tensor, adversarial: Tensor) -> Tensor:
+def balance(gan: AutoencoderGan, nll: Tensor, adversarial: Tensor) -> Tensor:
     """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
-    last = codec.autoencoder.last_weight
+    last = gan.autoencoder.last_weight
     gradients = (
         torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, adversarial)
     )
-    return adaptive_weight(*(codec.ranks.mean(gradient) for gradient in gradients))
+    return adaptive_weight(*(gan.ranks.mean(gradient) for gradient in gradients))
 
 
-def critic_loss(codec: Codec, image: Tensor, decoded: Tensor) -> Tensor:
+def critic_loss(gan: AutoencoderGan, image: Tensor, decoded: Tensor) -> Tensor:
     """What the patch discriminator minimises."""
-    with codec.settings.autocast(image.device):
-        real, fake = widened(codec.critic(image)), widened(codec.critic(decoded))
+    with gan.settings.autocast(image.device):
+        real, fake = widened(gan.critic(image)), widened(gan.critic(decoded))
     return hinge_discriminator_loss(real, fake)
 
 
@@ -174,57 +145,62 @@ def train_autoencoder(
 
     It begins with the weights of `start`, if given (and with no steps only the scale factor is
     measured).  `vgg` is a file with LPIPS' VGG weights; without it they are downloaded, where the
-    preset's perceptual_weight is not 0.  The result is written to `settings.out`; until then the
-    state is kept there, from which `settings.resume` goes on.  Raises BadInput for what does not
-    fit together, LddganError naming the step if a loss is not finite, Stopped.
+    preset's perceptual_weight is not 0.  The result is written to `settings.out`.  Raises what
+    `loop.train` does.
     """
     cfg = training_of(preset)
     check_size(preset.image_size, cfg)
-    unfinished(settings, AUTOENCODER_FILE, AUTOENCODER_STATE)
-    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
-        total = settings.total(len(images), cfg.batch, cfg.epochs)
+    origin = digest_of(start) if start else "none"
+
+    def begin(settings: Settings, ranks: Ranks, total: int) -> Work[TrainedAutoencoder]:
         if total == 0 and start is None:
             raise BadInput("no step at all makes no autoencoder; give one to begin with")
-        feed = settings.feed(images, ranks, cfg.batch, STAGE.group, preset.training.flip)
-        settings = settings.quiet_unless_first(ranks)  # but for what it skips
         if cfg.disc_weight and cfg.disc_start >= total > 0:
             settings.log(
                 f"no patch discriminator: it takes part from step {cfg.disc_start:,} on "
                 f"(autoencoder_training.disc_start), and this run has {total:,}"
             )
-        origin = digest_of(start) if start else "none"
-        run = settings.run(preset, images, total) | {"autoencoder to begin with": origin}
-        path = settings.out / AUTOENCODER_STATE
-        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
-        is_judged = cfg.perceptual_weight > 0 and total > 0
-        perceptual = load_perceptual(vgg, ranks.device) if is_judged else None
-        seed_step(settings.seed, STAGE.number, total)  # the initial weights
-        codec = Codec(preset, cfg, settings, ranks, perceptual)
-        if keeper.parts is not None:
-            codec.load(keeper.parts)
-        elif start is not None:
-            begin_with(codec.autoencoder, start)
+        gan = AutoencoderGan(preset, settings, ranks)
+        if start is not None:
+            begin_with(gan.autoencoder, start)
+        if cfg.perceptual_weight and total:
+            gan.perceptual = load_perceptual(vgg, ranks.device)
+        return work_on(gan, images, {"begun with": origin})
 
-        def step(rows: Tensor, number: int) -> Losses:
-            return codec.step(to_float(rows), number, number / total)
+    stage = Stage(
+        name="autoencoder",
+        number=NUMBER,
+        preset=preset,
+        images=images,
+        cfg=cfg,
+        group=GROUP,
+        origin={"autoencoder to begin with": origin},
+        remedy=REMEDY,
+        begin=begin,
+    )
+    return train(stage, settings)
 
-        def picture() -> NDArray[np.uint8]:
-            return reconstructions(codec.autoencoder, images, ranks.device)
 
-        run_steps(STAGE, Work(step, codec.state, picture), feed, keeper, settings, ranks, total)
-        codec.autoencoder.eval().requires_grad_(False)
-        scale = measure_scale_factor(
-            codec.autoencoder, images, cfg.covered, ranks.device, settings.on_bad
-        )
-        trained = build_autoencoder(
-            preset.model_copy(update={"scale_factor": scale}),
-            on_cpu(codec.autoencoder),
-            settings.provenance(len(images), total, keeper.seconds) | {"begun with": origin},
-        )
-        if ranks.is_first:
-            save_checkpoint(settings.out / AUTOENCODER_FILE, trained)
-            path.unlink(missing_ok=True)
-        return trained
+def work_on(
+    gan: AutoencoderGan, images: Images, origin: dict[str, Any]
+) -> Work[TrainedAutoencoder]:
+    """What the loop does with rows of `images`; `origin` goes into the provenance."""
+    autoencoder, device = gan.autoencoder, gan.ranks.device
+
+    def step(rows: Tensor, number: int, progress: float) -> Losses:
+        return gan.step(to_float(rows), number, progress)
+
+    def picture() -> Pixels:
+        return reconstructions(autoencoder, images, device)
+
+    def result(provenance: dict[str, Any]) -> TrainedAutoencoder:
+        autoencoder.eval().requires_grad_(False)
+        covered, on_bad = gan.cfg.covered, gan.settings.on_bad
+        scale = measure_scale_factor(autoencoder, images, covered, device, on_bad)
+        preset = gan.preset.model_copy(update={"scale_factor": scale})
+        return build_autoencoder(preset, on_cpu(autoencoder), provenance | origin)
+
+    return Work(gan.parts(), step, picture, result)
 
 
 def check_size(size: int, cfg: AutoencoderTraining) -> None:
@@ -283,9 +259,7 @@ def measure_scale_factor(
 
 
 @torch.no_grad()
-def reconstructions(
-    autoencoder: Autoencoder, images: Images, device: torch.device
-) -> NDArray[np.uint8]:
+def reconstructions(autoencoder: Autoencoder, images: Images, device: torch.device) -> Pixels:
     """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
     index = range(0, len(images), -(-len(images) // PICTURES))
     image = to_float(read_unmirrored(images, index).values).to(device)

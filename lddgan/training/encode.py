@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -14,10 +15,9 @@ from typing import BinaryIO, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lddgan.checkpoint import TrainedAutoencoder, digest_of
-from lddgan.data.feed import AHEAD, OnBad, first_line
+from lddgan.data.feed import OnBad, read_ahead
 from lddgan.data.images import Images, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.files import atomic_folder, sha256_of_file
@@ -55,20 +55,25 @@ def encode_images(
 ) -> int:
     """Encode every image, with `flip` mirrored too, into a folder of latents; returns how many.
 
-    A bad image raises BadInput, or (`on_bad` "skip") is left out and told.  The folder is there
+    A bad image raises BadInput, or (`on_bad` "skip") is left out and logged.  The folder is there
     whole or not at all.  The autoencoder is moved to `device` and computes in float32.  Raises
     BadInput if the folder holds anything; LddganError if the disk is full, a latent is not finite,
-    or latents that are encoded anew differ; OutOfMemory.
+    or latents that are encoded again differ; OutOfMemory.
     """
     preset, digest = trained.preset, digest_of(trained)
     encoder = Encoder(trained.autoencoder.to(device), torch.device(device), flip)
     refuse_used(folder)
-    with atomic_folder(folder, os.replace) as temporary, exact_fp32():
+    with atomic_folder(folder, replaces=False) as temporary, exact_fp32():
         path = temporary / FILE
         whole = (len(images), 1 + flip, *preset.moments_shape)
-        with path.open("wb") as file, Meter("encoding", 0, len(images), log, "images") as meter:
+        numbers = range(-(-len(images) // batch))
+        with (
+            path.open("wb") as file,
+            Meter("encoding", 0, len(images), log, "images") as meter,
+            closing(read_ahead(partial(read_part, images, batch), numbers, workers)) as parts,
+        ):
             reserve(file, whole)
-            kept = write_all(file, encoder, read_parts(images, batch, workers), on_bad, meter)
+            kept = write_all(file, encoder, parts, on_bad, meter)
             finish(file, (len(kept), *whole[1:]))
         error = verify(path, encoder, images, kept, preset.latent_channels, log)
         record = Record(
@@ -91,7 +96,7 @@ def encode_images(
 
 
 class Encoder(NamedTuple):
-    """An autoencoder, where it is, and whether it is given mirrored images too."""
+    """An autoencoder, the device it lies on, and whether it encodes mirrored images too."""
 
     autoencoder: Autoencoder
     device: torch.device
@@ -111,49 +116,7 @@ class Encoder(NamedTuple):
         return torch.stack(moments, dim=1).contiguous().numpy()
 
 
-def verify(
-    path: Path,
-    encoder: Encoder,
-    images: Images,
-    kept: Sequence[int],
-    channels: int,
-    log: Log | None,
-) -> float:
-    """Encode VERIFIED of the images `kept` anew, one by one, the mirrored ones read as such.
-
-    Returns the largest difference from what the file holds, relative to the largest value, of
-    means and of log-variances.  Raises LddganError if it is above TOLERANCE.
-    """
-    stored = np.load(path, mmap_mode="r")
-    single = encoder._replace(flip=False)
-    rows = np.linspace(0, len(kept) - 1, min(VERIFIED, len(kept))).round().astype(int).tolist()
-    sides = [False, True] if encoder.flip else [False]
-    anew = []
-    with Meter("verifying", 0, len(rows), log, "images") as meter:
-        for row in rows:
-            reads = [images.read([kept[row]], [mirrored]) for mirrored in sides]
-            anew.append([single.encode(read.values)[0, 0] for read in reads])
-            meter.advance(1)
-    error = difference(np.array(anew), stored[rows], channels)
-    if not error <= TOLERANCE:
-        raise LddganError(
-            f"latents that were encoded twice differ by {error:.1e} of the largest, more than "
-            f"{TOLERANCE:.0e}: the images change, or the device is unreliable; try another --device"
-        )
-    return error
-
-
-def difference(found: Values, expected: Values, channels: int) -> float:
-    """Largest difference of moments [R,F,M,h,w] relative to the largest value expected.
-
-    That of means and log-variances, `channels` each, apart; the larger one counts.
-    """
-    parts = expected.shape[2] // channels
-    pairs = zip(np.split(found, parts, 2), np.split(expected, parts, 2), strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), TINY)) for a, b in pairs)
-
-
-# ---- reading ahead ----
+# ---- reading ----
 
 
 class Part(NamedTuple):
@@ -161,68 +124,26 @@ class Part(NamedTuple):
 
     kept: list[int]  # their indices
     images: Tensor  # [len(kept),3,H,W]
-    bad: list[str]  # what is wrong with the others
+    bad: list[str]  # name and reason of the others
 
 
-class Parts(Dataset[Part | LddganError]):
-    """Item `number`: the images number * batch and following."""
-
-    def __init__(self, images: Images, batch: int) -> None:
-        self.images, self.batch = images, batch
-
-    def __getitem__(self, number: int) -> Part | LddganError:
-        first = number * self.batch
-        try:
-            return self._read(range(first, min(first + self.batch, len(self.images))))
-        except LddganError as error:  # raised in a worker, it would arrive as a traceback
-            return error
-        except OSError as error:
-            return LddganError(f"reading the images failed: {error.strerror}")
-
-    def _read(self, part: range) -> Part:
-        reads = {index: self.images.read([index], [False]) for index in part}
-        good = {index: read.values for index, read in reads.items() if not read.bad}
-        # After a bad image, `bad` goes on with those that could not stand in for it.
-        bad = [read.bad[0] for read in reads.values() if read.bad]
-        return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
+def read_part(images: Images, batch: int, number: int) -> Part:
+    """Read the images number * batch and following, `batch` of them or as many as there are."""
+    first = number * batch
+    part = range(first, min(first + batch, len(images)))
+    reads = {index: images.read([index], [False]) for index in part}
+    good = {index: read.values for index, read in reads.items() if not read.bad}
+    # After a bad image, `bad` goes on with those that could not replace it.
+    bad = [read.bad[0] for read in reads.values() if read.bad]
+    return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
 
 
-def read_parts(images: Images, batch: int, workers: int) -> Iterator[Part]:
-    """All images in their order, read ahead by `workers`. Raises BadInput, LddganError."""
-    loader = DataLoader(
-        Parts(images, batch),
-        batch_size=None,
-        sampler=range(-(-len(images) // batch)),
-        num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
-        worker_init_fn=begin_reader,
-    )
-    try:
-        for part in loader:
-            if isinstance(part, LddganError):
-                raise part
-            yield part
-    except RuntimeError as error:
-        if isinstance(error, LddganError) or "worker" not in str(error):
-            raise
-        raise LddganError(f"reading the images failed: {first_line(error)}") from error
-
-
-def begin_reader(number: int) -> None:
-    """A worker leaves Ctrl-C to the process that started it, and uses one core.
-
-    SIGTERM ends it: it is what Python ends workers with when an error ends the program.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def refuse_or_tell(bad: Sequence[str], on_bad: OnBad, log: Log) -> None:
-    """Raises BadInput for the first bad image, unless such are left out."""
-    for what in bad:
-        if on_bad == "stop":
-            raise BadInput(f"{what}; leave it out, or encode with --on-bad skip")
-        log(f"left out: {what}")
+def refuse_used(folder: Path) -> None:
+    """Raise BadInput unless `folder` is empty or does not exist."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder} exists and is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty; choose another --out")
 
 
 # ---- writing ----
@@ -231,10 +152,13 @@ def refuse_or_tell(bad: Sequence[str], on_bad: OnBad, log: Log) -> None:
 def write_all(
     file: BinaryIO, encoder: Encoder, parts: Iterator[Part], on_bad: OnBad, meter: Meter
 ) -> list[int]:
-    """Write the moments of all images that are not bad; returns the indices of these."""
+    """Write the moments of all good images; returns their indices. Raises BadInput."""
     kept: list[int] = []
     for part in parts:
-        refuse_or_tell(part.bad, on_bad, meter.log)
+        for what in part.bad:
+            if on_bad == "stop":
+                raise BadInput(f"{what}; leave it out, or encode with --on-bad skip")
+            meter.log(f"left out: {what}")
         if part.kept:
             values = encoder.encode(part.images)
             refuse_infinite(values, part.kept)
@@ -247,17 +171,18 @@ def write_all(
 
 
 def refuse_infinite(values: Values, index: Sequence[int]) -> None:
-    """Raises LddganError unless the moments [B,F,M,h,w] of the images `index` are all finite."""
+    """Raise LddganError unless the moments [B,F,M,h,w] of the images `index` are all finite."""
     finite = np.isfinite(values).all(axis=(1, 2, 3, 4))
     if not finite.all():
         number = index[int(finite.argmin())]
         raise LddganError(
-            f"the latent of image {number} is not finite: the autoencoder is no use, train it again"
+            f"the latent of image {number} is not finite: the autoencoder is unusable; train it "
+            "again"
         )
 
 
 def reserve(file: BinaryIO, shape: Shape) -> None:
-    """Begin a .npy file for float32 of `shape`, having taken the disk space for all of it.
+    """Begin a .npy file for float32 of `shape`, and take the disk space for all of it.
 
     Raises LddganError if there is too little.
     """
@@ -285,16 +210,53 @@ def finish(file: BinaryIO, shape: Shape) -> None:
 
 
 def npy_header(shape: Shape) -> bytes:
-    """Of a .npy file of float32. As long for any number of rows: NumPy leaves room for digits."""
+    """The header of a .npy file of float32: as long for any number of rows."""
     buffer = io.BytesIO()
     fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise BadInput unless `folder` is empty or does not exist."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(f"{folder} is not empty; choose another --out")
+# ---- verifying ----
+
+
+def verify(
+    path: Path,
+    encoder: Encoder,
+    images: Images,
+    kept: Sequence[int],
+    channels: int,
+    log: Log | None,
+) -> float:
+    """Encode VERIFIED of the images `kept` again, one by one, the mirrored ones read as such.
+
+    Returns the largest difference from the file, relative to the largest value, of means and of
+    log-variances.  Raises LddganError if it is above TOLERANCE.
+    """
+    stored = np.load(path, mmap_mode="r")
+    single = encoder._replace(flip=False)
+    rows = np.linspace(0, len(kept) - 1, min(VERIFIED, len(kept))).round().astype(int).tolist()
+    sides = [False, True] if encoder.flip else [False]
+    again = []
+    with Meter("verifying", 0, len(rows), log, "images") as meter:
+        for row in rows:
+            reads = [images.read([kept[row]], [mirrored]) for mirrored in sides]
+            again.append([single.encode(read.values)[0, 0] for read in reads])
+            meter.advance(1)
+    error = difference(np.array(again), stored[rows], channels)
+    if not error <= TOLERANCE:
+        raise LddganError(
+            f"latents that were encoded twice differ by {error:.1e} of the largest, more than "
+            f"{TOLERANCE:.0e}: the images change, or the device is unreliable; try another --device"
+        )
+    return error
+
+
+def difference(found: Values, expected: Values, channels: int) -> float:
+    """Largest difference of moments [R,F,M,h,w] relative to the largest value expected.
+
+    Means and log-variances, `channels` each, are compared apart; returns the larger one.
+    """
+    parts = expected.shape[2] // channels
+    pairs = zip(np.split(found, parts, 2), np.split(expected, parts, 2), strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), TINY)) for a, b in pairs)

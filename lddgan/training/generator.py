@@ -1,29 +1,28 @@
-"""Second stage: the denoising diffusion GAN on the autoencoder's latents.
+"""The second stage: the denoising diffusion GAN on the autoencoder's latents.
 
 NETWORKS.md, "Training step"; arXiv 2406.11713 section 3, arXiv 2112.07804.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of, save_checkpoint
+from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
 from lddgan.networks.registry import create
 from lddgan.noise import draw as draw_noise
+from lddgan.pictures import Pixels
 from lddgan.preset import GROUP, Preset
 from lddgan.training.latents import StoredLatents, encode_moments
-from lddgan.training.loop import Losses, Stage, Work, checked, refuse_infinite, run_steps
+from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
@@ -32,18 +31,16 @@ from lddgan.training.losses import (
     reconstruction_weight,
     widened,
 )
-from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import GENERATOR_STATE, MODEL_FILE, keep_autoencoder, unfinished
+from lddgan.training.ranks import Ranks
+from lddgan.training.run_folder import keep_autoencoder
 from lddgan.training.settings import Settings
-from lddgan.training.state import Keeper, flushing_denormals, on_cpu, rate_at, seed_step, set_rate
+from lddgan.training.state import on_cpu, rate_at, set_rate
 
-STAGE: Final = Stage(
-    1,
-    "generator",
-    group=GROUP,
-    remedy="--accumulate 2 computes a batch in two parts, --set training.batch=N is a smaller one",
-)
+NUMBER: Final = 1  # of the stage's seeds
 PICTURES: Final = 16  # images of a grid
+REMEDY: Final = (
+    "--accumulate 2 computes a batch in two parts, --set training.batch=N is a smaller one"
+)
 
 
 class Draws(NamedTuple):
@@ -69,12 +66,12 @@ def draw(preset: Preset, batch: int, device: torch.device) -> Draws:
 
 
 class Gan:
-    """Both networks, the moving average and the optimisers: what the training state holds."""
+    """Both networks, the moving average and the optimisers."""
 
     def __init__(self, preset: Preset, settings: Settings, ranks: Ranks) -> None:
         cfg = preset.training
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
-        self.rows = settings.rows(ranks, cfg.batch, STAGE.group).to(ranks.device)
+        self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.coefficients = posterior(preset)
         self.generator = create("generator", preset).to(ranks.device, **settings.layout())
         self.discriminator = create("discriminator", preset).to(ranks.device, **settings.layout())
@@ -89,20 +86,8 @@ class Gan:
 
     def parts(self) -> dict[str, Any]:
         """What has a state, by name."""
-        return {
-            "generator": self.generator,
-            "discriminator": self.discriminator,
-            "ema": self.ema,
-            "adam_g": self.adam_g,
-            "adam_d": self.adam_d,
-        }
-
-    def state(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self.parts().items()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+        names = ("generator", "discriminator", "ema", "adam_g", "adam_d")
+        return {name: getattr(self, name) for name in names}
 
     def step(self, moments: Tensor, step: int, progress: float) -> Losses:
         """One step of D, then one of G; returns the losses by name.
@@ -118,41 +103,22 @@ class Gan:
         x_0 = (draw_latent(moments, noise) / self.preset.scale_factor).clamp(-1, 1)  # G's range
         with_r1 = step % self.cfg.r1_every == 0
 
-        def of_d(x_0: Tensor, draws: Draws) -> dict[str, Tensor]:
-            return discriminator_losses(self, x_0, draws, with_r1)
-
-        def of_g(x_0: Tensor, draws: Draws) -> dict[str, Tensor]:
-            return generator_losses(self, x_0, draws, progress)
-
         self.discriminator.requires_grad_(True)
-        losses = self._descend(self.adam_d, self.discriminator, of_d, x_0)
+        of_d = (discriminator_losses(self, *part, with_r1) for part in self._parts_of(x_0))
+        losses = self._descend(self.adam_d, self.discriminator, of_d)
         self.discriminator.requires_grad_(False)
-        losses |= self._descend(self.adam_g, self.generator, of_g, x_0)
+        of_g = (generator_losses(self, *part, progress) for part in self._parts_of(x_0))
+        losses |= self._descend(self.adam_g, self.generator, of_g)
         self.ema.update_parameters(self.generator)
         return losses
 
     def _descend(
-        self,
-        optimizer: torch.optim.Optimizer,
-        network: nn.Module,
-        losses_of: Callable[[Tensor, Draws], dict[str, Tensor]],
-        x_0: Tensor,
+        self, optimizer: torch.optim.Optimizer, network: nn.Module, parts: Iterator[TensorLosses]
     ) -> Losses:
         """One step of an optimiser on the means of the losses over all parts of the batch."""
-        optimizer.zero_grad(set_to_none=True)
-        means: dict[str, Tensor] = {}
-        for latents, draws in self._parts_of(x_0):
-            losses = {
-                name: loss / self.settings.accumulate
-                for name, loss in losses_of(latents, draws).items()
-            }
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-            means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
-        values = checked(means, self.ranks)
-        self.ranks.average_gradients(network.parameters())
-        refuse_infinite(network.parameters())
-        optimizer.step()
-        return values
+        count = self.settings.accumulate
+        shares = ({name: loss / count for name, loss in losses.items()} for losses in parts)
+        return descend(optimizer, network, shares, self.ranks)
 
     def _parts_of(self, x_0: Tensor) -> Iterator[tuple[Tensor, Draws]]:
         """This process's rows, cut into as many parts as are accumulated, with their draws."""
@@ -163,7 +129,7 @@ class Gan:
             yield latents, Draws(*draws)
 
 
-def discriminator_losses(gan: Gan, x_0: Tensor, draws: Draws, with_r1: bool) -> dict[str, Tensor]:
+def discriminator_losses(gan: Gan, x_0: Tensor, draws: Draws, with_r1: bool) -> TensorLosses:
     """Losses whose sum D minimises: on a real and a generated x_t for the same x_{t+1}."""
     x_t, x_next = forward_pair(gan.preset, x_0, draws.t, draws.noise, draws.noise_next)
     with torch.no_grad():
@@ -180,7 +146,7 @@ def discriminator_losses(gan: Gan, x_0: Tensor, draws: Draws, with_r1: bool) -> 
     return losses
 
 
-def generator_losses(gan: Gan, x_0: Tensor, draws: Draws, progress: float) -> dict[str, Tensor]:
+def generator_losses(gan: Gan, x_0: Tensor, draws: Draws, progress: float) -> TensorLosses:
     """Losses whose sum G minimises."""
     _, x_next = forward_pair(gan.preset, x_0, draws.t, draws.noise, draws.noise_next)
     fake, predicted = denoise(gan, x_next, draws)
@@ -202,48 +168,39 @@ def denoise(gan: Gan, x_next: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def train_generator(
-    preset: Preset, coder: TrainedAutoencoder, images: Images, settings: Settings
+    preset: Preset, trained: TrainedAutoencoder, images: Images, settings: Settings
 ) -> Model:
     """Train the generator of `preset` on the latents of images; returns its average as a model.
 
     `images` are images, encoded as they are read, or latents encoded before (StoredLatents).  The
-    codec and the scale factor are those of the first stage.  The model is written to
-    `settings.out`; until then the state is kept there, from which `settings.resume` goes on.
-    Raises BadInput for what does not fit together, LddganError naming the step if a loss is not
-    finite, Stopped.
+    autoencoder and the scale factor are those of `trained`.  The model is written to
+    `settings.out`.  Raises what `loop.train` does.
     """
-    unfinished(settings, MODEL_FILE, GENERATOR_STATE)
-    check_codec(preset, coder.preset)
+    check_autoencoder(preset, trained.preset)
     check_latents(preset, images)
-    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
-        cfg = preset.training
-        total = settings.total(len(images), cfg.batch, cfg.epochs)
+
+    def begin(settings: Settings, ranks: Ranks, total: int) -> Work[Model]:
         if total == 0:
             raise BadInput("no step at all makes no generator")
-        feed = settings.feed(images, ranks, cfg.batch, STAGE.group, cfg.flip)
-        settings = settings.quiet_unless_first(ranks)  # but for what it skips
-        run = settings.run(preset, images, total) | {"autoencoder": digest_of(coder)}
-        path = settings.out / GENERATOR_STATE
-        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
         if ranks.is_first:
-            keep_autoencoder(settings.out, coder)
-        seed_step(settings.seed, STAGE.number, total)  # the initial weights
-        gan = Gan(preset, settings, ranks)
-        if keeper.parts is not None:
-            gan.load(keeper.parts)
-        coder.autoencoder.to(ranks.device, **settings.layout())
-        work = work_on(gan, coder, images, total)
-        run_steps(STAGE, work, feed, keeper, settings, ranks, total)
-        provenance = settings.provenance(len(images), total, keeper.seconds)
-        networks = (on_cpu(gan.ema.module), on_cpu(coder.autoencoder))
-        trained = build_model(preset, *networks, provenance)
-        if ranks.is_first:
-            save_checkpoint(settings.out / MODEL_FILE, trained)
-            path.unlink(missing_ok=True)
-        return trained
+            keep_autoencoder(settings.out, trained)
+        return work_on(Gan(preset, settings, ranks), trained, images)
+
+    stage = Stage(
+        name="generator",
+        number=NUMBER,
+        preset=preset,
+        images=images,
+        cfg=preset.training,
+        group=GROUP,
+        origin={"autoencoder": digest_of(trained)},
+        remedy=REMEDY,
+        begin=begin,
+    )
+    return train(stage, settings)
 
 
-def check_codec(preset: Preset, trained: Preset) -> None:
+def check_autoencoder(preset: Preset, trained: Preset) -> None:
     """Raise BadInput if a preset's latents are not those of the trained autoencoder."""
     for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
         if getattr(preset, name) != getattr(trained, name):
@@ -261,28 +218,31 @@ def check_latents(preset: Preset, images: Images) -> None:
         )
 
 
-def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images, total: int) -> Work:
-    """What the loop does with rows of `images` in `total` steps."""
-    device, autoencoder = gan.ranks.device, trained.autoencoder
+def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images) -> Work[Model]:
+    """What the loop does with rows of `images`."""
+    device = gan.ranks.device
+    autoencoder = trained.autoencoder.to(device, **gan.settings.layout())
 
-    def step(rows: Tensor, number: int) -> Losses:
+    def step(rows: Tensor, number: int, progress: float) -> Losses:
         if not isinstance(images, StoredLatents):
             with gan.settings.autocast(device):
                 rows = widened(encode_moments(autoencoder, to_float(rows)))
-        return gan.step(rows, number, number / total)
+        return gan.step(rows, number, progress)
 
-    def picture() -> NDArray[np.uint8]:
+    def result(provenance: dict[str, Any]) -> Model:
+        networks = (on_cpu(gan.ema.module), on_cpu(autoencoder))
+        return build_model(gan.preset, *networks, provenance)
+
+    def picture() -> Pixels:
         return grid_images(gan.preset, gan.ema.module, trained)
 
-    return Work(step, gan.state, picture)
+    return Work(gan.parts(), step, picture, result)
 
 
 @torch.no_grad()
-def grid_images(
-    preset: Preset, generator: nn.Module, trained: TrainedAutoencoder
-) -> NDArray[np.uint8]:
+def grid_images(preset: Preset, generator: nn.Module, trained: TrainedAutoencoder) -> Pixels:
     """The first images of seed 0 as the generator makes them now: [PICTURES,H,W,3]."""
-    drawn = draw_noise(preset, 0, PICTURES)
+    drawn = draw_noise(preset, 0, PICTURES, seed=0)
     device = next(generator.parameters()).device
     noise = [torch.from_numpy(part).to(device) for part in drawn]
     generator.eval()

@@ -1,7 +1,7 @@
-"""What latents are drawn from: encoded as images are read, or once and stored.
+"""Latents to train on: images are encoded as they are read, or once and stored.
 
 A folder of latents (`lddgan.training.encode` writes it) holds latents.npy, float32 [N,F,M,h,w],
-and latents.json, which says of what.
+and latents.json, which describes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lddgan.networks.autoencoder import Autoencoder
 SCHEMA: Final = 1
 FILE: Final = "latents.npy"
 RECORD: Final = "latents.json"
-AT_ONCE: Final = 256  # images in memory that are encoded at once
+ENCODE_BATCH: Final = 256  # images in memory that are encoded at once
 AGAIN: Final = "encode the images again with `lddgan dataset encode`"
 
 Values = NDArray[np.float32]
@@ -46,14 +46,14 @@ def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
 
 
 class StoredLatents:
-    """Moments that are read by index as images are; if F = 2, those of the mirrored images too.
+    """Moments that are read by index, as images are; if F = 2, those of mirrored images too.
 
-    `values` are float32 [F,N,M,h,w], or a file float32 [N,F,M,h,w] that every process maps itself.
+    `values` are float32 [F,N,M,h,w], or a file float32 [N,F,M,h,w] that each process maps.
     """
 
     def __init__(self, values: Values | Path) -> None:
         self.file = values if isinstance(values, Path) else None
-        self.values = mapped(values) if isinstance(values, Path) else values
+        self.values = map_file(values) if isinstance(values, Path) else values
 
     def __reduce__(self) -> tuple[type[StoredLatents], tuple[Values | Path]]:
         return StoredLatents, (self.file or self.values,)
@@ -63,13 +63,13 @@ class StoredLatents:
 
     @property
     def has_mirrored(self) -> bool:
-        """Whether mirrored ones can be read."""
+        """Whether moments of mirrored images can be read."""
         return len(self.values) > 1
 
     def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
         """A copy of the moments by index, float32 [B,M,h,w].
 
-        Raises BadInput if mirrored ones are asked for and are not here.
+        Raises BadInput if mirrored ones are asked for and missing.
         """
         if any(mirrored) and not self.has_mirrored:
             raise BadInput(
@@ -80,8 +80,8 @@ class StoredLatents:
         return Read(torch.from_numpy(self.values[at]), [])
 
 
-def mapped(path: Path) -> Values:
-    """A file [N,F,M,h,w] as an array [F,N,M,h,w] that is read when it is used."""
+def map_file(path: Path) -> Values:
+    """Map a file [N,F,M,h,w] as an array [F,N,M,h,w]: it is read when it is used."""
     values: Values = np.asarray(np.load(path, mmap_mode="r"))
     return values.swapaxes(0, 1)
 
@@ -89,13 +89,13 @@ def mapped(path: Path) -> Values:
 def latents_of(
     autoencoder: Autoencoder, images: Tensor, device: torch.device | str
 ) -> StoredLatents:
-    """The moments of images float32 [N,3,H,W] in [-1,1], in memory; none mirrored.
+    """Encode images float32 [N,3,H,W] in [-1,1] in memory, none of them mirrored.
 
     The autoencoder is moved to `device`.
     """
     network = autoencoder.to(device)
-    starts = range(0, len(images), AT_ONCE)
-    parts = [encode_moments(network, images[i : i + AT_ONCE].to(device)).cpu() for i in starts]
+    starts = range(0, len(images), ENCODE_BATCH)
+    parts = [encode_moments(network, images[i : i + ENCODE_BATCH].to(device)).cpu() for i in starts]
     return StoredLatents(torch.cat(parts)[None].numpy())
 
 
@@ -103,7 +103,7 @@ def latents_of(
 
 
 class Record(Frozen):
-    """What latents.json says of the file beside it."""
+    """latents.json: what the file beside it holds."""
 
     schema_version: Literal[1]
     sha256: str
@@ -121,7 +121,7 @@ class Record(Frozen):
 
 
 def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
-    """The latents in a folder, all of which are read once to check their sha256.
+    """Open the latents in a folder; all are read once to check their sha256.
 
     Raises BadInput if there are none, or they are damaged or of another autoencoder.
     """
@@ -145,7 +145,7 @@ def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
 
 
 def read_record(folder: Path) -> Record:
-    """What a folder of latents says of itself. Raises BadInput."""
+    """Read latents.json of a folder. Raises BadInput if it is missing or invalid."""
     path = folder / RECORD
     if not folder.is_dir():
         raise BadInput(f"there are no latents at {folder}; `lddgan dataset encode` makes them")

@@ -1,24 +1,22 @@
-"""What a training writes about itself while it runs: its losses and pictures of how far it is."""
+"""What a training writes about itself while it runs: losses, and pictures of how far it is."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from lddgan.errors import BadInput, LddganError
+from lddgan.errors import BadInput
 from lddgan.extras import require
-from lddgan.files import atomic_write
-from lddgan.pictures import grid
+from lddgan.files import atomic_write, writing
+from lddgan.pictures import Pixels, grid, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +24,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LINES: Final = 1000  # of losses in a run, about
-FEW: Final = 60  # points that are drawn one by one; more get a smooth line
-SMOOTHED: Final = 0.03  # of all points; those that a point of the smooth line averages
-DECADES: Final = 2  # that a loss must span for a logarithmic axis
-PANEL: Final = (4.6, 1.9)  # inches
+MARKED_POINTS: Final = 60  # curves of more points get a smooth line instead of marks
+SMOOTHED_SHARE: Final = 0.03  # of all points; those that a point of the smooth line averages
+LOG_AXIS_DECADES: Final = 2  # that a loss spans before its axis is logarithmic
+PANEL_INCHES: Final = (4.6, 1.9)
 DPI: Final = 130
 COLOURS: Final = ("#2b6cb0", "#b7791f", "#2f855a", "#6b46c1", "#c53030", "#0987a0", "#5a5a5a")
 GREY: Final = "#5a5a5a"
@@ -41,16 +39,20 @@ class Line(NamedTuple):
     step: int  # the last of them, counted from 0
     losses: dict[str, float]
 
+    def encode(self) -> bytes:
+        """One JSON object: {"step": 99, "g": 0.7}"""
+        return json.dumps({"step": self.step} | self.losses).encode() + b"\n"
 
-class Diary:
-    """Losses and pictures of one stage of a training, as files in its folder.
+
+class TrainingLog(AbstractContextManager["TrainingLog"]):
+    """Losses and pictures of one stage, as files in its folder.
 
         <stage>.losses.jsonl         means over intervals of steps, one JSON object per line
         <stage>.losses.png           the same as curves, drawn at the end
         samples/<stage>-0001000.png  grids of images
         tensorboard/<stage>/         both, for `tensorboard --logdir FOLDER/tensorboard`
 
-    `first` is the step to begin with, of `total`; what an earlier run noted of it and of later
+    `first` is the step to begin with, of `total`; what an earlier run wrote about it and later
     steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager;
     `finish` ends a stage that was not broken off.
 
@@ -62,6 +64,7 @@ class Diary:
         self, folder: Path, stage: str, first: int, total: int, *, writes: bool = True
     ) -> None:
         self.folder, self.stage, self.total = folder, stage, total
+        self.path = folder / f"{stage}.losses.jsonl"
         self.every = interval(total)
         self.since: list[dict[str, float]] = []  # losses of the steps since the last line
         self.writer: SummaryWriter | None = None
@@ -69,59 +72,45 @@ class Diary:
             return
         require("tensorboard", "matplotlib")
         lines = read_losses(self.path) if first > 0 else []
-        atomic_write(self.path, b"".join(encoded(line) for line in lines if line.step < first))
+        atomic_write(self.path, b"".join(line.encode() for line in lines if line.step < first))
         self.writer = open_writer(folder / "tensorboard" / stage, first)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def path(self) -> Path:
-        """Of the losses."""
-        return self.folder / f"{self.stage}.losses.jsonl"
-
     def note(self, step: int, losses: Mapping[str, float]) -> None:
-        """The losses, by name, of step `step` (from 0); to be called after every step.
+        """Write the losses, by name, of step `step` (from 0); to be called after every step.
 
         A loss may be absent: means are over the steps that have it.
         """
         if self.writer is None:
             return
         self.since.append(dict(losses))
-        if not ends_interval(step, self.every, self.total):
+        done = step + 1
+        if done % self.every and done != self.total:
             return
         line = Line(step, means(self.since))
         self.since.clear()
         with writing(self.path):
             with self.path.open("ab") as file:
-                file.write(encoded(line))
+                file.write(line.encode())
             for name, value in line.losses.items():
                 self.writer.add_scalar(f"{self.stage}/{name}", value, step)
             self.writer.flush()
 
-    def picture(self, step: int, images: NDArray[np.uint8]) -> None:
-        """A grid of uint8 [N,H,W,3], made after `step` steps."""
+    def add_picture(self, step: int, images: Pixels) -> None:
+        """Write a grid of uint8 [N,H,W,3], made after `step` steps."""
         if self.writer is None:
             return
         picture, path = grid(images), self.folder / "samples" / f"{self.stage}-{step:07d}.png"
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG")
-        atomic_write(path, buffer.getbuffer())
+        atomic_write(path, png(picture))
         with writing(path):
             last = max(0, step - 1)  # a run resumed at `step` hides what is there from `step` on
             self.writer.add_image(f"{self.stage}/samples", picture, last, dataformats="HWC")
             self.writer.flush()
 
     def finish(self) -> None:
-        """Draw the losses, if there are any, and close the files."""
+        """Close the files, and draw the losses if there are any."""
         if self.writer is None:
             return
         self.close()
@@ -133,50 +122,43 @@ class Diary:
             atomic_write(self.path.with_suffix(".png"), buffer.getbuffer())
 
     def close(self) -> None:
-        """Close the files; what was noted since the last whole interval is lost."""
+        """Close the files; losses since the last whole interval are lost."""
         if self.writer is not None:
             with writing(self.folder / "tensorboard"):
                 self.writer.close()
             self.writer = None
 
 
+def open_writer(folder: Path, first: int) -> SummaryWriter:
+    """Open TensorBoard's writer into `folder`, hiding what it holds of step `first` and later.
+
+    It hides every tag of the folder: hence one per stage.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    with writing(folder):
+        return SummaryWriter(str(folder), purge_step=first)
+
+
 # ---- losses as lines ----
 
 
 def interval(total: int) -> int:
-    """Over how many of `total` steps losses are averaged."""
+    """The number of steps, of `total`, over which losses are averaged."""
     return max(1, total // LINES)
-
-
-def ends_interval(step: int, every: int, total: int) -> bool:
-    """Whether an interval of `every` steps, or the whole run, ends with step `step`."""
-    return (step + 1) % every == 0 or step + 1 == total
 
 
 def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each loss over the steps that have it."""
-    values: dict[str, list[float]] = {}
-    for losses in steps:
-        for name, value in losses.items():
-            values.setdefault(name, []).append(value)
+    names = dict.fromkeys(name for losses in steps for name in losses)
+    values = {name: [losses[name] for losses in steps if name in losses] for name in names}
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
-def encoded(line: Line) -> bytes:
-    """One JSON object: {"step": 99, "g": 0.7}"""
-    return json.dumps({"step": line.step} | line.losses).encode() + b"\n"
-
-
-def decoded(row: bytes) -> Line:
-    """The inverse of `encoded`. Raises ValueError, KeyError, TypeError or AttributeError."""
-    losses = json.loads(row)
-    return Line(losses.pop("step"), losses)
-
-
 def read_losses(path: Path) -> list[Line]:
-    """The lines in `path`, none if it does not exist; a half-written last one is left out.
+    """Read the lines in `path`: none if it does not exist, and no half-written last one.
 
-    Raises BadInput if another one is damaged.
+    Raises BadInput if another line is damaged.
     """
     if not path.exists():
         return []
@@ -184,7 +166,8 @@ def read_losses(path: Path) -> list[Line]:
     lines = []
     for number, row in enumerate(rows, start=1):
         try:
-            lines.append(decoded(row))
+            losses = json.loads(row)
+            lines.append(Line(losses.pop("step"), losses))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(rows):
                 raise BadInput(
@@ -194,17 +177,6 @@ def read_losses(path: Path) -> list[Line]:
     return lines
 
 
-def curves(lines: Sequence[Line]) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of each loss, by name in the order in which they appear."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for line in lines:
-        for name, value in line.losses.items():
-            steps, values = found.setdefault(name, ([], []))
-            steps.append(line.step)
-            values.append(value)
-    return found
-
-
 # ---- losses as a picture ----
 
 
@@ -212,42 +184,42 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
     """A panel for each loss, in rows of one or two; there must be one at least."""
     from matplotlib.figure import Figure
 
-    found = curves(lines)
-    columns = 1 if len(found) < 3 else 2
-    rows = math.ceil(len(found) / columns)
-    size = (PANEL[0] * (1.5 if columns == 1 else 2), PANEL[1] * rows + 0.6)
+    names = list(dict.fromkeys(name for line in lines for name in line.losses))
+    columns = 1 if len(names) < 3 else 2
+    rows = math.ceil(len(names) / columns)
+    size = (PANEL_INCHES[0] * (1.5 if columns == 1 else 2), PANEL_INCHES[1] * rows + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(f"losses of the {title}", fontsize=10, x=0.01, ha="left")
     figure.supxlabel("step", fontsize=8)
     panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
-    for spare in panels[len(found) :]:
+    for spare in panels[len(names) :]:
         spare.remove()
-    for place, (axes, (name, (steps, values))) in enumerate(
-        zip(panels[: len(found)], found.items(), strict=True)
-    ):
-        draw_loss(axes, steps, values, COLOURS[place % len(COLOURS)])
+    for place, (axes, name) in enumerate(zip(panels[: len(names)], names, strict=True)):
+        having = [line for line in lines if name in line.losses]
+        values = [line.losses[name] for line in having]
+        draw_loss(axes, [line.step for line in having], values, COLOURS[place % len(COLOURS)])
         axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
-        axes.tick_params(labelbottom=place >= len(found) - columns)  # the lowest of its column
+        axes.tick_params(labelbottom=place >= len(names) - columns)  # the lowest of its column
     end = max(1, lines[-1].step)
     panels[0].set_xlim(-0.02 * end, 1.02 * end)  # of all
     return figure
 
 
 def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
-    """One curve: points if there are few, else a pale line with a smooth one over it."""
+    """Draw one curve: marks if it has few points, else a pale line with a smooth one over it."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    if len(steps) <= FEW:
+    if len(steps) <= MARKED_POINTS:
         axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3)
         last = values[-1]
     else:
-        smooth = smoothed(values, round(SMOOTHED * len(values)))
+        smooth = smoothed(values, round(SMOOTHED_SHARE * len(values)))
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
         axes.plot(steps, smooth, color=colour, linewidth=1.4)
         last = float(smooth[-1])
-    said = f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.3g}"
-    axes.set_title(f"last: {said}", loc="right", fontsize=8, color=GREY)
-    if is_wide(values):
+    text = f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.3g}"
+    axes.set_title(f"last: {text}", loc="right", fontsize=8, color=GREY)
+    if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -268,31 +240,3 @@ def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     smooth: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
     return smooth
-
-
-def is_wide(values: Sequence[float]) -> bool:
-    """Whether a loss is only readable on a logarithmic axis."""
-    return min(values) > 0 and max(values) > 10**DECADES * min(values)
-
-
-# ---- files ----
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the disk's errors while writing `path` into LddganError."""
-    try:
-        yield
-    except OSError as error:
-        raise LddganError(f"cannot write {path}: {error.strerror}") from error
-
-
-def open_writer(folder: Path, first: int) -> SummaryWriter:
-    """TensorBoard's writer into `folder`, hiding what it holds of step `first` and later.
-
-    It hides every tag of the folder: hence one per stage.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    with writing(folder):
-        return SummaryWriter(str(folder), purge_step=first)

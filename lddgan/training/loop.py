@@ -1,131 +1,185 @@
-"""The loop that both stages share: seed, step, show, keep, stop."""
+"""The one loop of both trainings: read, step, show, keep, stop."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from types import FrameType, TracebackType
-from typing import Any, Final, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lddgan.checkpoint import Model, TrainedAutoencoder, save_checkpoint
 from lddgan.data.feed import Feed
+from lddgan.data.images import Images
 from lddgan.errors import LddganError, OutOfMemory, Stopped
-from lddgan.progress import Meter
-from lddgan.training.log import Diary
-from lddgan.training.ranks import Ranks
+from lddgan.pictures import Pixels
+from lddgan.preset import AutoencoderTraining, Preset, Training
+from lddgan.progress import Meter, stop_signals
+from lddgan.torch_settings import flushing_denormals
+from lddgan.training.log import TrainingLog
+from lddgan.training.ranks import Ranks, joined
+from lddgan.training.run_folder import refuse_finished, result_path, state_path
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, seed_step
 
 GRIDS: Final = 20  # pictures in a run, about
 GRID_STEPS: Final = 100  # between two of them, at least
-NAMED_IMAGES: Final = 8  # of a batch that went wrong
+NAMED_IMAGES: Final = 8  # of a batch whose loss is not finite
 
-Losses = dict[str, float]
+Losses = dict[str, float]  # by name
+TensorLosses = dict[str, Tensor]
+Result = TypeVar("Result", Model, TrainedAutoencoder)
 
 
-class Stage(NamedTuple):
+class Work(NamedTuple, Generic[Result]):
+    """What a stage does, once it is known where and in how many steps."""
+
+    parts: Mapping[str, Any]  # what has a state: networks and optimisers, by name
+    step: Callable[[Tensor, int, float], Losses]  # (this process's rows, step, progress 0..1)
+    picture: Callable[[], Pixels]  # [N,H,W,3]: images that show how far the training is
+    result: Callable[[dict[str, Any]], Result]  # provenance -> what is written
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Result]):
     """One of the two trainings."""
 
-    number: int  # of the seeds
-    name: str
+    name: str  # of its files, and in messages
+    number: int  # of its seeds
+    preset: Preset
+    images: Images
+    cfg: AutoencoderTraining | Training  # of the preset: batch and epochs
     group: int  # images of a batch that cannot be parted
+    origin: dict[str, str]  # what else must be the same where a run is resumed, by name
     remedy: str  # for too little memory
-
-
-class Work(NamedTuple):
-    """What a stage does."""
-
-    step: Callable[[Tensor, int], Losses]  # (this process's rows, number of the step)
-    parts: Callable[[], dict[str, Any]]  # state dicts to keep
-    picture: Callable[[], NDArray[np.uint8]]  # [N,H,W,3], how far it is
+    begin: Callable[[Settings, Ranks, int], Work[Result]]  # the int is the number of steps
 
 
 class NotFinite(Exception):
     """A loss or a gradient that is NaN or infinite; no weight has been changed by it."""
 
 
-def run_steps(
-    stage: Stage,
-    work: Work,
-    feed: Feed,
-    keeper: Keeper,
-    settings: Settings,
-    ranks: Ranks,
-    total: int,
-) -> None:
-    """Make the steps of a stage that are left of `total`.
+def train(stage: Stage[Result], settings: Settings) -> Result:
+    """Train to the end, from where an earlier run was if `settings.resume`; write the result.
 
-    Raises Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch where a
-    loss or a gradient is not finite; OutOfMemory.
+    Until then the state is kept in `settings.out`.  Raises BadInput for what does not fit together;
+    Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch if a loss or a
+    gradient is not finite; OutOfMemory.
     """
-    first = keeper.first
-    with (
-        Meter(stage.name, first, total, settings.log) as meter,
-        Diary(settings.out, stage.name, first, total, writes=ranks.is_first) as diary,
-        StopSignals() as stop,
-        closing(feed.batches(first, total)) as batches,
-    ):
-        for number, rows in enumerate(batches, start=first):
-            seed_step(settings.seed, stage.number, number)
-            try:
-                losses = work.step(rows.to(ranks.device, non_blocking=True), number)
-            except NotFinite as error:
-                raise LddganError(
-                    f"training the {stage.name} failed: {error} at step {number}, "
-                    f"{batch_in_words(feed, number)}; lower the learning rate or check the images; "
-                    + last_good(keeper)
-                ) from error
-            except torch.OutOfMemoryError as error:
-                raise OutOfMemory(
-                    f"the GPU has too little memory to train the {stage.name}; {stage.remedy}"
-                ) from error
-            done = number + 1
-            meter.show(done, losses)
-            diary.note(number, losses)
-            stopped = ranks.any(stop.asked is not None)
-            if stopped or done == total or keeper.is_due:
-                keeper.keep(done, work.parts())
-            if ranks.is_first and is_picture_due(done, total):
-                diary.picture(done, work.picture())
-            if stopped and done < total:
-                raise Stopped(
-                    f"stopped after step {done:,} of {total:,}; go on with --resume", stop.asked
-                )
-        diary.finish()
-    bad = ranks.union(feed.bad)
-    if bad:
-        settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
+    refuse_finished(settings.out, stage.name)
+    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
+        # What is read, and what an earlier run left
+        total = settings.total(len(stage.images), stage.cfg.batch, stage.cfg.epochs)
+        flip = stage.preset.training.flip
+        feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
+        settings = settings.quiet_unless_first(ranks)  # but for what the feed skips
+        run = settings.run(stage.preset, stage.images, total) | stage.origin
+        path = state_path(settings.out, stage.name)
+        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
+
+        # The networks
+        seed_step(settings.seed, stage.number, total)  # of the initial weights
+        work = stage.begin(settings, ranks, total)
+        for name, state in (keeper.parts or {}).items():
+            work.parts[name].load_state_dict(state)
+
+        # The steps
+        with (
+            Meter(stage.name, keeper.first, total, settings.log) as meter,
+            TrainingLog(
+                settings.out, stage.name, keeper.first, total, writes=ranks.is_first
+            ) as log,
+            stop_signals() as stop,
+            closing(feed.batches(keeper.first, total)) as batches,
+        ):
+            for number, rows in enumerate(batches, start=keeper.first):
+                seed_step(settings.seed, stage.number, number)
+                try:
+                    rows = rows.to(ranks.device, non_blocking=True)
+                    losses = work.step(rows, number, number / total)
+                except NotFinite as error:
+                    raise LddganError(
+                        f"training the {stage.name} failed: {error} at step {number}, "
+                        f"{describe_batch(feed, number)}; lower the learning rate or check the "
+                        f"images; {describe_state(keeper)}"
+                    ) from error
+                except torch.OutOfMemoryError as error:
+                    raise OutOfMemory(
+                        f"the GPU has too little memory to train the {stage.name}; {stage.remedy}"
+                    ) from error
+                done = number + 1
+                meter.show(done, losses)
+                log.note(number, losses)
+                stopped = ranks.any(stop.asked is not None)
+                if stopped or done == total or keeper.is_due:
+                    keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
+                if ranks.is_first and is_picture_due(done, total):
+                    log.add_picture(done, work.picture())
+                if stopped and done < total:
+                    message = f"stopped after step {done:,} of {total:,}; go on with --resume"
+                    raise Stopped(message, stop.asked)
+            log.finish()
+        if bad := ranks.union(feed.bad):
+            settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
+
+        # The result
+        trained = work.result(settings.provenance(len(stage.images), total, keeper.seconds))
+        if ranks.is_first:
+            save_checkpoint(result_path(settings.out, stage.name), trained)
+            path.unlink(missing_ok=True)
+        return trained
 
 
 def is_picture_due(done: int, total: int) -> bool:
     return done == total or done % max(total // GRIDS, GRID_STEPS) == 0
 
 
-def batch_in_words(feed: Feed, number: int) -> str:
-    """Which images a step saw."""
-    order = feed.steps.order
-    epoch, position = divmod(number, order.per_epoch)
-    index = order.at(number)[0][feed.steps.rows].tolist()
+def describe_batch(feed: Feed, number: int) -> str:
+    """Which images a step saw, for people."""
+    epoch, position = divmod(number, feed.order.per_epoch)
+    index = feed.order.at(number)[0][feed.rows].tolist()
     more = ", ..." if len(index) > NAMED_IMAGES else ""
     listed = ", ".join(map(str, index[:NAMED_IMAGES]))
     return f"batch {position} of epoch {epoch} (images {listed}{more})"
 
 
-def last_good(keeper: Keeper) -> str:
-    """Where to go on after a failure."""
+def describe_state(keeper: Keeper) -> str:
+    """Where to go on after a failure, for people."""
     if keeper.kept == 0:
         return "nothing was saved yet"
     return f"the last good state is {keeper.path}, after step {keeper.kept:,}"
 
 
-def checked(losses: Mapping[str, Tensor], ranks: Ranks) -> Losses:
+def descend(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    parts: Iterable[Mapping[str, Tensor]],
+    ranks: Ranks,
+) -> Losses:
+    """Make one step of `optimizer` on the losses of `network`; returns them, summed over `parts`.
+
+    Each part is backpropagated before the next is computed.  Raises NotFinite, on every process
+    and changing no weight, if a loss or a gradient is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for losses in parts:
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    values = average_losses(sums, ranks)
+    ranks.average_gradients(network.parameters())
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    size = float(nn.utils.get_total_norm(gradients))
+    if not math.isfinite(size):
+        raise NotFinite(f"its gradient is {size}")
+    optimizer.step()
+    return values
+
+
+def average_losses(losses: Mapping[str, Tensor], ranks: Ranks) -> Losses:
     """The means of losses over all processes. Raises NotFinite, on every process, if one is not."""
     stacked = torch.stack([loss.detach().float() for loss in losses.values()])
     values = dict(zip(losses, ranks.mean(stacked).tolist(), strict=True))
@@ -133,38 +187,3 @@ def checked(losses: Mapping[str, Tensor], ranks: Ranks) -> Losses:
         if not math.isfinite(value):
             raise NotFinite(f"its loss {name} is {value}")
     return values
-
-
-def refuse_infinite(parameters: Iterable[nn.Parameter]) -> None:
-    """Raise NotFinite for a gradient that is: where each process has the mean, on every one."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    size = float(nn.utils.get_total_norm(gradients))
-    if not math.isfinite(size):
-        raise NotFinite(f"its gradient is {size}")
-
-
-class StopSignals:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; the second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None  # number of the signal
-        self.before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
-        signal.signal(number, self.before[signal.Signals(number)])

@@ -1,17 +1,24 @@
-"""The losses of LDDGAN, as pure functions of tensors (arXiv 2406.11713, section 3)."""
+"""The losses of both trainings, as pure functions of tensors."""
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+WEIGHT_EPS: Final = 1e-4  # of the adaptive weight
+WEIGHT_MOST: Final = 1e4
+
 
 def widened(x: Tensor) -> Tensor:
     """bfloat16, as networks give it under autocast -> float32, in which losses are computed."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+# ---- the generator's (arXiv 2406.11713, section 3) ----
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -47,3 +54,26 @@ def reconstruction_weight(progress: float, delta: float | None) -> float:
         return 1.0
     phi = (2 * progress - 1) * delta
     return (1 - math.tanh(phi / 2)) / 2  # the same, and no exp that overflows
+
+
+# ---- the autoencoder's (arXiv 2012.09841) ----
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """1/2 mean relu(1 - D(real)) + 1/2 mean relu(1 + D(fake)), logits [B,1,h,w] -> scalar."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def hinge_generator_loss(fake: Tensor) -> Tensor:
+    """-mean D(fake), logits [B,1,h,w] -> scalar."""
+    return -fake.mean()
+
+
+def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
+    """The weight of the adversarial loss: |grad nll| / (|grad g| + 1e-4), at most 1e4.
+
+    Both gradients are with respect to the decoder's last layer (equation 7); the scalar that is
+    returned has none.
+    """
+    nll, g = (torch.linalg.vector_norm(v.detach()) for v in (nll_gradient, g_gradient))
+    return (nll / (g + WEIGHT_EPS)).clamp(0, WEIGHT_MOST)

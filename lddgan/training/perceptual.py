@@ -1,15 +1,11 @@
-"""LPIPS, the perceptual distance of two images (arXiv 1801.03924), for the autoencoder's loss.
-
-Of the package `lpips` only the weights are used: importing it imports torchvision, which fails
-where torchvision and torch are of different builds (a torch for the CPU, torchvision of PyPI).
-"""
+"""LPIPS, the perceptual distance of two images (arXiv 1801.03924), for the autoencoder's loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +13,17 @@ from torch.nn import functional as F
 
 from lddgan.checkpoint import check_tensors, materialise, read_safetensors
 from lddgan.errors import BadInput, LddganError
-from lddgan.extras import require
 from lddgan.published.pickles import read_pickle
 
-VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-VGG_SHA256 = "397923af"  # how it begins
-REMEDY = f"fetch {VGG_URL} and give it with --vgg FILE, or set --perceptual-weight 0"
-BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # VGG-16: convolutions, channels
-SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for images in [-1,1]
-SCALE = (0.458, 0.448, 0.450)
-EPS = 1e-10  # the least length of a feature vector
+# LPIPS' own weights, `lins.*`, as in the package lpips 0.1.4; its licence lies beside them.
+LINS_FILE: Final = Path(__file__).parents[1] / "assets" / "lpips" / "vgg.safetensors"
+VGG_URL: Final = "https://download.pytorch.org/models/vgg16-397923af.pth"
+VGG_SHA256: Final = "397923af"  # how it begins
+REMEDY: Final = f"fetch {VGG_URL} and give it with --vgg FILE, or set --perceptual-weight 0"
+BLOCKS: Final = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # VGG-16: convolutions, channels
+SHIFT: Final = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for images in [-1,1]
+SCALE: Final = (0.458, 0.448, 0.450)
+EPS: Final = 1e-10  # the least length of a feature vector
 
 
 class Perceptual(nn.Module):
@@ -87,27 +84,25 @@ def load_perceptual(vgg: Path | None, device: torch.device | str) -> Perceptual:
     """LPIPS with the VGG-16 of the file `vgg`; None: torchvision's, downloaded the first time.
 
     `vgg` is torchvision's state dict, as .pth or .safetensors; only `features.*` is used.  Raises
-    BadInput if it cannot be used, LddganError if the package or the download is missing.
+    BadInput if it cannot be used, LddganError if the download fails.
     """
-    require("lpips")
     with torch.device("meta"):
         perceptual = Perceptual()
-    shapes = {k: v.shape for k, v in perceptual.state_dict().items()}
+    shapes = {k: v.shape for k, v in perceptual.features.state_dict(prefix="features.").items()}
     try:
         tensors = read_features(vgg or downloaded_vgg(), shapes)
     except BadInput as error:
         raise BadInput(f"{error}; {REMEDY}") from error
-    materialise(perceptual, tensors | read_lins(shapes))
+    materialise(perceptual, tensors | read_safetensors(LINS_FILE)[1])
     return perceptual.eval().to(device)
 
 
-def read_features(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors `features.*` of `shapes` in a file, checked. Raises BadInput."""
-    safe = path.suffix == ".safetensors"
-    loaded = read_safetensors(path)[1] if safe else read_pickle(path)
+def read_features(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Read the `expected` tensors of a file, and check them. Raises BadInput."""
+    is_safe = path.suffix == ".safetensors"
+    loaded = read_safetensors(path)[1] if is_safe else read_pickle(path)
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path} holds no state dict but a {type(loaded).__name__}")
-    expected = {k: v for k, v in shapes.items() if k.startswith("features.")}
     found = {k: loaded[k] for k in expected if k in loaded}
     odd = [k for k, v in found.items() if not is_plain(v)]
     if odd:
@@ -127,21 +122,11 @@ def is_plain(value: object) -> bool:
     )
 
 
-def read_lins(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The channels' weights `lins.*` of `shapes`, out of the installed package lpips."""
-    spec = find_spec("lpips")
-    assert spec is not None and spec.origin is not None, spec  # required above
-    path = Path(spec.origin).parent / "weights" / "v0.1" / "vgg.pth"
-    expected = {k: v for k, v in shapes.items() if k.startswith("lins.")}
-    loaded = read_pickle(path)
-    renamed = {f"lin{number}.model.1.weight": k for number, k in enumerate(expected)}
-    tensors = {renamed.get(k, k): v for k, v in loaded.items()}
-    check_tensors(tensors, expected, f"LPIPS in {path}")
-    return tensors
-
-
 def downloaded_vgg() -> Path:
-    """torchvision's VGG-16 in the folder of torch hub, where it is put the first time (528 MB)."""
+    """torchvision's VGG-16 in the folder of torch hub; downloads it the first time (528 MB).
+
+    Raises LddganError.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rpartition("/")[2]
     if path.is_file():
         return path

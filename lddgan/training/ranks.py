@@ -19,7 +19,7 @@ from lddgan.preset import GROUP
 
 
 class Ranks(NamedTuple):
-    """This process among those that train together, and the device it computes on."""
+    """This process among those that train together, and the device that it computes on."""
 
     rank: int
     world: int
@@ -42,13 +42,13 @@ class Ranks(NamedTuple):
         return values
 
     def any(self, here: bool) -> bool:
-        """Whether it holds in one of the processes at least."""
+        """Whether `here` is true in at least one process."""
         if self.world == 1:
             return here
         return bool(self.mean(torch.tensor(float(here), device=self.device)))
 
     def union(self, here: set[str]) -> set[str]:
-        """What one of the processes at least has."""
+        """The union of all processes' sets."""
         if self.world == 1:
             return here
         found: list[set[str] | None] = [None] * self.world
@@ -73,7 +73,10 @@ class Ranks(NamedTuple):
 
 
 def kind_of(device: str | None) -> str:
-    """cpu or cuda; None: a GPU if there is one. Raises BadInput for a GPU where there is none."""
+    """cpu or cuda; None: a GPU if there is one.
+
+    Raises BadInput if CUDA was requested and is not available.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput(
             f"torch {torch.__version__} finds no CUDA GPU here; leave out --device, or say cpu"
@@ -83,12 +86,11 @@ def kind_of(device: str | None) -> str:
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
-    """Join the processes that `torchrun` has started, if it has; alone otherwise.
+    """Join the processes that `torchrun` has started, if it has; otherwise train alone.
 
-    device None: a CUDA GPU of its own for each process if there are any, the CPU otherwise.
-    Within another `joined` the processes stay joined: so two trainings follow one another.
-    Raises BadInput if there is no GPU, or a machine has fewer than processes, or another program
-    than `torchrun` has started them.
+    device None: a GPU for each process if there are any, the CPU otherwise.  Inside another
+    `joined` the processes stay joined, so that two trainings can follow one another.  Raises
+    BadInput if there are too few GPUs, or if another program than `torchrun` started the processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = kind_of(device)
@@ -120,12 +122,12 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
 
 def rows_of(part: int, parts: int, batch: int, group: int = GROUP) -> Tensor:
-    """The rows of a batch that form one of its equal parts, int64 [batch/parts].
+    """The rows of a batch that form one of its `parts` equal parts, int64 [batch/parts].
 
-    Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part is made
-    of whole groups, in the order in which the discriminator, seeing that part alone, puts them
-    together again.  Where there is no such deviation, `group` is 1.  Raises BadInput if the parts
-    are not equal or not multiples of `group`.
+    Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part consists
+    of whole groups, in the order in which the discriminator groups them when it sees the part
+    alone.  Without such a deviation `group` is 1.  Raises BadInput if the parts would not be equal,
+    or not multiples of `group`.
     """
     if parts == 1:
         return torch.arange(batch)

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints, the states of what is unfinished, a look at these."""
+"""The folder of a run: its checkpoints, and the states of trainings that are not finished."""
 
 from __future__ import annotations
 
@@ -16,55 +16,58 @@ from lddgan.checkpoint import (
 )
 from lddgan.errors import BadInput
 from lddgan.preset import Preset
-from lddgan.training.settings import Settings
 from lddgan.training.state import load_state
 
 AUTOENCODER_FILE: Final = "autoencoder.safetensors"
 MODEL_FILE: Final = "model.safetensors"
+RESULTS: Final = {"autoencoder": AUTOENCODER_FILE, "generator": MODEL_FILE}  # by name of the stage
 STATE: Final = ".state.pt"  # suffix
-AUTOENCODER_STATE: Final = f"autoencoder{STATE}"
-GENERATOR_STATE: Final = f"generator{STATE}"
 AVERAGED: Final = "module."  # what the moving average puts before every name
 
 
-def unfinished(settings: Settings, result: str, state: str) -> None:
-    """Raise BadInput if the run's `result` is there already, and its `state` is not."""
-    path = settings.out / result
-    if path.exists() and not (settings.out / state).exists():
+def result_path(folder: Path, stage: str) -> Path:
+    return folder / RESULTS[stage]
+
+
+def state_path(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}{STATE}"
+
+
+def refuse_finished(folder: Path, stage: str) -> None:
+    """Raise BadInput if the stage's result is in the folder, and no state of a later run."""
+    path = result_path(folder, stage)
+    if path.exists() and not state_path(folder, stage).exists():
         raise BadInput(
-            f"{path} is finished: there is nothing to resume; to train anew, delete it or name "
+            f"{path} is finished: there is nothing to resume; to train again, delete it or name "
             "another --out"
         )
 
 
-def keep_autoencoder(folder: Path, stage: TrainedAutoencoder) -> None:
+def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:
     """Keep the autoencoder beside the generator's state. Raises BadInput if another one is."""
     path = folder / AUTOENCODER_FILE
     if not path.exists():
-        save_checkpoint(path, stage)
-    elif digest_of(load_autoencoder(path)) != digest_of(stage):
+        save_checkpoint(path, trained)
+    elif digest_of(load_autoencoder(path)) != digest_of(trained):
         raise BadInput(f"{path} is another autoencoder than the one given; name another --out")
 
 
 def load_model(path: Path) -> Model:
-    """The model in a checkpoint, or what an unfinished generator's state would give.
-
-    Raises BadInput.
-    """
+    """Load a checkpoint, or what the state of an unfinished generator gives. Raises BadInput."""
     return load_unfinished(path) if path.name.endswith(STATE) else load_checkpoint(path)
 
 
 def load_unfinished(path: Path) -> Model:
-    """The model that an unfinished generator's state would give: its moving average so far.
+    """Load the model that an unfinished generator's state gives: its moving average so far.
 
-    `path` is the state, the autoencoder lies beside it.  Raises BadInput.
+    `path` is the state; the autoencoder lies beside it.  Raises BadInput.
     """
     state = load_state(path)
     average = state["parts"].get("ema")
     if average is None:
         raise BadInput(f"{path} is the state of an autoencoder; it makes no images")
     generator = {k.removeprefix(AVERAGED): v for k, v in average.items() if k.startswith(AVERAGED)}
-    stage = load_autoencoder(path.parent / AUTOENCODER_FILE)
+    trained = load_autoencoder(path.parent / AUTOENCODER_FILE)
     provenance = {"unfinished": str(path), "steps": state["step"]}
     preset = Preset.model_validate_json(state["run"]["preset"])
-    return build_model(preset, generator, stage.autoencoder.state_dict(), provenance)
+    return build_model(preset, generator, trained.autoencoder.state_dict(), provenance)

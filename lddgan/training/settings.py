@@ -1,4 +1,4 @@
-"""How a training is run; what is trained is the preset's."""
+"""How a training is run; what is trained is in the preset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lddgan.training.ranks import Ranks, rows_of
 
 @dataclass(frozen=True)
 class Settings:
-    """The run of one stage. Raises BadInput for values that are out of range."""
+    """How one stage is run. Raises BadInput for values that are out of range."""
 
     out: Path  # folder of what the run writes
     seed: int = 0
@@ -67,7 +67,7 @@ class Settings:
         return torch.cat([rows_of(part, parts, batch, group) for part in mine])
 
     def feed(self, images: Images, ranks: Ranks, batch: int, group: int, flip: bool) -> Feed:
-        """This process's share of the batches. Raises BadInput."""
+        """Open this process's share of the batches. Raises BadInput if there are too few images."""
         return Feed(
             images,
             Order(len(images), batch, self.seed, flip),
@@ -79,19 +79,19 @@ class Settings:
         )
 
     def quiet_unless_first(self, ranks: Ranks) -> Settings:
-        """The settings of a process that leaves talking to the first one."""
+        """The settings of this process: only the first one prints."""
         return self if ranks.is_first else replace(self, log=lambda line: None)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Where networks compute: in bfloat16 if that is asked for."""
+        """The context in which networks compute: bfloat16 if `bf16`."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 
     def layout(self) -> dict[str, Any]:
-        """What a network is moved with."""
+        """Options of `nn.Module.to` that give a network its memory layout."""
         return {"memory_format": torch.channels_last} if self.channels_last else {}
 
     def run(self, preset: Preset, images: Images, total: int) -> dict[str, str]:
-        """What must be the same where a run is resumed, by what it is called."""
+        """What must be the same where a run is resumed, by name."""
         return {
             "seed": str(self.seed),
             "number of images": str(len(images)),
@@ -102,7 +102,7 @@ class Settings:
         }
 
     def provenance(self, count: int, steps: int, seconds: float) -> dict[str, Any]:
-        """Where weights come from, for their checkpoint."""
+        """Where weights come from: the provenance in their checkpoint."""
         return {
             "command": " ".join(self.command),
             "data": self.source,
@@ -116,7 +116,7 @@ class Settings:
 
 
 def digest_of_some(images: Images) -> str:
-    """SHA-256 of three images, or latents: wherever they lie, the same. Raises BadInput."""
+    """SHA-256 of three images or latents, the same wherever the files are. Raises BadInput."""
     index = [0, len(images) // 2, len(images) - 1]
     values = read_unmirrored(images, index).values
     return sha256(values.numpy().tobytes()).hexdigest()

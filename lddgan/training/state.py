@@ -10,8 +10,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,13 +28,12 @@ SAVE_SHARE: Final = 0.05  # of the time at most goes into saving
 
 
 class Keeper:
-    """Saves the state of one stage to `path` about once a minute, and starts from what is there.
+    """Saves the state of one stage to `path` about once a minute, and loads the one that is there.
 
-    `run` describes the run, by what; a state of another one is refused.  `first` is the step to
-    start at, `parts` the state dicts saved then (None at the beginning), `seconds` the time spent
-    so far.
-    Raises BadInput rather than overwrite a state that the caller does not resume, and where there
-    is nothing to resume.
+    `run` describes the run, by name of the setting; the state of another run is refused.  `first`
+    is the step to start at, `parts` the state dicts of that step (None at the beginning),
+    `seconds` the time spent so far.  Raises BadInput if there is a state and `resume` is False, or
+    there is none and it is True.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Keeper:
         return self.writes and spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def keep(self, step: int, parts: dict[str, Any]) -> None:
-        """Save after `step` steps; atomic. Raises LddganError if the disk does not take it."""
+        """Save the state after `step` steps, atomically. Raises LddganError if the disk fails."""
         if not self.writes:
             return
         now = time.monotonic()
@@ -79,7 +77,7 @@ class Keeper:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The state in `path`. Raises BadInput if it is missing or damaged."""
+    """Load the state in `path`. Raises BadInput if it is missing or damaged."""
     if not path.is_file():
         raise BadInput(f"{path} does not exist or is not a file")
     try:
@@ -88,13 +86,13 @@ def load_state(path: Path) -> dict[str, Any]:
             raise KeyError("run")
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
         raise BadInput(
-            f"{path} is not a readable training state; delete it to start anew"
+            f"{path} is not a readable training state; delete it to start over"
         ) from error
     return dict(state)
 
 
 def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> None:
-    """Raise BadInput, naming the difference, if a state is of another run."""
+    """Raise BadInput, naming the difference, if a state belongs to another run."""
     found = in_words_of_now(found)
     differs = [key for key in run if found.get(key) != run[key]]
     if differs:
@@ -105,25 +103,15 @@ def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> N
 
 
 def in_words_of_now(run: Mapping[str, str]) -> Mapping[str, str]:
-    """The description of a run with its preset as this version writes it."""
+    """The description of a run, with its preset as this version writes it."""
     try:
         return {**run, "preset": Preset.model_validate_json(run["preset"]).model_dump_json()}
     except (KeyError, ValidationError):
         return run
 
 
-@contextmanager
-def flushing_denormals() -> Iterator[None]:
-    """Numbers near zero are taken for zero on a CPU: with them Adam's averages are slow."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
 def on_cpu(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network, as a checkpoint takes them."""
+    """The tensors of a network on the CPU, as a checkpoint holds them."""
     return {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 

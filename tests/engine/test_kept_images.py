@@ -23,11 +23,11 @@ from engine.kept_images import (
     refuse_images,
     verify_images,
 )
-from engine.output import npz
 from engine.registry import open_engine
 from engine.sampler import Sampler
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
+from lddgan.pictures import npz
 from tests.bench.rows import row
 
 ROOT = Path(__file__).parents[2]

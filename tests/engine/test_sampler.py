@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from engine.backend import Backend
 from engine.backends.torch.run import TorchBackend
-from engine.output import write_images
 from engine.registry import open_engine
 from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
 from lddgan.checkpoint import Model
@@ -23,6 +22,7 @@ from lddgan.diffusion import sample
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.networks.registry import create
 from lddgan.noise import normals, sampler_noise
+from lddgan.pictures import write_images
 from lddgan.presets import PRESETS
 from tests.conftest import TINY
 from tests.needs import needs

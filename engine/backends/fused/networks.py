@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.backends.fused.reference import Ops
-from engine.backends.torch.run import channels_last
 from export.modules import GeneratorStep, to_uint8
 from export.rewrites.generator import StepTable, StyledNorm, styles_together
 from export.rewrites.upsampling import as_transposed
@@ -37,6 +36,7 @@ from lddgan.networks.layers import (
     to_tokens,
 )
 from lddgan.preset import Preset
+from lddgan.torch_settings import channels_last
 
 
 class FusedNorm(nn.Module):

@@ -14,13 +14,13 @@ from torch import Tensor
 from engine.backend import Backend, Inputs, Program
 from engine.backends.fused.networks import FusedImage, FusedStep, in_precision
 from engine.backends.fused.reference import PLAIN, Ops
-from engine.backends.torch.run import memory_named, where
 from engine.graphed import Graphed, Recorded
 from engine.requirements import one_line
 from engine.timing import Timer
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
+from lddgan.torch_settings import memory_named, where
 
 if TYPE_CHECKING:
     from engine.backends.fused.engine import Store

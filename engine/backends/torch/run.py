@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from engine.timing import Timer, torch_timer
 from export.fp16 import to_half
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
-from lddgan.errors import LddganError, OutOfMemory
+from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
+from lddgan.torch_settings import channels_last, memory_format, memory_named, where
 
 
 class TorchBackend(Backend):
@@ -102,19 +102,6 @@ def graph_modules(
     return channels_last(generator), channels_last(decoder)
 
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """Lay out, in place, the kernels of the convolutions so that channels are innermost."""
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
-
-
-def memory_format(precision: Precision) -> torch.memory_format:
-    """How 4-dimensional tensors lie in memory."""
-    return torch.channels_last if precision == "fp16" else torch.contiguous_format
-
-
 def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
     """Compile a module whole with torch.compile.
 
@@ -134,23 +121,3 @@ def compiled_module(module: nn.Module) -> Callable[..., Tensor]:
             ) from error
 
     return call
-
-
-def where(device: str, precision: Precision, nhwc: bool = False) -> str:
-    """Name the device and its layout, for people."""
-    if device == "cuda":
-        special = ", channels-last" if nhwc or precision == "fp16" else ""
-        return torch.cuda.get_device_name() + special
-    return f"CPU ({torch.get_num_threads()} threads)" + (", channels-last" if nhwc else "")
-
-
-@contextmanager
-def memory_named() -> Iterator[None]:
-    """Raise OutOfMemory for PyTorch's error of the same meaning."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            "PyTorch found too little memory on the GPU; run fewer images at once, or end what "
-            "else uses the GPU"
-        ) from error

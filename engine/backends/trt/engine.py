@@ -18,13 +18,13 @@ from engine.backends.trt.plans import (
     options_before,
     plan_key,
 )
-from engine.backends.trt.publish import sweep
 from engine.gpu.device import Gpu, open_gpu, why_no_cuda_core
 from engine.gpu.driver import why_no_gpu
 from engine.verification import Verification, refuse
 from export.bundle import Bundle, store_folder
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import sweep
 from lddgan.names import Device, Precision
 from lddgan.preset import Preset
 from lddgan.progress import Log

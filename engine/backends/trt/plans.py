@@ -20,17 +20,18 @@ from pydantic import BaseModel, Field, ValidationError
 from engine.backends.trt.build import BuildOptions, Profile, build_graph, flags_for
 from engine.backends.trt.library import Library, LibraryName
 from engine.backends.trt.progress import DONE
-from engine.backends.trt.publish import (
-    build_lock,
-    publishing,
-    read_timing_cache,
-    save_timing_cache,
-    sweep,
-)
+from engine.backends.trt.timing_cache import read_timing_cache, save_timing_cache
 from export.bundle import Bundle, FileEntry, graph_file, store_folder
 from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import LddganError, why_invalid
-from lddgan.files import atomic_write, sha256_of_bytes, sha256_of_file
+from lddgan.files import (
+    atomic_folder,
+    atomic_write,
+    build_lock,
+    sha256_of_bytes,
+    sha256_of_file,
+    sweep,
+)
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.progress import Log, Meter, to_stderr
@@ -388,7 +389,7 @@ def build(
     """Build both graphs into a temporary folder and publish it. The lock of `key` is held."""
     plans, seconds = {}, {}
     timing = folder / f"timing-{key.machine}.cache"
-    with publishing(folder, key.folder_name) as temporary:
+    with atomic_folder(folder / key.folder_name) as temporary:
         for which, spec in graph_specs(bundle.preset).items():
             path = bundle.graph(which, options.precision)
             with Meter(f"building the {which}", 0, DONE, log, unit="%") as meter:

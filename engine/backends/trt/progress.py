@@ -6,10 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Final
 
 from engine.backends.trt.library import TensorRT
+from lddgan.progress import signal_handler
 
 Progress = Callable[[int, int], None]  # per cent done, 100
 
@@ -19,18 +19,8 @@ DONE: Final = 100  # per cent
 @contextmanager
 def interrupt_sets(cancelled: threading.Event) -> Iterator[None]:
     """Within it Ctrl-C sets `cancelled`: an exception must not pass through TensorRT's frames."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Ctrl-C reaches the main thread alone
-        return
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        cancelled.set()
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
+    with signal_handler(lambda number, frame: cancelled.set(), signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class Phases:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lddgan.data.feed import Feed, unless_broken_off
+from lddgan.data.feed import Feed, hide_broken_off
 from lddgan.data.images import ImageFiles, Images, InMemory, Read
 from lddgan.data.open_source import open_source
 from lddgan.data.order import Order
@@ -128,9 +128,7 @@ def test_a_bad_image_stops_the_training_by_its_name(tmp_path: Path, workers: int
 
 
 @both
-def test_a_bad_image_is_told_once_and_the_next_good_one_stands_in(
-    tmp_path: Path, workers: int
-) -> None:
+def test_bad_image_is_logged_once_and_replaced_by_the_next(tmp_path: Path, workers: int) -> None:
     lines: list[str] = []
     feed = feed_of(folder(tmp_path, [2, 3, 9]), workers, on_bad="skip", log=lines.append)
     order, instead = Order(COUNT, BATCH, SEED, False), {2: 4, 3: 4, 9: 0}
@@ -218,9 +216,34 @@ class BreakingOff(InMemory):
         return Read(super().read(index, mirrored).values, [Handed(os.getpid())])
 
 
-def test_a_worker_that_is_killed_as_it_hands_a_batch_over_is_one_sentence() -> None:
+def test_worker_killed_while_handing_over_is_one_sentence() -> None:
     with pytest.raises(LddganError, match=r"^reading the images failed: .*killed by signal"):
         list(feed_of(BreakingOff(numbers()), 2).batches(0, STEPS))
+
+
+class Torn:
+    """Something that breaks off as it arrives, although its worker lives."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tear, ()
+
+
+def tear() -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+class Tearing(InMemory):
+    def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
+        return Read(super().read(index, mirrored).values, [Torn()])
+
+
+def test_batch_that_breaks_off_as_it_arrives_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lddgan.data.feed.SIGNAL_SECONDS", 0.01)
+    with pytest.raises(LddganError, match=r"^reading the images failed: a worker .*Connection re"):
+        list(feed_of(Tearing(numbers()), 2).batches(0, STEPS))
+    assert multiprocessing.active_children() == []
 
 
 # ---- the workers ----
@@ -239,16 +262,25 @@ def test_workers_leave_signals_to_the_training() -> None:
     assert len(found) == 40
 
 
-def test_a_worker_says_nothing_of_a_batch_that_is_left_behind(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("message", [b"", b"no digest"])
+def test_worker_is_silent_about_batches_that_nobody_takes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], message: bytes
 ) -> None:
-    monkeypatch.setattr(sys, "excepthook", unless_broken_off)
+    monkeypatch.setattr(sys, "excepthook", hide_broken_off)
     address, _ = resource_sharer.DupFd(0)._id
-    Client(address, authkey=multiprocessing.current_process().authkey).close()
+    with Client(address) as connection:  # which is to answer a challenge
+        if message:
+            connection.send_bytes(message)
     resource_sharer.stop(timeout=10)
     assert capfd.readouterr().err == ""
-    sys.excepthook(ValueError, ValueError("another matter"), None)
-    assert capfd.readouterr().err == "ValueError: another matter\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("another matter"), EOFError("another place")])
+def test_worker_prints_its_other_errors(
+    capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    hide_broken_off(type(error), error, None)
+    assert capfd.readouterr().err == f"{type(error).__name__}: {error}\n"
 
 
 def test_workers_are_gone_when_the_training_stops() -> None:

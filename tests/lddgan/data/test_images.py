@@ -38,8 +38,8 @@ def test_enlarging_follows_the_bicubic_formula():
 
 
 def test_missing_scikit_learn_names_the_line_to_run(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(LddganError, match="pip install scikit-learn"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(LddganError, match="sklearn is not installed; pip install"):
         digits()
 
 

@@ -1,11 +1,14 @@
 """What the tests of the training share."""
 
+from pathlib import Path
+
 import torch
 
 from lddgan.checkpoint import TrainedAutoencoder, random_model
 from lddgan.preset import Preset
 from lddgan.presets import get_preset
 from lddgan.training.ranks import Ranks
+from lddgan.training.settings import Settings
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -24,6 +27,12 @@ def tiny_preset() -> Preset:
     )
 
 
-def first_stage_of(preset: Preset) -> TrainedAutoencoder:
+def random_autoencoder(preset: Preset) -> TrainedAutoencoder:
     """A random autoencoder."""
     return TrainedAutoencoder(preset, random_model(preset).autoencoder)
+
+
+def settings(out: str | Path, **changes: object) -> Settings:
+    """A quiet run on the CPU."""
+    given = {"out": Path(out), "device": "cpu", "log": lambda line: None} | changes
+    return Settings(**given)  # type: ignore[arg-type]

@@ -1,27 +1,30 @@
 """The autoencoder's training: its losses, gradients, Table 7's regularisers, and that it trains."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import lddgan.training.autoencoder as codec_module
+import lddgan.training.autoencoder as autoencoder_training
 from lddgan.checkpoint import TrainedAutoencoder, load_autoencoder
 from lddgan.data.digits import digits
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput, LddganError
-from lddgan.networks import autoencoder as autoencoder_module
+from lddgan.networks import autoencoder as autoencoder_network
 from lddgan.networks import layers
 from lddgan.networks.autoencoder import KlAutoencoder, kl_divergence
 from lddgan.preset import with_values
-from lddgan.training.autoencoder import Codec, codec_losses, measure_scale_factor, train_autoencoder
-from lddgan.training.run_folder import AUTOENCODER_FILE, AUTOENCODER_STATE
-from lddgan.training.settings import Settings
+from lddgan.training.autoencoder import (
+    AutoencoderGan,
+    autoencoder_losses,
+    measure_scale_factor,
+    train_autoencoder,
+)
+from lddgan.training.run_folder import AUTOENCODER_FILE
 from lddgan.training.state import Keeper
-from tests.lddgan.training.support import ALONE, first_stage_of, tiny_preset
+from tests.lddgan.training.support import ALONE, random_autoencoder, settings, tiny_preset
 
 KINDS = ("kl", "none", "vq")
 CPU = torch.device("cpu")
@@ -41,20 +44,16 @@ def preset_of(kind, **changes):
     return with_values(tiny_preset(), values | ({"autoencoder.codes": 16} if kind == "vq" else {}))
 
 
-def settings(out, **changes):
-    return Settings(**{"out": Path(out), "device": "cpu", "log": lambda line: None} | changes)
-
-
-def new_codec(preset, perceptual=None, **changes):
+def new_gan(preset, perceptual=None, **changes):
     torch.manual_seed(0)
-    return Codec(preset, preset.autoencoder_training, settings(".", **changes), ALONE, perceptual)
+    return AutoencoderGan(preset, settings(".", **changes), ALONE, perceptual)
 
 
 @pytest.fixture
 def float64(monkeypatch):
     """What computes in float32 computes in float64."""
     monkeypatch.setattr(layers.GroupNorm, "forward", torch.nn.GroupNorm.forward)
-    monkeypatch.setattr(autoencoder_module, "attention", attention64)
+    monkeypatch.setattr(autoencoder_network, "attention", attention64)
 
 
 def attention64(q, k, v):
@@ -70,19 +69,21 @@ class Distance(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_finite_differences(float64, kind):
-    codec = new_codec(preset_of(kind, perceptual_weight=0.5, disc_weight=0.5), Distance())
-    for network in (codec.autoencoder, codec.critic):
+    gan = new_gan(preset_of(kind, perceptual_weight=0.5, disc_weight=0.5), Distance())
+    for network in (gan.autoencoder, gan.critic):
         network.double()
     image = digits()[:4].double()
     noise = torch.randn(4, 4, 8, 8, dtype=torch.float64)
-    weight = codec.autoencoder.decoder.conv_out.weight
+    weight = gan.autoencoder.decoder.conv_out.weight
 
     def loss(adversarial):
-        return torch.stack(list(codec_losses(codec, image, noise, adversarial)[1].values())).sum()
+        return torch.stack(
+            list(autoencoder_losses(gan, image, noise, adversarial)[1].values())
+        ).sum()
 
     loss(False).backward()
-    fixed = codec.autoencoder.encoder.conv_in.weight  # through a quantiser, straight on: not exact
-    for parameter in (weight, codec.autoencoder.post_quant_conv.weight) + (
+    fixed = gan.autoencoder.encoder.conv_in.weight  # through a quantiser, straight on: not exact
+    for parameter in (weight, gan.autoencoder.post_quant_conv.weight) + (
         () if kind == "vq" else (fixed,)
     ):
         direction = torch.randn_like(parameter)
@@ -99,10 +100,10 @@ def test_gradients_agree_with_finite_differences(float64, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_losses_of_each_regulariser(kind):
     preset = preset_of(kind, kl_weight=0.1)
-    codec = new_codec(preset)
+    gan = new_gan(preset)
     image, noise = digits()[:8], torch.randn(8, 4, 8, 8)
-    decoded, losses = codec_losses(codec, image, noise, adversarial=False)
-    network = codec.autoencoder
+    decoded, losses = autoencoder_losses(gan, image, noise, adversarial=False)
+    network = gan.autoencoder
     assert losses["l1"].item() == pytest.approx((image - decoded).abs().mean().item())
     if kind == "vq":
         latent = network.encode(image)
@@ -123,11 +124,11 @@ def test_the_losses_of_each_regulariser(kind):
     torch.testing.assert_close(decoded, expected)
 
 
-def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
-    codec = new_codec(preset_of("vq"))
+def test_vq_gradients_reach_encoder_and_codebook():
+    gan = new_gan(preset_of("vq"))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
-    _, losses = codec_losses(codec, image, noise, adversarial=False)
-    first, book = codec.autoencoder.encoder.conv_in.weight, codec.autoencoder.quantize.embedding
+    _, losses = autoencoder_losses(gan, image, noise, adversarial=False)
+    first, book = gan.autoencoder.encoder.conv_in.weight, gan.autoencoder.quantize.embedding
     for name, to_encoder, to_codes in (
         ("l1", True, False),
         ("codebook", False, True),
@@ -139,12 +140,12 @@ def test_quantised_gradients_go_straight_to_the_encoder_and_the_codebook():
         assert [g is not None and bool(g.any()) for g in gradients] == [to_encoder, to_codes]
 
 
-def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
-    codec = new_codec(preset_of("none", disc_weight=0.5))
+def test_adversarial_weight_is_from_last_layer_gradients():
+    gan = new_gan(preset_of("none", disc_weight=0.5))
     image, noise = digits()[:8], torch.zeros(8, 4, 8, 8)
-    decoded, losses = codec_losses(codec, image, noise, adversarial=True)
-    last = codec.autoencoder.decoder.conv_out.weight
-    g = -codec.critic(decoded).mean()
+    decoded, losses = autoencoder_losses(gan, image, noise, adversarial=True)
+    last = gan.autoencoder.decoder.conv_out.weight
+    g = -gan.critic(decoded).mean()
     sizes = [
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm().item()
         for loss in ((image - decoded).abs().mean(), g)
@@ -154,26 +155,25 @@ def test_the_adversarial_share_is_weighed_by_gradients_at_the_last_layer():
     )
 
 
-def test_the_patch_discriminator_begins_at_its_step_and_only_it_sees_its_loss():
-    codec = new_codec(preset_of("kl", disc_weight=0.5, disc_start=1))
+def test_critic_begins_at_disc_start_and_alone_gets_its_loss():
+    gan = new_gan(preset_of("kl", disc_weight=0.5, disc_start=1))
     image = digits()[:8]
-    before = codec.critic.net[0].weight.clone()
-    assert list(codec.step(image, 0, 0.0)) == ["l1", "kl"]
-    assert torch.equal(codec.critic.net[0].weight, before)
-    assert list(codec.step(image, 1, 0.0)) == ["l1", "g", "kl", "critic"]
-    assert not torch.equal(codec.critic.net[0].weight, before)
-    assert codec.critic.net[0].weight.grad is not None
-    decoder = codec.autoencoder.decoder.conv_out.weight.grad.clone()
-    codec.critic.requires_grad_(True)
-    codec_module.critic_loss(codec, image, image).backward()
-    assert torch.equal(codec.autoencoder.decoder.conv_out.weight.grad, decoder)
+    before = gan.critic.net[0].weight.clone()
+    assert list(gan.step(image, 0, 0.0)) == ["l1", "kl"]
+    assert torch.equal(gan.critic.net[0].weight, before)
+    assert list(gan.step(image, 1, 0.0)) == ["l1", "g", "kl", "critic"]
+    assert not torch.equal(gan.critic.net[0].weight, before)
+    assert gan.critic.net[0].weight.grad is not None
+    decoder = gan.autoencoder.decoder.conv_out.weight.grad.clone()
+    gan.critic.requires_grad_(True)
+    autoencoder_training.critic_loss(gan, image, image).backward()
+    assert torch.equal(gan.autoencoder.decoder.conv_out.weight.grad, decoder)
 
 
 def test_bf16_stays_near_fp32():
     image = digits()[:8]
     losses = [
-        new_codec(preset_of("kl"), **changes).step(image, 0, 0.0)
-        for changes in ({}, {"bf16": True})
+        new_gan(preset_of("kl"), **changes).step(image, 0, 0.0) for changes in ({}, {"bf16": True})
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[0] != losses[1]
 
@@ -195,7 +195,7 @@ class Spoilt(InMemory):
         return read._replace(bad=["last.png is damaged"] if len(self) - 1 in index else [])
 
 
-def test_the_scale_factor_is_not_measured_on_bad_images_unless_told(images):
+def test_scale_factor_refuses_bad_images_unless_skipped(images):
     torch.manual_seed(0)
     autoencoder = KlAutoencoder(tiny_preset()).eval()
     spoilt = Spoilt(images.images)
@@ -205,7 +205,7 @@ def test_the_scale_factor_is_not_measured_on_bad_images_unless_told(images):
 
 
 def test_the_scale_factor_is_measured_on_images_from_everywhere(images, monkeypatch):
-    monkeypatch.setattr(codec_module, "MEASURED", 5)
+    monkeypatch.setattr(autoencoder_training, "MEASURED", 5)
     torch.manual_seed(0)
     autoencoder = KlAutoencoder(tiny_preset()).eval()
     scale = measure_scale_factor(autoencoder, images, 1.0, CPU, "stop")
@@ -216,7 +216,7 @@ def test_the_scale_factor_is_measured_on_images_from_everywhere(images, monkeypa
 # Whole runs.
 
 
-def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
+def test_unused_patch_discriminator_is_logged(images, tmp_path):
     said = []
     preset = preset_of("kl", disc_weight=0.5, disc_start=2)
     train_autoencoder(preset, images, settings(tmp_path / "2", steps=2, log=said.append))
@@ -230,12 +230,12 @@ def test_a_discriminator_that_never_takes_part_is_said(images, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_steps_reduce_the_loss_and_the_result_knows_its_scale(images, tmp_path, kind):
+def test_training_reduces_the_loss_and_measures_the_scale(images, tmp_path, kind):
     preset = preset_of(kind, lr=3e-3, kl_weight=1e-6)
     pixels = images.images
 
-    def l1(stage: TrainedAutoencoder):
-        decoded = stage.autoencoder.decode(stage.autoencoder.encode(pixels))
+    def l1(trained: TrainedAutoencoder):
+        decoded = trained.autoencoder.decode(trained.autoencoder.encode(pixels))
         return (decoded - pixels).abs().mean().item()
 
     short, long = (
@@ -260,14 +260,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch)
     preset = with_values(preset, {"autoencoder.dropout": 0.2, "training.flip": True})
     whole = train_autoencoder(preset, images, settings(tmp_path / "whole", seed=1))
     monkeypatch.setattr(Keeper, "is_due", True)  # after every step
-    steps, step = iter(range(100)), Codec.step
+    steps, step = iter(range(100)), AutoencoderGan.step
 
     def cut(*arguments):
         if next(steps) in (2, 4):
             raise Interrupted
         return step(*arguments)
 
-    monkeypatch.setattr(Codec, "step", cut)
+    monkeypatch.setattr(AutoencoderGan, "step", cut)
     out = tmp_path / "cut"
     for resume in (False, True):
         with pytest.raises(Interrupted):
@@ -276,12 +276,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(images, tmp_path, monkeypatch)
     assert next(steps) == 8
     a, b = whole.autoencoder.state_dict(), resumed.autoencoder.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a) and whole.preset == resumed.preset
-    assert not (out / AUTOENCODER_STATE).exists()
+    assert not (out / "autoencoder.state.pt").exists()
 
 
 def test_beginning_with_an_autoencoder(images, tmp_path):
     preset = preset_of("none")
-    start = first_stage_of(preset)
+    start = random_autoencoder(preset)
     measured = train_autoencoder(preset, images, settings(tmp_path / "0", steps=0), start=start)
     a, b = start.autoencoder.state_dict(), measured.autoencoder.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -309,7 +309,7 @@ def test_nan_stops(tmp_path):
         train_autoencoder(preset_of("kl"), images, settings(tmp_path))
 
 
-def test_a_preset_that_does_not_say_how_is_refused(images, tmp_path):
+def test_preset_without_autoencoder_training_is_refused(images, tmp_path):
     preset = tiny_preset().model_copy(update={"autoencoder_training": None})
     with pytest.raises(BadInput, match="does not say how to train its autoencoder"):
         train_autoencoder(preset, images, settings(tmp_path))

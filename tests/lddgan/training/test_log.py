@@ -1,4 +1,4 @@
-"""A training's diary: its lines against means worked out by hand, TensorBoard's files read back."""
+"""A training's log: its lines against means worked out by hand, TensorBoard's files read back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import GAP, grid
-from lddgan.training.log import (
-    DPI,
-    FEW,
-    Diary,
-    Line,
-    interval,
-    losses_figure,
-    read_losses,
-    smoothed,
-)
+from lddgan.pictures import GAP_PIXELS as GAP
+from lddgan.pictures import grid
+from lddgan.training.log import DPI, Line, TrainingLog, interval, losses_figure, read_losses
 
 ROOT = Path(__file__).parents[3]
 STAGE = "generator"
@@ -47,11 +38,11 @@ def losses_of(step: int) -> dict[str, float]:
 
 def run(folder: Path, first: int, end: int, total: int) -> None:
     """Steps first..end-1 of `total`; broken off if end < total."""
-    with Diary(folder, STAGE, first, total) as diary:
+    with TrainingLog(folder, STAGE, first, total) as log:
         for step in range(first, end):
-            diary.note(step, losses_of(step))
+            log.note(step, losses_of(step))
         if end == total:
-            diary.finish()
+            log.finish()
 
 
 def lines_of(folder: Path) -> list[dict[str, float]]:
@@ -89,10 +80,10 @@ def test_lines_are_the_means_over_the_steps_that_have_a_loss(tmp_path: Path) -> 
 
 def test_a_caller_may_use_its_dict_again(tmp_path: Path) -> None:
     losses = {"d": 1.0}
-    with Diary(tmp_path, STAGE, 0, 2000) as diary:
-        diary.note(0, losses)
+    with TrainingLog(tmp_path, STAGE, 0, 2000) as log:
+        log.note(0, losses)
         losses["d"] = 2.0
-        diary.note(1, losses)
+        log.note(1, losses)
     assert lines_of(tmp_path) == [{"step": 1, "d": 1.5}]
 
 
@@ -104,9 +95,9 @@ def test_a_run_has_about_a_thousand_lines(total: int, steps: int) -> None:
 
 
 def test_the_last_interval_may_be_short(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 2501) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 2501) as log:
         for step in range(2501):
-            diary.note(step, {"d": float(step)})
+            log.note(step, {"d": float(step)})
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == [*range(1, 2501, 2), 2500]
     assert [line["d"] for line in lines] == [*(step - 0.5 for step in range(1, 2501, 2)), 2500]
@@ -114,9 +105,9 @@ def test_the_last_interval_may_be_short(tmp_path: Path) -> None:
 
 def test_each_stage_has_its_own(tmp_path: Path) -> None:
     for stage, value in (("autoencoder", 1.0), ("generator", 2.0)):
-        with Diary(tmp_path, stage, 0, 1) as diary:
-            diary.note(0, {"l1": value})
-            diary.finish()
+        with TrainingLog(tmp_path, stage, 0, 1) as log:
+            log.note(0, {"l1": value})
+            log.finish()
     for stage, value in (("autoencoder", 1.0), ("generator", 2.0)):
         assert read_losses(tmp_path / f"{stage}.losses.jsonl") == [Line(0, {"l1": value})]
         assert scalars(events(tmp_path, stage), f"{stage}/l1") == {0: value}
@@ -136,7 +127,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("broken_off", [12, 14, 17])
-def test_resumed_at_an_edge_it_is_the_file_of_an_uninterrupted_run(
+def test_log_resumed_between_intervals_equals_an_unbroken_one(
     tmp_path: Path, uninterrupted: Path, broken_off: int
 ) -> None:
     run(tmp_path, 0, broken_off, TOTAL)
@@ -203,7 +194,7 @@ def test_another_damaged_line_is_named_and_left_alone(tmp_path: Path, damage: st
     text = f'{{"step": 0, "d": 1.0}}\n{damage}\n{{"step": 2, "d": 1.0}}\n'
     (tmp_path / FILE).write_text(text)
     with pytest.raises(BadInput, match="line 2 holds no losses") as caught:
-        Diary(tmp_path, STAGE, 3, 9)
+        TrainingLog(tmp_path, STAGE, 3, 9)
     assert str(tmp_path / FILE) in str(caught.value) and "\n" not in str(caught.value)
     assert (tmp_path / FILE).read_text() == text
 
@@ -211,15 +202,15 @@ def test_another_damaged_line_is_named_and_left_alone(tmp_path: Path, damage: st
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lddgan.training.log import Diary
-with Diary(Path(sys.argv[1]), "generator", 0, 5000) as diary:  # intervals of 5 steps
+from lddgan.training.log import TrainingLog
+with TrainingLog(Path(sys.argv[1]), "generator", 0, 5000) as log:  # intervals of 5 steps
     for step in range(523):
-        diary.note(step, {"d": float(step)})
+        log.note(step, {"d": float(step)})
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_is_there_after_a_kill_is_less_than_an_interval_short(tmp_path: Path) -> None:
+def test_killed_log_lacks_less_than_one_interval(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -235,9 +226,9 @@ def test_what_is_there_after_a_kill_is_less_than_an_interval_short(tmp_path: Pat
 
 
 def test_tensorboard_has_the_same_means(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 2000) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 2000) as log:
         for step in range(40):
-            diary.note(step, {"d": 1 / (step + 1)} | ({"r1": 0.1 * step} if step % 4 == 0 else {}))
+            log.note(step, {"d": 1 / (step + 1)} | ({"r1": 0.1 * step} if step % 4 == 0 else {}))
     found, lines = events(tmp_path), lines_of(tmp_path)
     assert sorted(found.Tags()["scalars"]) == ["generator/d", "generator/r1"]
     for name in ("d", "r1"):
@@ -247,17 +238,17 @@ def test_tensorboard_has_the_same_means(tmp_path: Path) -> None:
 
 
 def test_tensorboard_hides_what_is_made_again(tmp_path: Path) -> None:
-    with Diary(tmp_path, "autoencoder", 0, 20) as other:
+    with TrainingLog(tmp_path, "autoencoder", 0, 20) as other:
         for step in range(20):
             other.note(step, {"l1": 0.5})
-    with Diary(tmp_path, STAGE, 0, 20) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 20) as log:
         for step in range(9):
-            diary.note(step, {"d": 1.0})
-            diary.picture(step + 1, tiles(2))
+            log.note(step, {"d": 1.0})
+            log.add_picture(step + 1, tiles(2))
     age(tmp_path)
-    with Diary(tmp_path, STAGE, 6, 20) as diary:
+    with TrainingLog(tmp_path, STAGE, 6, 20) as log:
         for step in range(6, 12):
-            diary.note(step, {"d": 2.0})
+            log.note(step, {"d": 2.0})
     found = events(tmp_path)
     assert scalars(found, "generator/d") == dict.fromkeys(range(6), 1.0) | dict.fromkeys(
         range(6, 12), 2.0
@@ -281,8 +272,8 @@ def pixels(source: Any) -> np.ndarray:
 
 def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
     images = tiles(5)
-    with Diary(tmp_path, STAGE, 0, 5000) as diary:
-        diary.picture(1000, images)
+    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
+        log.add_picture(1000, images)
     (path,) = (tmp_path / "samples").iterdir()
     assert path.name == "generator-0001000.png"
     found = pixels(path)
@@ -298,9 +289,9 @@ def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_the_beginning_and_one_beyond_seven_digits(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 5000) as diary:
-        diary.picture(0, tiles(1))
-        diary.picture(12_345_678, tiles(1))
+    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
+        log.add_picture(0, tiles(1))
+        log.add_picture(12_345_678, tiles(1))
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["generator-0000000.png", "generator-12345678.png"]
 
@@ -330,102 +321,6 @@ def test_without_losses_nothing_is_drawn(tmp_path: Path) -> None:
     assert not (tmp_path / f"{STAGE}.losses.png").exists()
 
 
-# ---- the figure ----
-
-
-def panel_of(values: Mapping[int, float], more: Mapping[str, float] | None = None) -> Any:
-    """The panel of loss `x`, noted at some of 1000 steps."""
-    lines = [Line(step, {"x": values[step]} if step in values else {}) for step in range(1000)]
-    lines[-1].losses.update(more or {})
-    return losses_figure(STAGE, lines).axes[0]
-
-
-@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (2, 2, 1), (3, 2, 2), (7, 4, 2)])
-def test_there_is_a_panel_for_each_loss(count: int, rows: int, columns: int) -> None:
-    names = [f"loss {number}" for number in range(count)]
-    lines = [Line(step, dict.fromkeys(names, 1.0 * step)) for step in (3, 7, 11)]
-    figure = losses_figure(STAGE, lines)
-    assert [axes.get_title("left") for axes in figure.axes] == names
-    assert [axes.get_title("right") for axes in figure.axes] == ["last: 11"] * count
-    for place, axes in enumerate(figure.axes):
-        spec = axes.get_subplotspec()
-        assert (spec.rowspan.start, spec.colspan.start) == divmod(place, columns)
-        assert spec.get_geometry()[:2] == (rows, columns)
-        (line,) = axes.lines
-        assert list(line.get_xdata()) == list(line.get_ydata()) == [3, 7, 11]
-        low, high = axes.get_xlim()
-        assert -1 < low < 0 and 11 < high < 12
-        labelled = axes.xaxis.get_tick_params()["labelbottom"]
-        assert labelled == (place >= count - columns)  # nothing below it
-    assert figure.get_supxlabel() == "step"
-    assert figure.get_suptitle() == "losses of the generator"
-
-
-def test_a_single_point_is_visible(tmp_path: Path) -> None:
-    panel = panel_of({400: 2.0})
-    (line,) = panel.lines
-    assert list(line.get_xdata()) == [400] and line.get_marker() == "o"
-    assert panel.get_ylim()[0] < 2 < panel.get_ylim()[1]
-    figure = losses_figure(STAGE, [Line(0, {"x": 2.0})])
-    low, high = figure.axes[0].get_xlim()
-    assert low < 0 < high and figure.axes[0].lines[0].get_marker() == "o"
-    figure.savefig(tmp_path / "one.png")
-
-
-def test_a_late_loss_begins_where_it_begins_on_the_steps_of_all() -> None:
-    lines = [Line(step, {"g": 1.0} | ({"d": 2.0} if step >= 30 else {})) for step in range(50)]
-    first, second = losses_figure(STAGE, lines).axes
-    assert list(second.lines[0].get_xdata()) == list(range(30, 50))
-    assert first.get_xlim() == second.get_xlim()
-
-
-def test_a_loss_of_all_steps_but_few_points_has_them_marked() -> None:
-    few = panel_of(dict.fromkeys(range(FEW), 1.0))
-    many = panel_of(dict.fromkeys(range(FEW + 1), 1.0))
-    assert [line.get_marker() for line in few.lines] == ["o"]
-    assert [line.get_marker() for line in many.lines] == ["None", "None"]
-
-
-@pytest.mark.parametrize(
-    ("values", "scale"),
-    [
-        ([1.0, 100.0], "linear"),
-        ([1.0, 101.0], "log"),
-        ([0.0, 1000.0], "linear"),
-        ([-1.0, 1000.0], "linear"),
-        ([2.0], "linear"),
-        ([1e-9, 1e-4], "log"),
-    ],
-)
-def test_only_positive_losses_of_more_than_two_decades_are_logarithmic(
-    values: list[float], scale: str
-) -> None:
-    assert panel_of(dict(enumerate(values))).get_yscale() == scale
-
-
-@pytest.mark.parametrize(
-    ("last", "said"),
-    [(0.69314, "0.693"), (19867.4, "19,867"), (-1234.0, "-1,234"), (3e-7, "3e-07")],
-)
-def test_the_last_value_is_readable(last: float, said: str) -> None:
-    assert panel_of({999: last}).get_title("right") == f"last: {said}"
-
-
-def test_many_points_have_a_smooth_line_over_them() -> None:
-    panel = panel_of({step: float(step % 2) for step in range(1000)})
-    raw, smooth = panel.lines
-    assert raw.get_alpha() < 0.5 and smooth.get_alpha() is None
-    assert list(raw.get_ydata()) == [0.0, 1.0] * 500
-    assert np.ptp(smooth.get_ydata()[20:]) < 0.1
-    assert panel.get_title("right") == f"last: {smooth.get_ydata()[-1]:.3g}"
-
-
-def test_smoothing_keeps_the_beginning() -> None:
-    values = [9.0, 3.0, 0.0, 6.0, 3.0, 0.0]
-    assert smoothed(values, 4).tolist() == pytest.approx([9, 4, 21 / 5, 12 / 5, 9 / 4, 3])
-    assert smoothed(values, 0).tolist() == smoothed(values, 1).tolist() == values
-
-
 # ---- refusals ----
 
 
@@ -436,7 +331,7 @@ def test_missing_packages_are_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, package, None)
     said = rf'{package} is not installed; pip install -e "\.\[{extra}'
     with pytest.raises(LddganError, match=said):
-        Diary(tmp_path, STAGE, 0, 5)
+        TrainingLog(tmp_path, STAGE, 0, 5)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -445,10 +340,10 @@ def test_a_process_that_does_not_write_leaves_nothing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     (tmp_path / FILE).write_text("of the first process\n\n")
-    with Diary(tmp_path, STAGE, 1, 2, writes=False) as diary:
-        diary.note(1, {"d": 1.0})
-        diary.picture(2, tiles(1))
-        diary.finish()
+    with TrainingLog(tmp_path, STAGE, 1, 2, writes=False) as log:
+        log.note(1, {"d": 1.0})
+        log.add_picture(2, tiles(1))
+        log.finish()
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert (tmp_path / FILE).read_text() == "of the first process\n\n"
 
@@ -456,19 +351,19 @@ def test_a_process_that_does_not_write_leaves_nothing(
 def test_folders_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LddganError, match=r"cannot write .*jsonl: (Not a directory|File exists)"):
-        Diary(tmp_path / "file", STAGE, 0, 5)
+        TrainingLog(tmp_path / "file", STAGE, 0, 5)
     (tmp_path / "tensorboard").write_text("mine")
     with pytest.raises(LddganError, match=r"cannot write .*: (Not a directory|File exists)"):
-        Diary(tmp_path, STAGE, 0, 5)
+        TrainingLog(tmp_path, STAGE, 0, 5)
     assert (tmp_path / "tensorboard").read_text() == "mine"
 
 
 def test_losses_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
-    with Diary(tmp_path, STAGE, 0, 5) as diary:
+    with TrainingLog(tmp_path, STAGE, 0, 5) as log:
         (tmp_path / FILE).unlink()
         (tmp_path / FILE).mkdir()
         with pytest.raises(LddganError, match=r"cannot write .*jsonl: Is a directory"):
-            diary.note(0, {"d": 1.0})
+            log.note(0, {"d": 1.0})
 
 
 def test_a_full_disk_leaves_the_earlier_lines(
@@ -482,6 +377,6 @@ def test_a_full_disk_leaves_the_earlier_lines(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(LddganError, match="No space left on device"):
-        Diary(tmp_path, STAGE, 3, 9)
+        TrainingLog(tmp_path, STAGE, 3, 9)
     assert (tmp_path / FILE).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "tensorboard"]

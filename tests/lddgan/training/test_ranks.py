@@ -18,11 +18,11 @@ from lddgan.training.generator import train_generator
 from lddgan.training.latents import latents_of
 from lddgan.training.ranks import Ranks, joined, rows_of
 from lddgan.training.settings import Settings
-from tests.lddgan.training.support import first_stage_of, tiny_preset
+from tests.lddgan.training.support import random_autoencoder, tiny_preset
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_the_parts_of_a_batch_are_all_of_it_and_keep_its_groups_together(parts):
+def test_parts_of_a_batch_cover_it_and_keep_groups_together(parts):
     torch.manual_seed(0)
     x = torch.randn(16, 3, 2, 2)
     rows = [rows_of(part, parts, 16) for part in range(parts)]
@@ -104,7 +104,7 @@ def train_both(out: Path, number: int) -> None:
     stage = train_autoencoder(preset, images, settings)
     torch.save(stage.autoencoder.state_dict(), out / f"autoencoder{number}.pt")
     unlike = with_values(preset, {"training.flip": False})
-    fixed = first_stage_of(unlike)
+    fixed = random_autoencoder(unlike)
     latents = latents_of(fixed.autoencoder, images.images, "cpu")
     other = Settings(out=out / "g", device="cpu", steps=2, log=lambda line: None)
     model = train_generator(unlike, fixed, latents, other)

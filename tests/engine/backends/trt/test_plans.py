@@ -13,9 +13,9 @@ import pytest
 
 from engine.backends.trt.build import BuildOptions
 from engine.backends.trt.plans import RECORD, GpuIdentity, choose, find
-from engine.backends.trt.publish import sweep
 from export.bundle import DIGITS, open_bundle, store_folder
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import sweep
 from tests.engine.backends.trt.conftest import make_bundle
 from tests.engine.backends.trt.scripted import BOTH, STRONG, expected_plan
 from tests.engine.backends.trt.store import OPTIONS, OTHER_GPU, Store, flip, sized

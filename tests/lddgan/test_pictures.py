@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import output
-from engine.output import check_output, png, write_folder, write_images
+from lddgan import pictures as pictures_module
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import grid
+from lddgan.pictures import check_output, grid, png, write_folder, write_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,7 +124,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_output_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+def test_unusable_output_paths_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in ("full", "folder.png", "folder.npz"):
         (tmp_path / folder).mkdir()
@@ -169,7 +168,7 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 import numpy as np
-from engine.output import write_images
+from lddgan.pictures import write_images
 from lddgan.errors import LddganError
 small = np.zeros((2, 8, 8, 3), np.uint8)
 large = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -181,7 +180,7 @@ except LddganError as error:
 """
 
 
-def test_file_that_does_not_fit_is_left_out_and_those_before_are_whole(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_earlier_files_whole(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(folder)],
@@ -196,7 +195,7 @@ def test_file_that_does_not_fit_is_left_out_and_those_before_are_whole(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.npz", "samples"])
-def test_place_that_cannot_be_made_is_one_sentence(tmp_path: Path, name: str) -> None:
+def test_unwritable_folder_is_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(
         LddganError, match=r"cannot write .*: (Not a directory|File exists)"
@@ -222,7 +221,7 @@ def test_processes_write_the_same_files(tmp_path: Path) -> None:
     assert files[0] == files[1] and len(files[0]) == 5
 
 
-def test_an_error_of_a_process_arrives(tmp_path: Path) -> None:
+def test_error_of_an_encoder_process_is_raised(tmp_path: Path) -> None:
     class Removing:
         """The folder is gone when the second batch comes."""
 
@@ -274,7 +273,7 @@ def test_the_engine_is_at_most_one_batch_ahead(tmp_path: Path) -> None:
         (0.1, 0.3, []),  # 25 % of 1.6 s
     ],
 )
-def test_what_holds_the_engine_up_is_said(
+def test_slow_png_writing_is_logged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     encoding: float,
@@ -282,7 +281,7 @@ def test_what_holds_the_engine_up_is_said(
     said: list[str],
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(output, "clock", lambda: now[0])
+    monkeypatch.setattr(pictures_module, "clock", lambda: now[0])
 
     def write(path: Path, image: Any) -> Path:
         now[0] += encoding / 2
@@ -293,7 +292,7 @@ def test_what_holds_the_engine_up_is_said(
             now[0] += making
             yield pictures(2, 8, 8)
 
-    monkeypatch.setattr(output, "write_png", write)
+    monkeypatch.setattr(pictures_module, "write_png", write)
     lines: list[str] = []
     assert write_images(tmp_path / "samples", batches(), 0, lambda _: None, log=lines.append) == 8
     assert lines == said

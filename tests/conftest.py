@@ -18,7 +18,6 @@ from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their
     pytest_configure,
     pytest_runtest_logreport,
     pytest_runtest_setup,
-    pytest_runtestloop,
 )
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""pytest hooks: tests marked `fake_cuda` run together in one child, which has the fake driver.
+"""pytest hooks: tests marked `fake_cuda` run in a child for each file, which has the fake driver.
 
 The child is pytest again, with LD_LIBRARY_PATH leading to the driver; each of its results is
 reported here under the test's own name.
@@ -7,17 +7,18 @@ reported here under the test's own name.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from lddgan.extras import why_missing
 
@@ -25,7 +26,7 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "engine" / "gpu"
 REPORT = "LDDGAN_FAKE_CUDA_REPORT"  # where the child writes, one JSON object a line
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-RESULTS = pytest.StashKey[Future[dict[str, Any]]]()  # nodeid -> outcome and what it said
+RESULTS = pytest.StashKey[dict[Path, dict[str, Any]]]()  # file -> nodeid -> outcome, words
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,10 +56,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 class InChild(pytest.Item):
-    """Stands for a test whose result comes from the child."""
+    """Stands for a test whose result comes from the child of its file."""
 
     def runtest(self) -> None:
-        outcome, said = self.session.stash[RESULTS].result()[self.nodeid]
+        results = self.session.stash.setdefault(RESULTS, {})
+        if self.path not in results:
+            mine = [item for item in self.session.items if isinstance(item, InChild)]
+            names = [item.nodeid for item in mine if item.path == self.path]
+            results[self.path] = run_child(names, self.config.rootpath)
+        outcome, said = results[self.path][self.nodeid]
         if outcome == "skipped":
             pytest.skip(said.removeprefix("Skipped: "))
         if outcome == "failed":
@@ -79,23 +85,14 @@ def in_child(item: pytest.Item) -> InChild:
     return stand_in
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Start the child, which runs beside the other tests."""
-    names = [item.nodeid for item in session.items if isinstance(item, InChild)]
-    if names and not session.config.option.collectonly:
-        starter = ThreadPoolExecutor(1)
-        session.stash[RESULTS] = starter.submit(run_child, names, session.config.rootpath)
-        starter.shutdown(wait=False)
-
-
 def run_child(names: list[str], root: Path) -> dict[str, Any]:
     missing = why_missing("cuda.core") or (not shutil.which("g++") and "g++ is not installed")
     if missing:
         return dict.fromkeys(names, ("skipped", missing))
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report"
-        environment = {**os.environ, **build(Path(folder)), REPORT: str(report)}
+        environment = {**os.environ, **build(root / "build" / "fake-cuda"), REPORT: str(report)}
+        environment = {k: v for k, v in environment.items() if not k.startswith("PYTEST_XDIST")}
         options = ("-p", "no:cacheprovider", "-W", "error::pytest.PytestUnraisableExceptionWarning")
         command = [sys.executable, "-m", "pytest", "-q", *options, *names]
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
@@ -116,11 +113,20 @@ def crashes(unheard: list[str], done: subprocess.CompletedProcess[str]) -> dict[
 
 
 def build(folder: Path) -> dict[str, str]:
-    """Compile the driver and the kernels; what the environment of a child then needs."""
-    driver, kernels = folder / "libcuda.so.1", folder / "libkernels.so"
-    compile_cpp(HERE / "libcuda.cpp", driver, "-Wl,-soname,libcuda.so.1")
-    compile_cpp(HERE / "kernels.cpp", kernels, "-ffp-contract=off", f"-I{KERNELS}")
-    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))
+    """Compile the driver and the kernels, unless another process has.
+
+    Returns what the environment of a child then needs.
+    """
+    sources = [HERE / "libcuda.cpp", HERE / "kernels.cpp", KERNELS / "noise.cu"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    place = folder / digest[:16]
+    driver, kernels = place / "libcuda.so.1", place / "libkernels.so"
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock"):
+        if not driver.exists():
+            compile_cpp(HERE / "kernels.cpp", kernels, "-ffp-contract=off", f"-I{KERNELS}")
+            compile_cpp(HERE / "libcuda.cpp", driver, "-Wl,-soname,libcuda.so.1")
+    path = os.pathsep.join(filter(None, (str(place), os.environ.get("LD_LIBRARY_PATH"))))
     return {"LD_LIBRARY_PATH": path, "LDDGAN_FAKE_KERNELS": str(kernels)}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -86,13 +85,13 @@ class PlanKey(Frozen):
         return slug(f"{self.engine}-{self.version}-{self.gpu.name if self.gpu else 'portable'}")
 
     def differs_only_in_size(self, other: PlanKey) -> bool:
-        """True if the two keys agree in everything except profile and level."""
+        """Whether two keys agree in everything except profile and level."""
         same = {"profile": self.profile, "level": self.level}
         return self == other.model_copy(update=same)
 
 
 def slug(text: str) -> str:
-    """Lower case; letters, digits and dots joined by dashes."""
+    """Lower the case, and join letters, digits and dots by dashes."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
@@ -130,7 +129,7 @@ class PlanSet:
         return self.record.key
 
     def read(self, which: str) -> bytes:
-        """The plan of a graph, checked again. Raises LddganError if it changed meanwhile."""
+        """Read the plan of a graph and check it again. Raises LddganError if it changed meanwhile."""
         path = self.folder / f"{which}{SUFFIX}"
         try:
             content = path.read_bytes()
@@ -141,11 +140,11 @@ class PlanSet:
         return content
 
     def verification(self, model: type[Model]) -> Model | None:
-        """What `save_verification` stored of these very plans; None if nothing valid is there."""
+        """What `save_verification` stored of these plans. Returns None if nothing valid is there."""
         return self._load(VERIFICATION, model)
 
     def save_verification(self, found: BaseModel) -> None:
-        """Keep what was found. In a store that cannot be written it is lost, which is said."""
+        """Keep a verification. Logs the reason if the store cannot be written."""
         try:
             self._save(VERIFICATION, found)
         except LddganError as error:
@@ -157,9 +156,9 @@ class PlanSet:
         return self._tuning.chunks
 
     def save_tuning(self, found: dict[int, int]) -> None:
-        """Keep what was measured, beside what is already known.
+        """Keep what was measured beside what is known.
 
-        In a store that cannot be written it is kept for this process only, which is said.
+        It lasts for this process only, which is logged, if the store cannot be written.
         """
         self._tuning = Tuning(chunks={**self.tuning, **found})
         try:
@@ -222,14 +221,25 @@ def plan_key(
 
 
 def find(folder: Path, key: PlanKey, log: Log) -> PlanSet | None:
-    """The plans of `key`, everything checked; None, after a sentence if they are broken."""
-    return checked(folder / key.folder_name, key, log)
+    """Check the plans of `key`: record, key, sizes and sha256.
+
+    Logs the reason and returns None if they are broken; returns None if there are none.
+    """
+    place = folder / key.folder_name
+    record = read_record(place, log) if place.is_dir() else None
+    if record is None:
+        return None
+    broken = "its key is another" if record.key != key else damage(place, record)
+    if broken is not None:
+        log(f"{place} is left aside: {broken}")
+        return None
+    return PlanSet(place, record, log)
 
 
 def choose(folder: Path, key: PlanKey, batches: Sequence[int | None], log: Log) -> PlanSet | None:
-    """The first of `best_first` that differs from `key` in size only and is valid.
+    """Find the first of `best_first` that differs from `key` in size only and is valid.
 
-    What is broken is said to `log`.
+    Logs what is broken. Returns None if there is none.
     """
     known = [record.key for record in records(folder, log)]
     same = sorted(filter(key.differs_only_in_size, known), key=lambda other: other != key)
@@ -240,24 +250,20 @@ def choose(folder: Path, key: PlanKey, batches: Sequence[int | None], log: Log) 
 def options_before(
     folder: Path, key: PlanKey, batches: Sequence[int | None]
 ) -> BuildOptions | None:
-    """What the first of `best_first` with this engine and precision was built with, if any was.
+    """Options of the first of `best_first` with this engine and precision.
 
-    It is read off the names of folders: the plans may be broken, or made elsewhere.
+    Its plans may be broken or made elsewhere. Returns None if there is none whose record is valid.
     """
-    name = re.compile(
-        rf"{key.engine}-\d.*-{key.precision}-b(\d+)-(\d+)-(\d+)-l(\d)-[0-9a-f]{{{DIGEST_LETTERS}}}"
-    )
-    known = []
-    for found in filter(None, (name.fullmatch(place.name) for place in places(folder))):
-        low, best, high, level = map(int, found.groups())
-        with suppress(ValidationError):
-            profile = Profile(min=low, opt=best, max=high)
-            known.append(BuildOptions(precision=key.precision, profile=profile, level=level))
+    known = [
+        BuildOptions(precision=other.precision, profile=other.profile, level=other.level)
+        for other in (record.key for record in records(folder, lambda _: None))
+        if (other.engine, other.precision) == (key.engine, key.precision)
+    ]
     return next(iter(best_first(known, batches)), None)
 
 
 def best_first(known: Iterable[Sized], batches: Sequence[int | None]) -> list[Sized]:
-    """Those that take one of `batches` (None: any).
+    """Sort those that take one of `batches` (None: any).
 
     In order: the first of `batches` that they take, how near they are tuned to it, their level.
     """
@@ -271,7 +277,7 @@ def best_first(known: Iterable[Sized], batches: Sequence[int | None]) -> list[Si
 
 
 def others(folder: Path, key: PlanKey) -> list[str]:
-    """One sentence for each plan of this engine and precision that was made elsewhere."""
+    """Describe each plan of this engine and precision that was made elsewhere, in a sentence."""
     sentences = []
     for record in records(folder, lambda _: None):
         other = record.key
@@ -293,12 +299,12 @@ def others(folder: Path, key: PlanKey) -> list[str]:
 
 
 def places(folder: Path) -> list[Path]:
-    """The folders of the store that have their final name."""
+    """List the folders of the store that have their final name."""
     return sorted(folder.glob("[!.]*/"))
 
 
 def records(folder: Path, log: Log) -> Iterator[PlanRecord]:
-    """The records in the store that parse and lie in the folder of their key; others are said."""
+    """Read the records that parse and lie in the folder of their key. Logs the others."""
     for place in places(folder):
         record = read_record(place, log)
         if record is not None and record.key.folder_name == place.name:
@@ -308,7 +314,7 @@ def records(folder: Path, log: Log) -> Iterator[PlanRecord]:
 
 
 def read_record(place: Path, log: Log) -> PlanRecord | None:
-    """The record in a folder of the store; None, said, if it does not parse."""
+    """Parse plan.json in `place`. Logs the reason and returns None if it is invalid."""
     try:
         return PlanRecord.model_validate_json((place / RECORD).read_bytes())
     except (OSError, ValidationError) as error:
@@ -316,20 +322,8 @@ def read_record(place: Path, log: Log) -> PlanRecord | None:
         return None
 
 
-def checked(place: Path, key: PlanKey, log: Log) -> PlanSet | None:
-    """The plans in `place` if record, key, sizes and sha256 are right; else None, said."""
-    record = read_record(place, log) if place.is_dir() else None
-    if record is None:
-        return None
-    broken = "its key is another" if record.key != key else damage(place, record)
-    if broken is not None:
-        log(f"{place} is left aside: {broken}")
-        return None
-    return PlanSet(place, record, log)
-
-
 def damage(place: Path, record: PlanRecord) -> str | None:
-    """What is wrong with the plans that `record` lists; None if nothing is."""
+    """What is wrong with the plans that `record` lists. Returns None if nothing is."""
     if set(record.plans) != set(record.key.graphs):
         return f"it lists {', '.join(record.plans) or 'no plans'}"
     for which, entry in record.plans.items():
@@ -361,9 +355,9 @@ def ensure(
 ) -> PlanSet:
     """Find the plans of a bundle, or build both graphs and publish them together.
 
-    One process builds a plan, others wait for it.  A build that fails leaves what was there
-    untouched.  `looked`: `choose` has, in vain, and has said what is broken.
-    Raises BadInput, OutOfMemory, LddganError, and KeyboardInterrupt after Ctrl-C.
+    One process builds a plan, others wait for it. A build that fails leaves what was there
+    untouched. `looked`: the caller has already searched and found nothing. Raises BadInput,
+    OutOfMemory, LddganError, and KeyboardInterrupt after Ctrl-C.
     """
     folder, key = store_folder(bundle), plan_key(bundle, library, gpu, options)
     found = None if rebuild or looked else find(folder, key, log)

@@ -83,7 +83,7 @@ def test_the_first_batch_that_a_plan_takes_counts(store: Store) -> None:
 def test_the_sizes_of_plans_that_cannot_be_used_are_known(store: Store) -> None:
     key = store.key()
     assert options_before(store.folder, key, [100]) is None
-    (store.ensure(sized(1, 100, 100, level=5)).folder / "plan.json").write_text("{")
+    flip(store.ensure(sized(1, 100, 100, level=5)).folder)
     store.ensure(sized(1, 4, 8), gpu=OTHER_GPU, version=STRONG)
     for batch, sizes in ((100, sized(1, 100, 100, 5)), (3, sized(1, 4, 8)), (101, None)):
         assert options_before(store.folder, key, [batch]) == sizes

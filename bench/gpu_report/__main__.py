@@ -18,7 +18,7 @@ from bench.machine import COMMIT, NO_COMMIT, run_child
 from bench.readme import markdown
 from bench.row import REPORT, RESULTS
 from bench.timing import Budget
-from engine.backends.trt.plans import slug
+from engine.backends.trt.key import slug
 from engine.gpu.driver import why_no_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require

@@ -8,16 +8,9 @@ from typing import Final, NamedTuple
 
 from engine.backend import Backend, Engine, Request
 from engine.backends.trt.build import BuildOptions, Profile
+from engine.backends.trt.key import GpuIdentity, plan_key
 from engine.backends.trt.library import Library, LibraryName, load, why_missing
-from engine.backends.trt.plans import (
-    RECORD,
-    GpuIdentity,
-    PlanSet,
-    choose,
-    ensure,
-    options_before,
-    plan_key,
-)
+from engine.backends.trt.plans import RECORD, PlanSet, choose, ensure, options_before
 from engine.gpu.device import Gpu, open_gpu, why_no_cuda_core
 from engine.gpu.driver import why_no_gpu
 from engine.verification import Verification, refuse

@@ -9,18 +9,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from engine.backends.trt.build import BuildOptions, Profile, build_graph, flags_for
-from engine.backends.trt.library import Library, LibraryName
+from engine.backends.trt.build import BuildOptions, build_graph
+from engine.backends.trt.key import GpuIdentity, PlanKey, Which, plan_key
+from engine.backends.trt.library import Library
 from engine.backends.trt.progress import DONE
 from engine.backends.trt.timing_cache import read_timing_cache, save_timing_cache
-from export.bundle import Bundle, FileEntry, graph_file, store_folder
+from export.bundle import Bundle, FileEntry, store_folder
 from export.graphs import MAX_BATCH, graph_specs
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import (
@@ -32,7 +32,6 @@ from lddgan.files import (
     sweep,
 )
 from lddgan.frozen import Frozen
-from lddgan.names import Precision
 from lddgan.progress import Log, Meter, to_stderr
 
 SCHEMA: Final = 1
@@ -40,59 +39,9 @@ RECORD = "plan.json"
 VERIFICATION = "verification.json"
 TUNING = "tuning.json"
 SUFFIX = ".plan"
-DIGEST_LETTERS = 16  # of the key's sha256 in a folder's name; the whole key is compared
 
-Which = Literal["generator", "decoder"]
 Model = TypeVar("Model", bound=BaseModel)
 Sized = TypeVar("Sized", "PlanKey", BuildOptions)
-
-
-class GpuIdentity(NamedTuple):
-    """The GPU that a plan was made for."""
-
-    name: str
-    compute_capability: str  # "9.0"
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.compute_capability})"
-
-
-class PlanKey(Frozen):
-    """Everything that makes a plan valid."""
-
-    engine: LibraryName
-    version: str  # of the library
-    gpu: GpuIdentity | None  # None: portable, as TensorRT-RTX builds them
-    precision: Precision
-    profile: Profile
-    level: int
-    flags: tuple[str, ...]
-    graphs: dict[Which, str]  # sha256 of the ONNX files
-
-    @property
-    def digest(self) -> str:
-        return sha256_of_bytes(self.model_dump_json().encode())
-
-    @property
-    def folder_name(self) -> str:
-        profile = str(self.profile).replace(",", "-")
-        words = (self.machine, self.precision, f"b{profile}", f"l{self.level}")
-        return f"{'-'.join(words)}-{self.digest[:DIGEST_LETTERS]}"
-
-    @property
-    def machine(self) -> str:
-        """Library and GPU as part of a file name."""
-        return slug(f"{self.engine}-{self.version}-{self.gpu.name if self.gpu else 'portable'}")
-
-    def differs_only_in_size(self, other: PlanKey) -> bool:
-        """Whether two keys agree in everything except profile and level."""
-        same = {"profile": self.profile, "level": self.level}
-        return self == other.model_copy(update=same)
-
-
-def slug(text: str) -> str:
-    """Lower the case, and join letters, digits and dots by dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 class PlanRecord(Frozen):
@@ -129,7 +78,7 @@ class PlanSet:
         return self.record.key
 
     def read(self, which: str) -> bytes:
-        """Read the plan of a graph and check it again. Raises LddganError if it changed meanwhile."""
+        """Read the plan of a graph. Raises LddganError if it changed since it was checked."""
         path = self.folder / f"{which}{SUFFIX}"
         try:
             content = path.read_bytes()
@@ -140,7 +89,7 @@ class PlanSet:
         return content
 
     def verification(self, model: type[Model]) -> Model | None:
-        """What `save_verification` stored of these plans. Returns None if nothing valid is there."""
+        """The stored verification of these plans. Returns None if there is no valid one."""
         return self._load(VERIFICATION, model)
 
     def save_verification(self, found: BaseModel) -> None:
@@ -196,25 +145,6 @@ def reason(error: OSError | ValidationError) -> str:
     if isinstance(error, OSError):
         return str(error.strerror)
     return why_invalid(error, "the file")
-
-
-def plan_key(
-    bundle: Bundle, library: Library, gpu: GpuIdentity | None, options: BuildOptions
-) -> PlanKey:
-    """The key of the plans that `options` describe. Raises BadInput if not exported."""
-    if options.precision not in bundle.precisions:
-        bundle.graph("generator", options.precision)  # raises, and says how to export it
-    names = {which: graph_file(which, options.precision) for which in graph_specs(bundle.preset)}
-    return PlanKey.model_validate(
-        {
-            "engine": library.name,
-            "version": library.version,
-            "gpu": gpu,
-            **options.model_dump(),
-            "flags": flags_for(library, options.precision).names,
-            "graphs": {which: bundle.manifest.files[name].sha256 for which, name in names.items()},
-        }
-    )
 
 
 # ---- finding ----

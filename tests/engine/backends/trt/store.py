@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.backends.trt.build import BuildOptions, Profile
-from engine.backends.trt.plans import GpuIdentity, PlanKey, PlanSet, ensure, plan_key
+from engine.backends.trt.key import GpuIdentity, PlanKey, plan_key
+from engine.backends.trt.plans import PlanSet, ensure
 from export.bundle import Bundle, store_folder
 from tests.engine.backends.trt.scripted import BOTH, Script
 

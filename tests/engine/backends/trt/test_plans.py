@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.backends.trt.build import BuildOptions
-from engine.backends.trt.plans import RECORD, GpuIdentity, choose, find
+from engine.backends.trt.key import GpuIdentity
+from engine.backends.trt.plans import RECORD, choose, find
 from export.bundle import DIGITS, open_bundle, store_folder
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sweep

@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from engine.backend import Backend
 from engine.backends.torch.run import TorchBackend
 from engine.registry import open_engine
-from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
+from engine.sampler import Sampler
 from lddgan.checkpoint import Model
 from lddgan.diffusion import sample
-from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.networks.registry import create
+from lddgan.errors import BadInput, LddganError
 from lddgan.noise import normals, sampler_noise
 from lddgan.pictures import write_images
-from lddgan.presets import PRESETS
 from tests.conftest import TINY
 from tests.needs import needs
 
@@ -337,101 +333,3 @@ def test_requests_outside_the_limits_are_refused(request_: dict[str, int], named
 def test_the_last_seed_and_the_last_image_are_served() -> None:
     sampler, _ = scripted(chunk=4)
     assert len(sampler.sample(2, seed=2**63 - 1, first=2**63 - 2, batch=10**9)) == 2
-
-
-# ---- chunks ----
-
-
-@pytest.mark.parametrize("chunk", [0, -1, 128])
-def test_chunk_outside_1_to_127_is_refused(chunk: int) -> None:
-    with pytest.raises(BadInput, match=rf"chunk is {chunk}, and must be in 1\.\.127"):
-        scripted(chunk=chunk)
-
-
-class Small(Scripted):
-    """A device whose memory holds `fits` images."""
-
-    def __init__(self, fits: int) -> None:
-        super().__init__(None)
-        self.fits = fits
-
-    def decode(self, x_0: Any) -> Any:
-        if len(x_0) > self.fits:
-            raise OutOfMemory(f"no memory for {len(x_0)} images")
-        return super().decode(x_0)
-
-
-def test_out_of_memory_halves_the_chunk_says_so_and_gives_the_same_images() -> None:
-    said: list[str] = []
-    sampler = Sampler(Small(3), TINY, random_weights=True, chunk=16, log=said.append)
-    plenty, _ = scripted(chunk=16)
-    for _ in range(2):  # the second time it begins with what fitted
-        assert np.array_equal(sampler.sample(20, seed=4), plenty.sample(20, seed=4))
-    assert said == [
-        "no memory for 10 images; going on with 5 images at once instead of 10",
-        "no memory for 5 images; going on with 2 images at once instead of 5",
-    ]
-
-
-def test_out_of_memory_for_one_image_is_an_error() -> None:
-    sampler = Sampler(Small(0), TINY, random_weights=True, chunk=4, log=lambda _: None)
-    with pytest.raises(OutOfMemory, match="no memory for 1 images"):
-        sampler.sample(4)
-
-
-def test_no_fewer_images_are_tried_than_an_engine_takes() -> None:
-    backend, said = Small(3), []
-    backend.least = 4
-    sampler = Sampler(backend, TINY, random_weights=True, chunk=16, log=said.append)
-    with pytest.raises(OutOfMemory, match="no memory for 5 images"):
-        sampler.sample(20)
-    assert said == ["no memory for 10 images; going on with 5 images at once instead of 10"]
-
-
-def test_make_leaves_the_images_where_they_are_made(ort: Sampler) -> None:
-    made = ort.make(seed=3, first=5, count=2)
-    assert np.array_equal(ort.backend.download(made.image), ort.sample(2, seed=3, first=5))
-    given = ort.make_from(*drawn(2))
-    assert np.array_equal(ort.backend.download(given.image), ort.run(*drawn(2)))
-
-
-def test_make_refuses_more_than_the_chunk_and_arrays_of_another_place() -> None:
-    sampler, backend = scripted(chunk=4)
-    with pytest.raises(BadInput, match=r"5 images at once, and must be in 1\.\.4"):
-        sampler.make(0, 0, 5)
-    with pytest.raises(BadInput, match=r"5 images at once"):
-        sampler.make_from(*drawn(5))
-    x_T, z, noise = drawn(2)
-    with pytest.raises(BadInput, match="the scripted engine takes numpy arrays, not Tensor"):
-        sampler.make_from(torch.from_numpy(x_T), torch.from_numpy(z), torch.from_numpy(noise))
-    assert backend.calls == []
-
-
-class Largest(TorchDispatchMode):
-    """Most elements of any tensor that an operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return out
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_default_chunk_is_the_most_that_keeps_every_activation_in_bounds(name: str) -> None:
-    preset = PRESETS[name]
-    with torch.device("meta"):
-        autoencoder = create("autoencoder", preset)
-        latent = torch.empty(1, *preset.latent_shape)
-    with torch.no_grad(), Largest() as measured:
-        autoencoder.decode(latent)
-    per_image = measured.elements
-    chunk = default_chunk(preset, "cpu")
-    assert chunk == 1 or chunk * per_image <= LARGEST_TENSOR["cpu"]
-    assert chunk == 127 or (chunk + 1) * per_image > LARGEST_TENSOR["cpu"]
-    assert chunk == {"cifar10": 8, "celeba_256": 1, "lsun": 1, "digits": 64}[name]
-    # The paper's batch of 100 runs whole on a GPU, where kernels count in 31 bits.
-    assert default_chunk(preset, "cuda") == 127 and 127 * per_image < 2**31

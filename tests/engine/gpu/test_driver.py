@@ -10,7 +10,7 @@ import pytest
 
 from bench.machine import gpu
 from engine import doctor
-from engine.gpu import driver
+from engine.gpu import device, driver
 from lddgan.errors import LddganError
 
 SOURCE = """
@@ -161,3 +161,11 @@ def test_hidden_gpus_are_none(nvidia_smi, monkeypatch: pytest.MonkeyPatch, visib
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     said = f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={visible} hides every GPU"
     assert driver.why_no_gpu() == said
+
+
+@pytest.mark.parametrize("missing", ["why_unusable", "why_old_driver", "why_no_nvrtc"])
+def test_missing_parts_of_cuda_are_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for name in ("why_unusable", "why_old_cuda_core", "why_old_driver", "why_no_nvrtc"):
+        cause = "it is gone" if name == missing else None
+        monkeypatch.setattr(device, name, lambda *_, cause=cause: cause)
+    assert device.why_no_cuda_core() == "it is gone"

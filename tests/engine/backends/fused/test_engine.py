@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import gc
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from torch import Tensor
 from engine.backend import Made
 from engine.backends.fused import engine
 from engine.backends.fused.engine import TUNING, Store
-from engine.backends.fused.gpu import TorchGpu, _Array
+from engine.backends.fused.gpu import _Array
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.fused.run import FusedBackend, FusedOnGpu, why
-from engine.gpu import device
 from engine.gpu.noise_kernel import checked_sizes
-from engine.graphed import MOST_GRAPHS, captured_size, fastest_chunk
+from engine.graphed import MOST_GRAPHS
 from engine.registry import open_engine
 from engine.sampler import Sampler
 from engine.verify import verify_engine
@@ -227,62 +225,6 @@ def test_the_noise_kernel_takes_the_tensors() -> None:
         _Array.of(tensor.T)
 
 
-# ---- PyTorch's settings and its graphs, without a GPU ----
-
-
-@pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> TorchGpu:
-    """A TorchGpu that was not opened; `torch.cuda.stream` does nothing."""
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    made = TorchGpu.__new__(TorchGpu)
-    made.stream, made.pool = "a stream", "a pool"  # type: ignore[assignment]
-    return made
-
-
-@pytest.fixture
-def _products_in_tf32() -> Iterator[None]:
-    """Somebody's choice."""
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, True
-    yield
-    matmul.allow_tf32 = before
-
-
-@pytest.mark.usefixtures("_products_in_tf32")
-def test_settings_are_the_engines_while_it_runs_and_as_before_after(bare: TorchGpu) -> None:
-    def settings() -> tuple[bool, bool, bool, bool]:
-        backends: Any = torch.backends
-        cudnn = backends.cudnn
-        products = backends.cuda.matmul.allow_tf32
-        return cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32, products
-
-    before = settings()
-    assert not before[1]
-    with bare.active("fp16"):
-        assert settings() == (True, True, True, True)
-    with bare.active("fp32"):
-        assert settings() == (True, True, False, False)
-    assert settings() == before
-
-
-def test_a_capture_is_of_the_stream_and_without_garbage_collection(
-    bare: TorchGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    @contextmanager
-    def graph(captured: Any, **options: Any) -> Iterator[None]:
-        asked.append((captured, options))
-        yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "a graph")
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    assert bare.capture(gc.isenabled) == ("a graph", False)
-    assert gc.isenabled()
-    options = {"pool": "a pool", "stream": "a stream", "capture_error_mode": "thread_local"}
-    assert asked == [("a graph", options)]
-
-
 # ---- the decoder's chunk ----
 
 
@@ -308,26 +250,6 @@ def test_the_decoder_is_tuned_by_the_clock(
     assert clock.runs[16:] == [21]  # whole, where nothing was tuned
     backend.prepare(1)
     assert backend.chunks[1] == 1 and len(clock.runs) == 17  # nothing to choose
-
-
-def test_chunks_that_do_not_fit_are_passed_over() -> None:
-    clock = Stopwatch({20: 1.0, 5: 1.0, 2: 2.0, 1: 3.0}, largest=4)
-    assert fastest_chunk(clock, clock.run, 20, 1) == 2
-    with pytest.raises(OutOfMemory, match="too little"):
-        fastest_chunk(clock, clock.run, 20, 5)
-
-
-def test_the_first_run_of_a_chunk_is_not_timed() -> None:
-    clock = Stopwatch({20: 1.0, 5: 2.0, 2: 2.0, 1: 2.0}, first=50.0)
-    assert fastest_chunk(clock, clock.run, 20, 1) == 20
-
-
-@pytest.mark.parametrize(
-    ("captured", "count", "least", "size"),
-    [([], 3, 1, 3), ([], 3, 4, 4), ([4, 6], 3, 1, 4), ([7], 3, 1, 3), ([2], 3, 1, 3)],
-)
-def test_the_captured_size_that_serves(captured, count: int, least: int, size: int) -> None:
-    assert captured_size(captured, count, least) == size
 
 
 # ---- failures ----
@@ -436,11 +358,3 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, missing: str)
     assert engine.why_not("cuda") is None
     causes[missing] = f"{missing} is gone"
     assert engine.why_not("cuda") == f"{missing} is gone"
-
-
-@pytest.mark.parametrize("missing", ["why_unusable", "why_old_driver", "why_no_nvrtc"])
-def test_missing_parts_of_cuda_are_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    for name in ("why_unusable", "why_old_cuda_core", "why_old_driver", "why_no_nvrtc"):
-        cause = "it is gone" if name == missing else None
-        monkeypatch.setattr(device, name, lambda *_, cause=cause: cause)
-    assert device.why_no_cuda_core() == "it is gone"

@@ -298,23 +298,12 @@ def test_the_decoder_of_a_fixed_batch_is_tuned_for_that(trt, machine: Machine) -
     assert machine.tuned == [100]
 
 
-def test_ways_to_cut_a_batch() -> None:
-    assert chunks_to_try(100, 1) == [100, 25, 2, 1]
-    assert chunks_to_try(100, 100) == [100]
-    assert chunks_to_try(10, 3) == [10]  # 3 would leave 1
-    assert [chunks_to_try(few, 1) for few in (1, 2, 3)] == [[1], [2, 1], [3, 1, 2]]
-
-
 def built(machine: Machine, profile: Profile, level: int = 3, version: str = STRONG) -> Path:
     """Build an engine of the digits; where it is."""
     tools = opening.Tools(machine.library(version), opening.open_gpu())
     options = BuildOptions(precision="fp32", profile=profile, level=level)
     bundle = open_bundle(DIGITS)
     return plans.ensure(bundle, tools.library, tools.identity, options, log=lambda _: None).folder
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize("harm", ["truncated", "of another version"])
@@ -324,7 +313,7 @@ def test_what_cannot_be_used_is_said_and_built_again_in_its_sizes(
     version = WEAK if harm == "of another version" else STRONG
     old = built(machine, Profile(min=1, opt=100, max=100), level=5, version=version)
     if harm == "truncated":
-        truncate(old / "decoder.plan")
+        (old / "decoder.plan").write_bytes((old / "decoder.plan").read_bytes()[:-1])
     said: list[str] = []
     plan = trt(batch=100, log=said.append).backend.facts()
     assert (plan["profile"], plan["level"]) == ("1,100,100", 5)

@@ -140,7 +140,7 @@ def test_trt_says_why_it_cannot_run(lddgan, tiny_bundle) -> None:
         (("--seed", 2**63), ("seed is 9223372036854775808",)),
         (("--first", 2**63 - 1, "--num", 2), ("2^63",)),
         (("--out", "x.jpg"), ("x.jpg", ".png")),
-        (("--engine", "torch", "--precision", "fp16"), ("fp16",)),
+        (("--engine", "torch", "--device", "cpu", "--precision", "fp16"), ("fp16",)),
     ],
 )
 def test_bad_requests_to_sample(lddgan, tiny_bundle, args, words) -> None:
@@ -202,7 +202,7 @@ def test_bench_prints_a_row(lddgan, tiny_bundle) -> None:
 
 def test_doctor_and_presets_in_json(lddgan) -> None:
     engines = json.loads(lddgan("doctor", "--json").out)["engines"]
-    assert {"engine": "ort", "device": "cpu", "why_not": None} in engines
+    assert any(one["engine"] == "ort" and one["why_not"] is None for one in engines)
     names = {row["name"] for row in json.loads(lddgan("presets", "--json").out)}
     assert names == {"cifar10", "celeba_256", "lsun", "digits"}
 

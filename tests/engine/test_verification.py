@@ -274,6 +274,7 @@ def test_model_without_images_is_not_the_engine_s_fault(
 def test_parts_are_halved_when_memory_is_short(tiny_bundle: Path, tiny_model: Model) -> None:
     lines: list[str] = []
     sampler = sampler_of(ThreeFit, tiny_bundle)
+    sampler.log = lines.append
     found = verify_engine(sampler, tiny_model, images=7, device="cpu", log=lines.append)
     assert lines[0] == "the GPU is full; going on with 3 images at once instead of 7"
     assert lines[-1].startswith("verifying: 7/7 images")

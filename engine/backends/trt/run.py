@@ -256,8 +256,9 @@ class TrtBackend(Graphed):
 
     def close(self) -> None:
         super().close()
-        self._forget_contexts()
+        self.contexts.clear()
         self.engines.clear()
+        del self.memory, self.request  # freed on the stream, before that is closed
         self.gpu.close()
 
     def _forget_contexts(self) -> None:

@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,8 @@ def random_model(preset: Preset) -> Model:
     return build_model(preset, weights("generator"), weights("autoencoder"), provenance)
 
 
-def shapes_of(preset: Preset, part: str) -> dict[str, torch.Size]:
+@lru_cache(16)
+def shapes_of(preset: Preset, part: str) -> Mapping[str, torch.Size]:
     """Names and shapes of a network's tensors, in the order of its parameters."""
     with torch.device("meta"):
         return {name: v.shape for name, v in create(part, preset).state_dict().items()}

@@ -26,8 +26,8 @@ from lddgan.preset import Preset, flat
 from lddgan.presets import get_preset
 from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
 from lddgan.published.ncsnpp import NCSNPP
-from lddgan.published.pickles import SHOWN, printable, read_pickle
-from lddgan.published.shapes import Family, Part, with_facts
+from lddgan.published.pickles import printable, read_pickle
+from lddgan.published.shapes import Family, Part
 
 FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
 DISCRIMINATOR: Final = frozenset({"start_conv", "t_embed", "end_linear", "final_conv"})
@@ -35,7 +35,7 @@ PARALLEL: Final = "module."  # what DistributedDataParallel puts before every na
 # where a training state, a Lightning file keep the weights
 WRAPPED: Final = ("netG_dict", "state_dict")
 ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
-DAMAGED_SHARE: Final = 0.1  # with fewer tensors wrong a file is damaged, not another network
+DAMAGED_SHARE: Final = 0.25  # with fewer tensors wrong a file is damaged, not another network
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,15 @@ def read_state(path: Path) -> tuple[str | None, dict[str, Tensor], dict[Any, Any
     around = {} if key is None else {k: v for k, v in loaded.items() if k != key}
     if not state:
         raise BadInput(f"{path} is no state dict: it has no tensors")
-    others = [k for k, v in state.items() if not (is_name(k) and isinstance(v, Tensor))]
+    others = [
+        k
+        for k, v in state.items()
+        if not (isinstance(v, Tensor) and isinstance(k, str) and k == printable(k))
+    ]
     if others:
         listed = some([printable(str(k)) for k in others])
         raise BadInput(f"{path} is no state dict: not tensors: {listed}")
     return key, without_parallel(state, path), around
-
-
-def is_name(key: object) -> bool:
-    """Whether a key can be a parameter's name (and can be printed)."""
-    return isinstance(key, str) and key.isprintable() and len(key) <= SHOWN
 
 
 def without_parallel(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -184,31 +183,22 @@ def family_of(preset: Preset, part: Part) -> Family:
 
 
 def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> Preset:
-    """`preset` with the free facts of the file. Raises BadInput if the file is for another one.
+    """`preset` with the file's own numbers. Raises BadInput if the file is for another one.
 
     A file that is almost right passes here, so that `plain_floats` can name its wrong tensors.
     """
     family = family_of(preset, part)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for fragment, whose in family.foreign:
-        if any(fragment in name for name in shapes):
-            raise BadInput(f"{path} is {whose}; you asked for {preset.name}")
-    facts = family.facts_of_shapes(shapes)
-    if facts is None:
-        return preset
-    allowed, forbidden = family.differences(facts, preset)
-    if not forbidden:
-        return with_facts(preset, allowed, part)
-    identity = family.identify(facts)
+    variant = family.variant(preset, shapes)
+    misfits = family.misfits(variant, shapes)
+    if not misfits:
+        return variant
+    identity = family.identify(shapes, variant)
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
-    right = shapes_of(preset, part)
-    wrong = sum(shapes.get(name) != right.get(name) for name in shapes.keys() | right.keys())
-    if wrong / len(right) < DAMAGED_SHARE:
-        return preset
-    expected = family.facts_of_preset(preset)
-    listed = ", ".join(f"{key} {value} (not {expected[key]})" for key, value in forbidden.items())
-    raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one: {listed}")
+    if misfits > DAMAGED_SHARE:
+        raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one")
+    return variant
 
 
 def plain_floats(

@@ -7,7 +7,8 @@ of DDGAN, arXiv 2112.07804).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 SMALLEST = 1e-3  # s_0, where the schedule starts
 FIRST_BETA = 1e-8  # put before the T betas, so that index t means x_t
 LEAST_VARIANCE = 1e-20  # before the logarithm is taken
-
-
-class GeneratorNetwork(Protocol):
-    def __call__(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor: ...
 
 
 class Posterior(NamedTuple):
@@ -98,7 +95,11 @@ def posterior_sample(
 
 
 def sample(
-    generator: GeneratorNetwork, preset: Preset, x_T: Tensor, z: Tensor, noise: Tensor
+    generator: Callable[[Tensor, Tensor, Tensor], Tensor],  # x_t, t, z -> x_0
+    preset: Preset,
+    x_T: Tensor,
+    z: Tensor,
+    noise: Tensor,
 ) -> Tensor:
     """Denoise x_T in T steps.
 

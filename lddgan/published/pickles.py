@@ -16,7 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,41 +32,25 @@ UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoin
     *(AssertionError, OverflowError, MemoryError),
 )
 
-LIGHTNING = (
-    "callbacks.model_checkpoint.ModelCheckpoint",
-    "callbacks.early_stopping.EarlyStopping",
-    "callbacks.lr_monitor.LearningRateMonitor",
-    "callbacks.timer.Timer",
-    "callbacks.stochastic_weight_avg.StochasticWeightAveraging",
-)
-INERT_NAMES = (
-    *(f"pytorch_lightning.{name}" for name in LIGHTNING),
-    *(f"lightning.pytorch.{name}" for name in LIGHTNING),
-    *(f"omegaconf.base.{name}" for name in ("Metadata", "ContainerMetadata", "SCMode")),
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    *(
-        f"omegaconf.nodes.{kind}Node"
-        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
-    ),
-    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")),
-    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")),
-    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float32", "float64", "int64", "bool_")),
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")  # before and since numpy 2
-        for name in ("scalar", "_reconstruct")
-    ),
-)
-DICT_NAMES = (
-    "collections.defaultdict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-)
+INERT = {  # modules -> names
+    "pytorch_lightning.callbacks lightning.pytorch.callbacks": "model_checkpoint.ModelCheckpoint "
+    "early_stopping.EarlyStopping lr_monitor.LearningRateMonitor timer.Timer "
+    "stochastic_weight_avg.StochasticWeightAveraging",
+    "omegaconf": "base.Metadata base.ContainerMetadata base.SCMode dictconfig.DictConfig "
+    "listconfig.ListConfig",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode PathNode "
+    "StringNode",
+    "typing": "Any Dict List Optional Tuple Union",
+    "builtins": "bool dict float int list str tuple",
+    "pathlib pathlib._local": "Path PosixPath PurePosixPath WindowsPath",
+    "numpy": "dtype ndarray float32 float64 int64 bool_",
+    "numpy.core.multiarray numpy._core.multiarray": "scalar _reconstruct",  # _core since numpy 2
+}
+DICTS = {
+    "collections": "defaultdict",
+    "pytorch_lightning.utilities.parsing lightning.pytorch.utilities.parsing": "AttributeDict",
+    "lightning_fabric.utilities.data lightning.fabric.utilities.data": "AttributeDict",
+}
 
 
 class Inert:
@@ -89,9 +73,18 @@ class PlainDict(OrderedDict[Any, Any]):
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """(stand-in, full name) of everything that may be named in a file, besides torch's own list."""
     return [
-        *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in INERT_NAMES),
-        *((PlainDict, name) for name in DICT_NAMES),
+        *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in full_names(INERT)),
+        *((PlainDict, name) for name in full_names(DICTS)),
         (argparse.Namespace, "argparse.Namespace"),
+    ]
+
+
+def full_names(table: Mapping[str, str]) -> list[str]:
+    return [
+        f"{module}.{name}"
+        for modules, names in table.items()
+        for module in modules.split()
+        for name in names.split()
     ]
 
 

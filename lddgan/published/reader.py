@@ -30,7 +30,6 @@ from lddgan.published.pickles import printable, read_pickle
 from lddgan.published.shapes import Family, Part
 
 FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
-DISCRIMINATOR: Final = frozenset({"start_conv", "t_embed", "end_linear", "final_conv"})
 PARALLEL: Final = "module."  # what DistributedDataParallel puts before every name
 # where a training state, a Lightning file keep the weights
 WRAPPED: Final = ("netG_dict", "state_dict")
@@ -168,8 +167,6 @@ def check_kind_of_network(state: Mapping[str, Tensor], part: Part, path: Path) -
             f"{path} is {'an' if found[0] == 'a' else 'a'} {found}, given as the {part}: "
             "are the two files swapped?"
         )
-    if not DISCRIMINATOR.isdisjoint(name.split(".")[0] for name in state):
-        raise BadInput(f"{path} is a discriminator; give the {part}")
     raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
 
 

@@ -150,8 +150,6 @@ def explain(path: Path, error: BaseException) -> str:
         names = []
     if names and not any(name.endswith("data.pkl") for name in names):
         return f"{path} is a zip archive of {', '.join(names[:3])}: unpack it, give the file"
-    if any(name.endswith("constants.pkl") for name in names):
-        return f"{path} is a TorchScript program, not a checkpoint of weights"
     # torch's text advises to run the pickle; the cause comes last
     cause = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
     cause = printable(cause) or type(error).__name__

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.preset import Preset, flat
+from lddgan.preset import Preset, flat, with_values
 from lddgan.presets import get_preset
 from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
 from lddgan.published.ncsnpp import NCSNPP
@@ -49,7 +48,7 @@ class Network:
 def import_published(
     dataset: str | Preset,
     generator: str | os.PathLike[str],
-    autoencoder: str | os.PathLike[str] | None = None,
+    autoencoder: str | os.PathLike[str],
     *,
     use_raw: bool = False,
 ) -> Model:
@@ -64,23 +63,20 @@ def import_published(
     set, has a tensor too many, too few, misshapen or not finite, or asks to run code.
     """
     preset = get_preset(dataset) if isinstance(dataset, str) else dataset
-    if autoencoder is None:
-        raise BadInput(
-            f"{preset.name} denoises latents: give its autoencoder too (--autoencoder model.ckpt)"
-        )
     first = import_generator(preset, Path(generator), use_raw)
     second = import_autoencoder(first.preset, Path(autoencoder))
-    changes = preset_changes(preset, second.preset)
+    before, after = flat(preset.model_dump()), flat(second.preset.model_dump())
+    changes = {key: value for key, value in after.items() if value != before[key]}
     provenance = {
         "source": "published",
         "dataset": preset.name,
         "ema": first.record["weights"] != "netG_dict",
         "generator": first.record,
         "autoencoder": second.record,
-        "differs_from_preset": {key: new for key, (_, new) in changes.items()},
+        "differs_from_preset": changes,
         "notes": [
-            f"{key} is {new}, where the {preset.name} preset has {old}"
-            for key, (old, new) in changes.items()
+            f"{key} is {value}, where the {preset.name} preset has {before[key]}"
+            for key, value in changes.items()
         ]
         + first.record["notes"],
     }
@@ -242,16 +238,9 @@ def with_training_arguments(preset: Preset, around: Mapping[Any, Any], path: Pat
     given = next((v for v in around.values() if isinstance(v, argparse.Namespace)), None)
     found = {ours: getattr(given, name) for name, ours in ARGUMENTS.items() if hasattr(given, name)}
     try:
-        return Preset.model_validate(preset.model_dump() | found)
-    except ValidationError as error:
-        cause = error.errors()[0]["msg"]
-        raise BadInput(f"{path} was trained with arguments that do not fit: {cause}") from error
-
-
-def preset_changes(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
-    """Where two presets differ: "generator.nz" -> (old, new)."""
-    before, after = flat(old.model_dump()), flat(new.model_dump())
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+        return with_values(preset, found)
+    except BadInput as error:
+        raise BadInput(f"{path} was trained with arguments that do not fit: {error}") from error
 
 
 def count_tensors(around: Mapping[Any, Any]) -> Counter[str]:

@@ -94,7 +94,6 @@ def test_files_given_for_each_other(tiny: Tiny) -> None:
     tiny.refuses("a generator, given as the autoencoder", autoencoder=content)
     netd = files.netg_file(tiny.folder / "netD.pth", {"start_conv.weight": torch.zeros(1)})
     tiny.refuses("netD.pth holds no generator: its tensors are start_conv.weight", generator=netd)
-    tiny.refuses("autoencoder", "--autoencoder", autoencoder=None)
     tiny.refuses("unknown data set 'lsum'", dataset="lsum")
 
 

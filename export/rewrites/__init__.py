@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
-from export.rewrites.attention import fold_output_projection
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import (
     SkipFirst,
     StepTable,

@@ -28,8 +28,7 @@ from export.rewrites import (
     rewritten,
 )
 from export.rewrites import upsampling as up
-from export.rewrites.attention import fold_output_projection
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import (
     BareGroupNorm,
     SkipFirst,

@@ -20,20 +20,15 @@ from lddgan.published.reader import family_of, fit, import_autoencoder, import_p
 from lddgan.published.shapes import Part
 from tests import published_files as files
 from tests.published_files import (
+    TOLERANCE,
     Tiny,
+    deviation,
     network_state,
     official_state,
     recorded,
     tiny_preset,
     zero_state,
 )
-
-TOLERANCE = 1e-4  # of the largest value (NETWORKS.md)
-
-
-def deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
-
 
 # ---- the recorded cases, through files in the published formats ----
 

@@ -28,7 +28,7 @@ def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:
     if mapping:
         numbers["mapping_layers"] = len(mapping) - 1
     first = shapes.get("z_transform.1.weight", ())
-    if len(first) == 2:
+    if len(first) == 2 and first[1] > 0:
         numbers["nz"] = first[1]
     return numbers
 

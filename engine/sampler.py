@@ -14,7 +14,7 @@ import numpy as np
 from engine.backend import Backend, Float32, Images, Inputs, Made, Native
 from export.agreement import any_of_one_value
 from export.graphs import MAX_BATCH
-from lddgan.chain import chain
+from lddgan.diffusion import chain
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.noise import MAX_INDEX, Noise, draw
 from lddgan.preset import Preset

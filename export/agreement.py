@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from lddgan.chain import chain
+from lddgan.diffusion import chain
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.noise import Noise

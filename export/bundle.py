@@ -143,10 +143,8 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(folder)
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BadInput(f"there is no bundle at {folder}; `lddgan export` makes one")
     if not path.is_file():
-        raise BadInput(f"{folder} is not a bundle: it has no {MANIFEST}")
+        raise BadInput(f"there is no bundle at {folder} (no {MANIFEST}); `lddgan export` makes one")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -205,10 +203,6 @@ def refuse_foreign(folder: Path) -> None:
     foreign = sorted(names - OF_A_BUNDLE if MANIFEST in names else names)
     if foreign:
         raise BadInput(f"{folder} holds other files ({foreign[0]}); choose another --out")
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

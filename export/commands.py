@@ -74,14 +74,15 @@ def export(
     from export.bundle import EXPORTS
     from export.exporter import export_bundle, model_to_export
     from export.graphs import precisions_of
-    from export.rewrites import TAKES, names_of
+    from export.rewrites import TAKES
     from lddgan.names import PRECISIONS
 
     model, source = model_to_export(dataset, checkpoint)
     if model.has_random_weights:
         warn_of_random_weights()
     folder = out or EXPORTS / model.preset.name
-    asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names_of(rewrites))
+    names = () if rewrites in (None, "none") else tuple(str(rewrites).split(","))
+    asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names)
     measured = export_bundle(
         model,
         folder,

@@ -23,13 +23,12 @@ from export.bundle import (
     graph_file,
     open_bundle,
     publishing,
-    write_manifest,
 )
 from export.fp16 import to_half
 from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import TAKES, Graphs, rewritten
-from export.verify import HalfCheck, check_half, onnx_runner, refuse_disagreement, verify
+from export.verify import check_half, onnx_runner, refuse_disagreement, verify
 from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
 from lddgan.errors import BadInput
 from lddgan.extras import version_of
@@ -70,7 +69,7 @@ def export_bundle(
                 found = export_int8(model, temporary, rewrites[precision], accept_psnr, log)
             else:
                 half = export_graphs(model, temporary, precision, rewrites[precision])
-                found = verify(model, temporary, precision, half)
+                found = verify(model, temporary, precision, **half)
             refuse_disagreement(found, precision)
             measured[precision] = found
 
@@ -86,7 +85,7 @@ def export_bundle(
             rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )
-        write_manifest(temporary, manifest)
+        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return measured
 
 
@@ -132,10 +131,10 @@ def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:
 
 def export_graphs(
     model: Model, folder: Path, precision: Precision, rewrites: Sequence[str]
-) -> HalfCheck | None:
-    """Write both graphs in fp32 or fp16; for fp16 returns how the modules do in those dtypes."""
+) -> dict[str, float]:
+    """Write both graphs in fp32 or fp16; for fp16 returns what `check_half` does."""
     modules = graph_modules(model, rewrites)
-    half = None
+    half = {}
     if precision == "fp16":
         modules = {which: to_half(module) for which, module in modules.items()}
         half = check_half(model, modules)
@@ -155,17 +154,16 @@ def export_int8(
     """
     from export.int8 import keep_generator, quantise_graphs
 
-    accepted = {"int8_accepted_psnr": accept_psnr}
     with tempfile.TemporaryDirectory() as name:
         floats = Path(name)
         export_graphs(model, floats, "fp32", rewrites)
         quantise_graphs(model.preset, onnx_runner(floats, "fp32"), floats, folder)
-        both = verify(model, folder, "int8").model_copy(update=accepted)
+        both = verify(model, folder, "int8", int8_accepted_psnr=accept_psnr)
         if model.preset.autoencoder.has_codes or passed_limit(limits_of(both, "int8")) is None:
             return both
         keep_generator(floats, folder)
-        update = accepted | {"int8_both_psnr": both.chain_psnr}
-        found = verify(model, folder, "int8").model_copy(update=update)
+        known = {"int8_accepted_psnr": accept_psnr, "int8_both_psnr": both.chain_psnr}
+        found = verify(model, folder, "int8", **known)
         log(f"int8: {found.why_fp32}, now {found.chain_psnr:.1f} dB")
         return found
 

@@ -109,20 +109,18 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
 
 
 def kept_in_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the convolutions that are not quantised."""
-    kernels = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    return [node.name for node in convolutions if not pays(kernels[node.input[1]])]
+    """Names of the convolutions that are not quantised.
 
-
-def pays(kernel: tuple[int, ...]) -> bool:
-    """Whether a convolution with a kernel [out,in/groups,height,width] is worth 8 bits.
-
-    Not the first and the last, nor filters (one input), nor 1x1: those are in attention and in
+    They are the first and the last, filters (one input), and 1x1: those are in attention and in
     skips, which carry the unnormalised sum of all blocks and cost the most accuracy.
     """
-    outputs, inputs, height, width = kernel
-    return min(outputs, inputs) >= NARROWEST and height * width > 1
+    kernels = {weight.name: tuple(weight.dims) for weight in graph.initializer}  # [out,in,h,w]
+    convolutions = [(node, kernels[node.input[1]]) for node in graph.node if node.op_type == "Conv"]
+    return [
+        node.name
+        for node, kernel in convolutions
+        if min(kernel[:2]) < NARROWEST or kernel[2:] == (1, 1)
+    ]
 
 
 def interleave_bytes(graph: onnx.GraphProto) -> None:

@@ -57,7 +57,10 @@ def interleave_by_depth_to_space(graph: onnx.GraphProto) -> None:
     """
     makes = {name: node for node in graph.node for name in node.output}
     reads = {name: node for node in graph.node for name in node.input}
-    for transpose in [node for node in graph.node if is_interleaving(node)]:
+    transposes = [node for node in graph.node if node.op_type == "Transpose"]
+    for transpose in transposes:
+        if list(transpose.attribute[0].ints) != [0, 3, 4, 1, 5, 2]:  # [B,2,2,C,h,w] interleaved
+            continue
         split, join = makes[transpose.input[0]], reads[transpose.output[0]]
         assert split.op_type == join.op_type == "Reshape"
         join.CopyFrom(
@@ -70,11 +73,6 @@ def interleave_by_depth_to_space(graph: onnx.GraphProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for weight in [weight for weight in graph.initializer if weight.name not in used]:
         graph.initializer.remove(weight)  # a shape of one of the Reshapes
-
-
-def is_interleaving(node: onnx.NodeProto) -> bool:
-    """Whether a node transposes [B,2,2,C,h,w] to [B,C,h,2,w,2]."""
-    return node.op_type == "Transpose" and list(node.attribute[0].ints) == [0, 3, 4, 1, 5, 2]
 
 
 def declare_opset(model: onnx.ModelProto) -> None:

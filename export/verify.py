@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,16 +82,10 @@ def onnx_runner(folder: Path, precision: Precision) -> Runner:
     )
 
 
-class HalfCheck(NamedTuple):
-    """One image through the torch modules in the fp16 graphs' own dtypes."""
-
-    largest: float  # magnitude of any fp16 tensor
-    psnr: float  # dB against fp32; for VQ, of the decoder alone
-
-
-def check_half(model: Model, modules: Mapping[str, nn.Module]) -> HalfCheck:
+def check_half(model: Model, modules: Mapping[str, nn.Module]) -> dict[str, float]:
     """Run one image through `modules`, converted by `to_half`, and compare with fp32.
 
+    Returns `fp16_largest` and `fp16_psnr` of an `Agreement`.
     Raises LddganError for NaN, Inf or a magnitude that fp16 cannot be trusted with.
     """
     largest = []
@@ -106,13 +100,14 @@ def check_half(model: Model, modules: Mapping[str, nn.Module]) -> HalfCheck:
     ours, true = run_chain(half, noise), run_chain(torch_runner(model), noise)
     # A flipped VQ code is counted apart: there the decoder is compared on the same latent.
     image = half.decode(true.x_0) if model.preset.autoencoder.has_codes else ours.image
-    return HalfCheck(max(largest), psnr(image, true.image))
+    return {"fp16_largest": max(largest), "fp16_psnr": psnr(image, true.image)}
 
 
-def verify(
-    model: Model, folder: Path, precision: Precision, half: HalfCheck | None = None
-) -> Agreement:
-    """Measure how the graphs in `folder` agree with `model`, for several batch sizes."""
+def verify(model: Model, folder: Path, precision: Precision, **known: float | None) -> Agreement:
+    """Measure how the graphs in `folder` agree with `model`, for several batch sizes.
+
+    `known` are values of the Agreement that were found before.
+    """
     batches = batches_of(model.preset, precision)
     ours, reference = onnx_runner(folder, precision), torch_runner(model)
     parts: list[tuple[Run, Run, Run]] = []
@@ -121,12 +116,9 @@ def verify(
         true = run_chain(reference, noise)
         parts.append((run_alone(ours, noise, true), run_chain(ours, noise), true))
     alone, whole, true = map(joined, zip(*parts, strict=True))
-    return Agreement(
-        **differences(alone, whole, true, code_flips(model, whole.x_0, true.x_0)).model_dump(),
-        batches=batches,
-        fp16_largest=half.largest if half else None,
-        fp16_psnr=half.psnr if half else None,
-    )
+    flips = code_flips(model, whole.x_0, true.x_0)
+    found = differences(alone, whole, true, flips).model_dump()
+    return Agreement.model_validate(found | known | {"batches": batches})
 
 
 def batches_of(preset: Preset, precision: Precision) -> tuple[int, ...]:
@@ -143,16 +135,8 @@ def batches_of(preset: Preset, precision: Precision) -> tuple[int, ...]:
 
 def code_flips(model: Model, a: Latents, b: Latents) -> float:
     """Share of positions whose nearest code differs; 0 without a codebook. a, b [B,C,h,w]."""
-    if not model.preset.autoencoder.has_codes:
-        return 0.0
-    return float(np.mean([codes(model, x) != codes(model, y) for x, y in zip(a, b, strict=True)]))
-
-
-def codes(model: Model, x_0: Latents) -> NDArray[np.int64]:
-    """Nearest code of every position of one latent [C,h,w]: int64 [1,h*w]."""
-    found = model.codes(torch.from_numpy(x_0)[None])
-    assert found is not None
-    return found.numpy()
+    ours, true = ([model.codes(torch.from_numpy(x)[None]) for x in latents] for latents in (a, b))
+    return float(np.mean([np.asarray(x != y) for x, y in zip(ours, true, strict=True)]))
 
 
 def refuse_disagreement(found: Agreement, precision: Precision) -> None:

@@ -34,23 +34,20 @@ if TYPE_CHECKING:
 
 # In the wheel engine/ and export/ are in this folder, in the repository beside it (hatch_build.py).
 PREFIX = "lddgan." if (Path(__file__).parent / "engine").is_dir() else ""
-PUBLIC = {  # name -> module that defines it
-    "BadInput": "lddgan.errors",
-    "LddganError": "lddgan.errors",
-    "Model": "lddgan.checkpoint",
-    "PRESETS": "lddgan.presets",
-    "Preset": "lddgan.preset",
-    "Sampler": f"{PREFIX}engine.sampler",
-    "export_bundle": f"{PREFIX}export.exporter",
-    "get_preset": "lddgan.presets",
-    "import_published": "lddgan.published.reader",
-    "load_checkpoint": "lddgan.checkpoint",
-    "open_bundle": f"{PREFIX}export.bundle",
-    "open_engine": f"{PREFIX}engine.registry",
-    "sample": "lddgan.diffusion",
-    "sampler_noise": "lddgan.noise",
-    "save_checkpoint": "lddgan.checkpoint",
+MODULES = {  # module -> the public names that it defines
+    "lddgan.checkpoint": ("Model", "load_checkpoint", "save_checkpoint"),
+    "lddgan.diffusion": ("sample",),
+    "lddgan.errors": ("BadInput", "LddganError"),
+    "lddgan.noise": ("sampler_noise",),
+    "lddgan.preset": ("Preset",),
+    "lddgan.presets": ("PRESETS", "get_preset"),
+    "lddgan.published.reader": ("import_published",),
+    f"{PREFIX}engine.registry": ("open_engine",),
+    f"{PREFIX}engine.sampler": ("Sampler",),
+    f"{PREFIX}export.bundle": ("open_bundle",),
+    f"{PREFIX}export.exporter": ("export_bundle",),
 }
+PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 __all__ = sorted(PUBLIC)
 
 

@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,15 @@ def build_model(
 
     Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
     """
-    first = filled("generator", preset, generator)
-    second = filled("autoencoder", preset, autoencoder)
-    return Model(preset, first, second, dict(provenance))
+    networks = filled("generator", preset, generator), filled("autoencoder", preset, autoencoder)
+    return Model(preset, *networks, dict(provenance))
 
 
 def build_autoencoder(
     preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
-    network = filled("autoencoder", preset, autoencoder)
-    return TrainedAutoencoder(preset, network, dict(provenance))
+    return TrainedAutoencoder(preset, filled("autoencoder", preset, autoencoder), dict(provenance))
 
 
 def filled(part: str, preset: Preset, tensors: Mapping[str, Tensor]) -> Any:
@@ -203,7 +202,7 @@ def read_checkpoint(
 ) -> tuple[str, Preset, dict[str, Any], dict[str, dict[str, Tensor]]]:
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path)
-    form = metadata.get("format", "")
+    form = metadata.get("format")
     if form not in (FORMAT, AUTOENCODER_FORMAT):
         raise BadInput(
             f"{path} is not an lddgan checkpoint ({FORMAT}); "
@@ -255,15 +254,13 @@ def random_model(preset: Preset) -> Model:
     says something about every layer.  The weights depend on name and shape alone (`random_tensor`).
     """
 
-    def weights(part: str) -> dict[str, Tensor]:
-        shapes = shapes_of(preset, part)
-        return {name: torch.from_numpy(random_tensor(name, tuple(v))) for name, v in shapes.items()}
-
-    provenance = {"random_weights": True}
-    return build_model(preset, weights("generator"), weights("autoencoder"), provenance)
+    parts = (shapes_of(preset, part).items() for part in ("generator", "autoencoder"))
+    weights = [{k: torch.from_numpy(random_tensor(k, tuple(v))) for k, v in part} for part in parts]
+    return build_model(preset, weights[0], weights[1], {"random_weights": True})
 
 
-def shapes_of(preset: Preset, part: str) -> dict[str, torch.Size]:
+@lru_cache(16)
+def shapes_of(preset: Preset, part: str) -> Mapping[str, torch.Size]:
     """Names and shapes of a network's tensors, in the order of its parameters."""
     with torch.device("meta"):
         return {name: v.shape for name, v in create(part, preset).state_dict().items()}

@@ -7,24 +7,22 @@ of DDGAN, arXiv 2112.07804).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lddgan.chain import chain
 from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+X = TypeVar("X")  # numpy, torch, or an array where an engine computes
+
 SMALLEST = 1e-3  # s_0, where the schedule starts
 FIRST_BETA = 1e-8  # put before the T betas, so that index t means x_t
 LEAST_VARIANCE = 1e-20  # before the logarithm is taken
-
-
-class GeneratorNetwork(Protocol):
-    def __call__(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor: ...
 
 
 class Posterior(NamedTuple):
@@ -97,8 +95,25 @@ def posterior_sample(
     return mean + gather(coefficients.sigma, t) * noise
 
 
+def chain(
+    step: Callable[[X, int, X, X], X], x_T: X, z: Sequence[X], noise: Sequence[X]
+) -> Iterator[X]:
+    """Yield x after each of the T calls of `step(x, t, z, noise)`, t = T-1..0; the last is x_0.
+
+    x_T [B,C,h,w]; call k is given z[k] [B,nz] and noise[k] [B,C,h,w], and has t = T-1-k.
+    """
+    x = x_T
+    for t, z_k, noise_k in zip(reversed(range(len(z))), z, noise, strict=True):
+        x = step(x, t, z_k, noise_k)
+        yield x
+
+
 def sample(
-    generator: GeneratorNetwork, preset: Preset, x_T: Tensor, z: Tensor, noise: Tensor
+    generator: Callable[[Tensor, Tensor, Tensor], Tensor],  # x_t, t, z -> x_0
+    preset: Preset,
+    x_T: Tensor,
+    z: Tensor,
+    noise: Tensor,
 ) -> Tensor:
     """Denoise x_T in T steps.
 

@@ -10,20 +10,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
 
 from lddgan.errors import BadInput, why_invalid
 from lddgan.frozen import Count, Frozen, Rate, Share, Weight
 from lddgan.names import Loss
 from lddgan.networks.configs import AutoencoderConfig, DiscriminatorConfig, GeneratorConfig
-from lddgan.networks.registry import PARTS, chooser, values_of_kind
+from lddgan.networks.registry import PARTS, by_kind, values_of_kind
 
 Beta = Annotated[float, Field(gt=0, le=100)]  # beyond, float32 keeps nothing of x_0
 
@@ -88,15 +81,9 @@ class Preset(Frozen):
     latent_size: Count
     scale_factor: Rate  # decoder input = x_0 * scale_factor; encoder output / scale_factor = x_0
     steps: int  # T
-    generator: Annotated[
-        SerializeAsAny[GeneratorConfig], BeforeValidator(chooser(PARTS["generator"]))
-    ]
-    autoencoder: Annotated[
-        SerializeAsAny[AutoencoderConfig], BeforeValidator(chooser(PARTS["autoencoder"]))
-    ]
-    discriminator: Annotated[
-        SerializeAsAny[DiscriminatorConfig], BeforeValidator(chooser(PARTS["discriminator"]))
-    ]
+    generator: Annotated[SerializeAsAny[GeneratorConfig], by_kind("generator")]
+    autoencoder: Annotated[SerializeAsAny[AutoencoderConfig], by_kind("autoencoder")]
+    discriminator: Annotated[SerializeAsAny[DiscriminatorConfig], by_kind("discriminator")]
     training: Training
     autoencoder_training: AutoencoderTraining | None = None
     paper: Paper | None = None
@@ -241,8 +228,6 @@ def with_loss(preset: Preset, loss: Loss, delta: float | None) -> Preset:
     own = preset.training.delta if delta is None else delta
     if loss == "weighted" and own is None:
         raise BadInput(f"the loss 'weighted' needs --delta: {preset.name} has none of its own")
-    changes = {
-        "reconstruction": loss != "adversarial",
-        "delta": own if loss == "weighted" else None,
-    }
-    return with_values(preset, {f"training.{name}": value for name, value in changes.items()})
+    delta = own if loss == "weighted" else None
+    changes = {"training.reconstruction": loss != "adversarial", "training.delta": delta}
+    return with_values(preset, changes)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
-from export.rewrites.attention import fold_output_projection
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import (
-    BareGroupNorm,
     SkipFirst,
     StepTable,
+    bare,
     rescale_in_weights,
     styles_together,
 )
@@ -53,12 +52,6 @@ class Rewrite(NamedTuple):
     changes: tuple[Which, ...]  # the other graph is left as it is
     taken_by: tuple[Precision, ...]
 
-    @property
-    def what(self) -> str:
-        """What it does, in a line: the function's docstring."""
-        sentence = str(self.apply.__doc__).rstrip(".")
-        return sentence[:1].lower() + sentence[1:]
-
 
 def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
     """Apply the named rewrites in place. Raises BadInput for an unknown name."""
@@ -72,52 +65,19 @@ def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
     return graphs
 
 
-def names_of(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of names; "none" is no names."""
-    return () if text == "none" else tuple(text.split(","))
-
-
 def replace(
-    graph: nn.Module,
-    kind: type[Layer],
-    make: Callable[[Layer], nn.Module],
-    where: Callable[[Layer], bool] = lambda _: True,
-) -> None:
-    """Put `make(layer)` in the place of every layer of a kind."""
-    for parent in list(graph.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, kind) and where(child):
-                parent._modules[name] = make(child)
+    which: Which, kind: type[Layer], make: Callable[[Layer], nn.Module]
+) -> Callable[[Graphs], None]:
+    """A rewrite that puts `make(layer)` in the place of every layer of a kind in one graph."""
 
+    def apply(graphs: Graphs) -> None:
+        graph: nn.Module = getattr(graphs, which)
+        for parent in list(graph.modules()):
+            for name, child in parent._modules.items():
+                if isinstance(child, kind):
+                    parent._modules[name] = make(child)
 
-def transposed_upsampling(graphs: Graphs) -> None:
-    """Fold nearest x2 and its 3x3 convolution into one transposed convolution."""
-    replace(graphs.decoder, Upsample, as_transposed)
-
-
-def phased_upsampling(graphs: Graphs) -> None:
-    """Compute the same as four 2x2 convolutions, one for each parity of row and column."""
-    replace(graphs.decoder, Upsample, upsampling_in_phases)
-
-
-def phased_fir(graphs: Graphs) -> None:
-    """Upsample by four 2x2 filters, without the zeros that FIR upsampling inserts."""
-    replace(graphs.generator, FirUp, fir_in_phases)
-
-
-def bare_norms(graphs: Graphs) -> None:
-    """Leave scales of ones and shifts of zeros out of adaptive norms."""
-    replace(graphs.generator, GroupNorm, BareGroupNorm, lambda norm: not norm.affine)
-
-
-def styles(graphs: Graphs) -> None:
-    """Compute all styles of the adaptive norms by one matrix product."""
-    styles_together(graphs.generator.generator)
-
-
-def codebook(graphs: Graphs) -> None:
-    """Put the codebook through the convolution that follows it, as a table."""
-    fold_post_quant_conv(graphs.decoder.autoencoder)
+    return apply
 
 
 def step_table(graphs: Graphs) -> None:
@@ -188,20 +148,21 @@ GENERATOR: Final = ("generator",)
 DECODER: Final = ("decoder",)
 BOTH: Final = ("generator", "decoder")
 CPU: Final = ("fp32", "int8")
+FP16: Final = ("fp16",)
 
 # rescaled-weights looks for convolutions that skip-first replaces, and skip-first for filters that
 # phased-fir replaces.
 REWRITES: Final = (
-    Rewrite("transposed-upsampling", transposed_upsampling, DECODER, ("fp16",)),
-    Rewrite("phased-upsampling", phased_upsampling, DECODER, CPU),
-    Rewrite("codebook", codebook, DECODER, PRECISIONS),
+    Rewrite("transposed-upsampling", replace("decoder", Upsample, as_transposed), DECODER, FP16),
+    Rewrite("phased-upsampling", replace("decoder", Upsample, upsampling_in_phases), DECODER, CPU),
+    Rewrite("codebook", lambda g: fold_post_quant_conv(g.decoder.autoencoder), DECODER, PRECISIONS),
     Rewrite("rescaled-weights", rescaled_weights, GENERATOR, PRECISIONS),
     Rewrite("skip-first", skip_first, GENERATOR, PRECISIONS),
-    Rewrite("phased-fir", phased_fir, GENERATOR, CPU),
+    Rewrite("phased-fir", replace("generator", FirUp, fir_in_phases), GENERATOR, CPU),
     Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
-    Rewrite("styles", styles, GENERATOR, PRECISIONS),
+    Rewrite("styles", lambda g: styles_together(g.generator.generator), GENERATOR, PRECISIONS),
     Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
-    Rewrite("bare-norms", bare_norms, GENERATOR, PRECISIONS),
+    Rewrite("bare-norms", replace("generator", GroupNorm, bare), GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),
 )
 

@@ -89,15 +89,16 @@ class BareGroupNorm(nn.Module):
 
     def __init__(self, norm: GroupNorm) -> None:
         super().__init__()
-        self.num_groups, self.num_channels, self.eps = (
-            norm.num_groups,
-            norm.num_channels,
-            norm.eps,
-        )
+        self.num_groups, self.num_channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.float().reshape(x.shape[0], self.num_groups, -1)
         return F.instance_norm(groups, eps=self.eps).reshape(x.shape).to(x.dtype)
+
+
+def bare(norm: GroupNorm) -> nn.Module:
+    """The normalisation without scale and shift, if it has none."""
+    return norm if norm.affine else BareGroupNorm(norm)
 
 
 class SkipFirst(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -85,17 +88,17 @@ class Level(nn.Module):
 
     def __init__(
         self,
-        widths: list[int],
-        dropout: float,
-        attends: bool,
+        config: ConvConfig,
+        size: int,
+        widths: Sequence[int],
         *,
         downsample: Downsample | None = None,
         upsample: Upsample | None = None,
     ) -> None:
         super().__init__()
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.block = nn.ModuleList(ResnetBlock(i, o, dropout) for i, o in pairs)
-        self.attn = nn.ModuleList(AttnBlock(o) for _, o in pairs if attends)
+        attends = size in config.attention
+        self.block = nn.ModuleList(ResnetBlock(i, o, config.dropout) for i, o in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attends)
         self.downsample = downsample
         self.upsample = upsample
 
@@ -127,20 +130,13 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ConvConfig, image_size: int, outputs: int) -> None:
         super().__init__()
-        widths = config.widths
-        last = len(widths) - 1
         self.conv_in = conv(3, config.ch)
         self.down = nn.ModuleList()
         h = config.ch
-        for level, width in enumerate(widths):
-            self.down.append(
-                Level(
-                    [h] + [width] * config.blocks,
-                    config.dropout,
-                    (image_size >> level) in config.attention,
-                    downsample=Downsample(width) if level != last else None,
-                )
-            )
+        for level, width in enumerate(config.widths):
+            downsample = Downsample(width) if level + 1 < len(config.widths) else None
+            widths = [h] + [width] * config.blocks
+            self.down.append(Level(config, image_size >> level, widths, downsample=downsample))
             h = width
         self.mid = Middle(h, config.dropout)
         self.norm_out = norm(h)
@@ -158,22 +154,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ConvConfig, image_size: int, inputs: int) -> None:
         super().__init__()
-        widths = config.widths
-        h = widths[-1]
+        h = config.widths[-1]
         self.tanh = config.tanh
         self.conv_in = conv(inputs, h)
         self.mid = Middle(h, config.dropout)
         levels = []
-        for level in reversed(range(len(widths))):
-            width = widths[level]
-            levels.append(
-                Level(
-                    [h] + [width] * (config.blocks + 1),
-                    config.dropout,
-                    (image_size >> level) in config.attention,
-                    upsample=Upsample(width) if level != 0 else None,
-                )
-            )
+        for level, width in reversed(list(enumerate(config.widths))):
+            upsample = Upsample(width) if level != 0 else None
+            widths = [h] + [width] * (config.blocks + 1)
+            levels.append(Level(config, image_size >> level, widths, upsample=upsample))
             h = width
         self.up = nn.ModuleList(reversed(levels))  # up.L belongs to level L; used from the highest
         self.norm_out = norm(h)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -57,6 +58,7 @@ class Fir(nn.Module):
 
     kernel: Tensor
     gain = 1
+    operation: Callable[..., Tensor]
 
     def __init__(self, channels: int, padding: int = 1, stride: int = 2) -> None:
         super().__init__()
@@ -70,27 +72,25 @@ class Fir(nn.Module):
         kernel = torch.outer(taps, taps) / taps.sum() ** 2
         self.kernel = self.gain * kernel.repeat(self.channels, 1, 1, 1)  # [C,1,4,4]
 
+    def forward(self, x: Tensor) -> Tensor:
+        same = x.to(self.kernel.dtype)
+        filtered = self.operation(
+            same, self.kernel, None, self.stride, self.padding, groups=self.channels
+        )
+        return filtered.to(x.dtype)
+
 
 class FirDown(Fir):
     """Low-pass, then keep every second sample: [B,C,h,w] -> [B,C,h/2,w/2]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        filtered = F.conv2d(
-            x.to(self.kernel.dtype), self.kernel, None, self.stride, self.padding, groups=x.shape[1]
-        )
-        return filtered.to(x.dtype)
+    operation = staticmethod(F.conv2d)
 
 
 class FirUp(Fir):
     """Insert zeros, then low-pass with gain 4: [B,C,h,w] -> [B,C,2h,2w]."""
 
     gain = 4
-
-    def forward(self, x: Tensor) -> Tensor:
-        filtered = F.conv_transpose2d(
-            x.to(self.kernel.dtype), self.kernel, None, self.stride, self.padding, groups=x.shape[1]
-        )
-        return filtered.to(x.dtype)
+    operation = staticmethod(F.conv_transpose2d)
 
 
 def uniform_fan_avg_(weight: Tensor, scale: float = 1.0) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pydantic import BeforeValidator
 
 from lddgan.frozen import Frozen
 from lddgan.networks import configs
@@ -40,8 +42,9 @@ PARTS: Final = {
 }
 
 
-def chooser(kinds: Mapping[str, Kind]) -> Callable[[Any], Any]:
-    """A validator of a preset's field: the config of the `kind` that the values name."""
+def by_kind(part: str) -> BeforeValidator:
+    """Validator of a preset's field: makes the config of the `kind` that the values name."""
+    kinds = PARTS[part]
 
     def choose(values: Any) -> Any:
         if not isinstance(values, dict):
@@ -51,7 +54,7 @@ def chooser(kinds: Mapping[str, Kind]) -> Callable[[Any], Any]:
             raise ValueError(f"kind {kind!r} is unknown; there are {', '.join(kinds)}")
         return kinds[kind].config.model_validate(values)
 
-    return choose
+    return BeforeValidator(choose)
 
 
 def values_of_kind(part: str, values: Mapping[str, Any], kind: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import pickletools
 import re
 import struct
 import tarfile
@@ -17,73 +16,51 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import torch
 
 from lddgan.errors import BadInput
 
 HEAD_BYTES = 1 << 16  # of a file, which tell what it is
-TORCH_OWN = ("torch.", "collections.", "_codecs.encode", "builtins.set", "builtins.bytearray")
 SHOWN = 160  # characters of a name or message that is not ours
-UNREADABLE = (  # what torch, zipfile and pickletools raise on bytes that are not a checkpoint
+UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoint
     *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
     *(AssertionError, OverflowError, MemoryError),
 )
 
-LIGHTNING = (
-    "callbacks.model_checkpoint.ModelCheckpoint",
-    "callbacks.early_stopping.EarlyStopping",
-    "callbacks.lr_monitor.LearningRateMonitor",
-    "callbacks.timer.Timer",
-    "callbacks.stochastic_weight_avg.StochasticWeightAveraging",
-)
-INERT_NAMES = (
-    *(f"pytorch_lightning.{name}" for name in LIGHTNING),
-    *(f"lightning.pytorch.{name}" for name in LIGHTNING),
-    *(f"omegaconf.base.{name}" for name in ("Metadata", "ContainerMetadata", "SCMode")),
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    *(
-        f"omegaconf.nodes.{kind}Node"
-        for kind in ("Any", "Boolean", "Bytes", "Enum", "Float", "Integer", "Path", "String")
-    ),
-    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
-    *(f"pathlib.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")),
-    *(f"pathlib._local.{name}" for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath")),
-    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float32", "float64", "int64", "bool_")),
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")  # before and since numpy 2
-        for name in ("scalar", "_reconstruct")
-    ),
-)
-DICT_NAMES = (
-    "collections.defaultdict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-)
+INERT = {  # modules -> names
+    "pytorch_lightning.callbacks lightning.pytorch.callbacks": "model_checkpoint.ModelCheckpoint "
+    "early_stopping.EarlyStopping lr_monitor.LearningRateMonitor timer.Timer "
+    "stochastic_weight_avg.StochasticWeightAveraging",
+    "omegaconf": "base.Metadata base.ContainerMetadata base.SCMode dictconfig.DictConfig "
+    "listconfig.ListConfig",
+    "omegaconf.nodes": "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode PathNode "
+    "StringNode",
+    "typing": "Any Dict List Optional Tuple Union",
+    "builtins": "bool dict float int list str tuple",
+    "pathlib pathlib._local": "Path PosixPath PurePosixPath WindowsPath",
+    "numpy": "dtype ndarray float32 float64 int64 bool_",
+    "numpy.core.multiarray numpy._core.multiarray": "scalar _reconstruct",  # _core since numpy 2
+}
+DICTS = {
+    "collections": "defaultdict",
+    "pytorch_lightning.utilities.parsing lightning.pytorch.utilities.parsing": "AttributeDict",
+    "lightning_fabric.utilities.data lightning.fabric.utilities.data": "AttributeDict",
+}
 
 
 class Inert:
     """Takes any arguments and any state, and does nothing with them."""
 
-    arguments: tuple[object, ...]
-    state: object
-
-    def __new__(cls, *arguments: object) -> Self:
-        self = super().__new__(cls)
-        self.arguments, self.state = arguments, None
-        return self
+    def __new__(cls, *_arguments: object) -> Self:
+        return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        self.state = state
+        pass
 
 
 class PlainDict(OrderedDict[Any, Any]):
@@ -95,11 +72,20 @@ class PlainDict(OrderedDict[Any, Any]):
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """(stand-in, full name) of everything that may be named in a file, besides torch's own list."""
-    stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-        (type(name.rpartition(".")[2], (Inert,), {}), name) for name in INERT_NAMES
+    return [
+        *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in full_names(INERT)),
+        *((PlainDict, name) for name in full_names(DICTS)),
+        (argparse.Namespace, "argparse.Namespace"),
     ]
-    stand_ins += [(PlainDict, name) for name in DICT_NAMES]
-    return [*stand_ins, (argparse.Namespace, "argparse.Namespace")]
+
+
+def full_names(table: Mapping[str, str]) -> list[str]:
+    return [
+        f"{module}.{name}"
+        for modules, names in table.items()
+        for module in modules.split()
+        for name in names.split()
+    ]
 
 
 def read_pickle(path: Path) -> Any:
@@ -124,36 +110,28 @@ def read_pickle(path: Path) -> Any:
 def check_kind(path: Path) -> None:
     """Raise BadInput unless the first bytes of `path` may be those of a checkpoint."""
     if not path.is_file():
-        raise BadInput(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise BadInput(f"{path} does not exist or is not a file")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    if not head:
-        raise BadInput(f"{path} is empty (0 bytes): download it again")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        raise BadInput(f"{path} is a web page, not a checkpoint: download it again")
-    if text.startswith(b"version https://git-lfs"):
-        raise BadInput(f"{path} is a Git LFS pointer, not the file: fetch it with `git lfs pull`")
-    if is_safetensors(head):
-        ours = b'"lddgan-checkpoint' in head
-        raise BadInput(
-            f"{path} is an lddgan checkpoint already: use it as it is, it needs no import"
-            if ours
-            else f"{path} is a safetensors file; import reads published .pth and .ckpt files"
-        )
-    if head[257:262] == b"ustar" or head.startswith(b"\x1f\x8b"):
-        raise BadInput(
-            f"{path} is a tar or gzip archive: unpack it; if it is a torch file of before 2018, "
-            "load it with that torch and save it again"
-        )
-
-
-def is_safetensors(head: bytes) -> bool:
-    """Whether a file begins with the length of a JSON header and the header's brace."""
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20
+    fault = ""
+    if not head:
+        fault = "is empty (0 bytes): download it again"
+    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        fault = "is a web page, not a checkpoint: download it again"
+    elif text.startswith(b"version https://git-lfs"):
+        fault = "is a Git LFS pointer, not the file: fetch it with `git lfs pull`"
+    elif head[8:9] == b"{" and b'"lddgan-checkpoint' in head:
+        fault = "is an lddgan checkpoint already: use it as it is, it needs no import"
+    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
+        fault = "is a safetensors file; import reads published .pth and .ckpt files"
+    elif head[257:262] == b"ustar" or head.startswith(b"\x1f\x8b"):
+        fault = "is a tar or gzip archive: unpack it (a torch file of before 2018: save it again)"
+    if fault:
+        raise BadInput(f"{path} {fault}")
 
 
 def explain(path: Path, error: BaseException) -> str:
@@ -161,72 +139,23 @@ def explain(path: Path, error: BaseException) -> str:
     message = str(error)
     blocked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if blocked:
-        return refusal(path, blocked[1])
-    names = names_in_zip(path)
+        name = printable(blocked[1])
+        return (
+            f"{path} asks to run or build '{name}', which is not weights: refused, nothing was run"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except UNREADABLE:
+        names = []
     if names and not any(name.endswith("data.pkl") for name in names):
         return f"{path} is a zip archive of {', '.join(names[:3])}: unpack it, give the file"
-    if any(name.endswith("constants.pkl") for name in names):
-        return f"{path} is a TorchScript program, not a checkpoint of weights"
-    named = foreign_global(path)
-    if named:
-        return refusal(path, named)
-    cause = message.strip().partition("\n")[0] or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to run the pickle
-        cause = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-    size = path.stat().st_size
-    cause = printable(cause) or "unreadable"
-    return f"{path} ({size:,} bytes) is damaged, cut or no checkpoint: {cause}"
-
-
-def refusal(path: Path, name: str) -> str:
-    name = printable(name)
-    return f"{path} asks to run or build '{name}', which is not weights: refused, nothing was run"
+    # torch's text advises to run the pickle; the cause comes last
+    cause = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    cause = printable(cause) or type(error).__name__
+    return f"{path} ({path.stat().st_size:,} bytes) is damaged, cut or no checkpoint: {cause}"
 
 
 def printable(text: str) -> str:
     """Text out of a file, fit for a terminal and for one line."""
     return "".join(c if c.isprintable() else "?" for c in text[:SHOWN])
-
-
-def foreign_global(path: Path) -> str:
-    """The first global in a bare pickle that is on no list, "" if there is none.
-
-    The pickle is parsed, nothing is built.  Covers the protocols that torch's reader does not; in
-    the files of torch.save, zip or older, its message names the global.
-    """
-    known = {*INERT_NAMES, *DICT_NAMES, "argparse.Namespace"}
-    try:
-        with path.open("rb") as file:
-            for name in globals_named(file):
-                if name not in known and not name.startswith(TORCH_OWN):
-                    return name
-    except UNREADABLE:
-        pass  # cut, or no pickle at all
-    return ""
-
-
-def names_in_zip(path: Path) -> list[str]:
-    """The names in a zip archive. Returns none if it is damaged or another kind of file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except UNREADABLE:
-        return []
-
-
-def globals_named(file: BinaryIO) -> Iterator[str]:
-    """The full name of every global in one pickle, in order."""
-    strings: list[str] = []  # as pushed; STACK_GLOBAL takes the last two
-    memo: dict[int, str] = {}
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            name = str(argument).replace(" ", ".")
-            yield re.sub(r"^__builtin__\.", "builtins.", name)  # as protocol 2 spells it
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = strings[-1] if strings else ""
-        elif opcode.name in ("BINGET", "LONG_BINGET") and argument is not None:
-            strings.append(memo.get(int(argument), ""))
-        elif isinstance(argument, str):
-            strings.append(argument)

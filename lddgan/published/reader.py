@@ -16,26 +16,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.preset import Preset, flat
+from lddgan.preset import Preset, flat, with_values
 from lddgan.presets import get_preset
 from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
 from lddgan.published.ncsnpp import NCSNPP
-from lddgan.published.pickles import SHOWN, printable, read_pickle
-from lddgan.published.shapes import Family, Part, with_facts
+from lddgan.published.pickles import printable, read_pickle
+from lddgan.published.shapes import Family, Part
 
 FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
-DISCRIMINATOR: Final = frozenset({"start_conv", "t_embed", "end_linear", "final_conv"})
 PARALLEL: Final = "module."  # what DistributedDataParallel puts before every name
 # where a training state, a Lightning file keep the weights
 WRAPPED: Final = ("netG_dict", "state_dict")
 ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
-DAMAGED_SHARE: Final = 0.1  # with fewer tensors wrong a file is damaged, not another network
+DAMAGED_SHARE: Final = 0.25  # with fewer tensors wrong a file is damaged, not another network
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Network:
 def import_published(
     dataset: str | Preset,
     generator: str | os.PathLike[str],
-    autoencoder: str | os.PathLike[str] | None = None,
+    autoencoder: str | os.PathLike[str],
     *,
     use_raw: bool = False,
 ) -> Model:
@@ -65,23 +63,20 @@ def import_published(
     set, has a tensor too many, too few, misshapen or not finite, or asks to run code.
     """
     preset = get_preset(dataset) if isinstance(dataset, str) else dataset
-    if autoencoder is None:
-        raise BadInput(
-            f"{preset.name} denoises latents: give its autoencoder too (--autoencoder model.ckpt)"
-        )
     first = import_generator(preset, Path(generator), use_raw)
     second = import_autoencoder(first.preset, Path(autoencoder))
-    changes = preset_changes(preset, second.preset)
+    before, after = flat(preset.model_dump()), flat(second.preset.model_dump())
+    changes = {key: value for key, value in after.items() if value != before[key]}
     provenance = {
         "source": "published",
         "dataset": preset.name,
         "ema": first.record["weights"] != "netG_dict",
         "generator": first.record,
         "autoencoder": second.record,
-        "differs_from_preset": {key: new for key, (_, new) in changes.items()},
+        "differs_from_preset": changes,
         "notes": [
-            f"{key} is {new}, where the {preset.name} preset has {old}"
-            for key, (old, new) in changes.items()
+            f"{key} is {value}, where the {preset.name} preset has {before[key]}"
+            for key, value in changes.items()
         ]
         + first.record["notes"],
     }
@@ -136,16 +131,15 @@ def read_state(path: Path) -> tuple[str | None, dict[str, Tensor], dict[Any, Any
     around = {} if key is None else {k: v for k, v in loaded.items() if k != key}
     if not state:
         raise BadInput(f"{path} is no state dict: it has no tensors")
-    others = [k for k, v in state.items() if not (is_name(k) and isinstance(v, Tensor))]
+    others = [
+        k
+        for k, v in state.items()
+        if not (isinstance(v, Tensor) and isinstance(k, str) and k == printable(k))
+    ]
     if others:
         listed = some([printable(str(k)) for k in others])
         raise BadInput(f"{path} is no state dict: not tensors: {listed}")
     return key, without_parallel(state, path), around
-
-
-def is_name(key: object) -> bool:
-    """Whether a key can be a parameter's name (and can be printed)."""
-    return isinstance(key, str) and key.isprintable() and len(key) <= SHOWN
 
 
 def without_parallel(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -169,8 +163,6 @@ def check_kind_of_network(state: Mapping[str, Tensor], part: Part, path: Path) -
             f"{path} is {'an' if found[0] == 'a' else 'a'} {found}, given as the {part}: "
             "are the two files swapped?"
         )
-    if not DISCRIMINATOR.isdisjoint(name.split(".")[0] for name in state):
-        raise BadInput(f"{path} is a discriminator; give the {part}")
     raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
 
 
@@ -184,31 +176,22 @@ def family_of(preset: Preset, part: Part) -> Family:
 
 
 def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> Preset:
-    """`preset` with the free facts of the file. Raises BadInput if the file is for another one.
+    """`preset` with the file's own numbers. Raises BadInput if the file is for another one.
 
     A file that is almost right passes here, so that `plain_floats` can name its wrong tensors.
     """
     family = family_of(preset, part)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for fragment, whose in family.foreign:
-        if any(fragment in name for name in shapes):
-            raise BadInput(f"{path} is {whose}; you asked for {preset.name}")
-    facts = family.facts_of_shapes(shapes)
-    if facts is None:
-        return preset
-    allowed, forbidden = family.differences(facts, preset)
-    if not forbidden:
-        return with_facts(preset, allowed, part)
-    identity = family.identify(facts)
+    variant = family.variant(preset, shapes)
+    misfits = family.misfits(variant, shapes)
+    if not misfits:
+        return variant
+    identity = family.identify(shapes, variant)
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
-    right = shapes_of(preset, part)
-    wrong = sum(shapes.get(name) != right.get(name) for name in shapes.keys() | right.keys())
-    if wrong / len(right) < DAMAGED_SHARE:
-        return preset
-    expected = family.facts_of_preset(preset)
-    listed = ", ".join(f"{key} {value} (not {expected[key]})" for key, value in forbidden.items())
-    raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one: {listed}")
+    if misfits > DAMAGED_SHARE:
+        raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one")
+    return variant
 
 
 def plain_floats(
@@ -255,16 +238,9 @@ def with_training_arguments(preset: Preset, around: Mapping[Any, Any], path: Pat
     given = next((v for v in around.values() if isinstance(v, argparse.Namespace)), None)
     found = {ours: getattr(given, name) for name, ours in ARGUMENTS.items() if hasattr(given, name)}
     try:
-        return Preset.model_validate(preset.model_dump() | found)
-    except ValidationError as error:
-        cause = error.errors()[0]["msg"]
-        raise BadInput(f"{path} was trained with arguments that do not fit: {cause}") from error
-
-
-def preset_changes(old: Preset, new: Preset) -> dict[str, tuple[Any, Any]]:
-    """Where two presets differ: "generator.nz" -> (old, new)."""
-    before, after = flat(old.model_dump()), flat(new.model_dump())
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+        return with_values(preset, found)
+    except BadInput as error:
+        raise BadInput(f"{path} was trained with arguments that do not fit: {error}") from error
 
 
 def count_tensors(around: Mapping[Any, Any]) -> Counter[str]:

@@ -1,20 +1,20 @@
-"""What the shapes in a state dict say about the network they belong to.
+"""Whose network a state dict holds, by the names and shapes of its tensors.
 
-The facts of a file are compared with those of a preset.  Some may differ between runs of the same
-code (`Family.free`); the others say which data set a file was trained for.
+A preset's network says what they should be.  A few numbers may differ between runs of the same code
+and are read off the file; with them the shapes are those of the preset, or of another data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from lddgan.preset import Preset
+from lddgan.checkpoint import shapes_of
+from lddgan.preset import Preset, with_values
 from lddgan.presets import PRESETS
 
 Shapes = Mapping[str, tuple[int, ...]]
-Facts = dict[str, Any]  # name -> int, str or tuple of ints
 Part = Literal["generator", "autoencoder"]
 
 
@@ -25,48 +25,37 @@ class Family:
     part: Part
     kinds: tuple[str, ...]  # in the network registry, that these files can fill
     roots: frozenset[str]  # first parts of the names of its tensors
-    free: tuple[str, ...]  # facts that one's own variant of a preset may change
-    facts_of_shapes: Callable[[Shapes], Facts | None]  # None if they are not of a whole network
-    facts_of_preset: Callable[[Preset], Facts]
-    relatives: tuple[tuple[str, Facts], ...] = ()  # the same network on other inputs, in words
-    foreign: tuple[tuple[str, str], ...] = ()  # (part of a name, the other network that has it)
+    own_numbers: Callable[[Shapes, Preset], dict[str, int]]  # which a file may have of its own
+    relatives: tuple[tuple[str, Shapes], ...] = ()  # the same network on other inputs, in words
 
     def holds(self, names: Iterable[str]) -> bool:
         """Whether parameter names are those of this family."""
         return not self.roots.isdisjoint(name.split(".")[0] for name in names)
 
-    def differences(self, facts: Facts, preset: Preset) -> tuple[Facts, Facts]:
-        """(allowed, forbidden): the facts that are not a preset's, by whether they are free."""
-        expected = self.facts_of_preset(preset)
-        unequal = {key: facts[key] for key in expected if facts[key] != expected[key]}
-        allowed = {key: value for key, value in unequal.items() if key in self.free}
-        return allowed, {key: value for key, value in unequal.items() if key not in self.free}
+    def variant(self, preset: Preset, shapes: Shapes) -> Preset:
+        """`preset` with the file's own numbers. Raises BadInput if they do not fit it."""
+        numbers = self.own_numbers(shapes, preset)
+        return with_values(preset, {f"{self.part}.{key}": n for key, n in numbers.items()})
 
-    def identify(self, facts: Facts) -> str | None:
-        """Whose network this is, in words ("the cifar10 generator", "a DDGAN ..."), or None."""
-        for name, preset in PRESETS.items():
-            if getattr(preset, self.part).kind in self.kinds:
-                allowed, forbidden = self.differences(facts, preset)
-                if not forbidden:
-                    own = ", ".join(f"{key} {value}" for key, value in allowed.items())
+    def misfits(self, preset: Preset, shapes: Shapes) -> float:
+        """Tensors that a file lacks, has too many or misshapen / tensors of a preset's network."""
+        right = shapes_of(preset, self.part)
+        names = shapes.keys() | right.keys()
+        return sum(shapes.get(name) != right.get(name) for name in names) / len(right)
+
+    def identify(self, shapes: Shapes, preset: Preset) -> str | None:
+        """Whose network this is, which is not `preset`'s. Returns None if it is no known one."""
+        for name, other in PRESETS.items():
+            if getattr(other, self.part).kind in self.kinds:
+                variant = self.variant(other, shapes)
+                if not self.misfits(variant, shapes):
+                    before = getattr(other, self.part).model_dump()
+                    after = getattr(variant, self.part).model_dump()
+                    own = ", ".join(f"{key} {n}" for key, n in after.items() if n != before[key])
                     return f"the {name} {self.part}" + (f" (with {own})" if own else "")
+        right = shapes_of(preset, self.part)
         for description, typical in self.relatives:
-            if all(facts[key] == value for key, value in typical.items()):
+            has = all(shapes.get(name) == shape for name, shape in typical.items())
+            if has and any(right.get(name) != shape for name, shape in typical.items()):
                 return description
         return None
-
-
-def with_facts(preset: Preset, allowed: Facts, part: Part) -> Preset:
-    """A copy of `preset` that has these free facts."""
-    changed = preset.model_dump()
-    changed[part] |= allowed
-    return Preset.model_validate(changed)
-
-
-def levels_of(size: int, ch_mult: tuple[int, ...], resolutions: tuple[int, ...]) -> tuple[int, ...]:
-    """The levels of a network on [size,size] whose resolutions are listed."""
-    return tuple(level for level in range(len(ch_mult)) if (size >> level) in resolutions)
-
-
-def are_multiples(widths: list[int], base: int) -> bool:
-    return base > 0 and all(width % base == 0 for width in widths)

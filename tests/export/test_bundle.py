@@ -154,7 +154,7 @@ def test_mutated_manifest_is_refused_or_means_the_same(
 
 def test_folder_that_is_no_bundle_is_named(copy: Path, tmp_path: Path) -> None:
     (copy / "manifest.json").unlink()
-    cases = [(copy, "has no manifest.json"), (copy / GRAPH, "no bundle"), (tmp_path / "x", "no b")]
+    cases = [(copy, "no manifest.json"), (copy / GRAPH, "no bundle"), (tmp_path / "x", "no b")]
     for folder, cause in cases:
         with pytest.raises(BadInput, match=cause) as caught:
             open_bundle(folder)

@@ -25,12 +25,10 @@ from export.rewrites import (
     TAKES,
     Graphs,
     convolution_sizes,
-    names_of,
     rewritten,
 )
 from export.rewrites import upsampling as up
-from export.rewrites.attention import fold_output_projection
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import (
     BareGroupNorm,
     SkipFirst,
@@ -335,7 +333,6 @@ def test_sizes_are_those_that_the_convolutions_see(tiny_model: Model) -> None:
 
 
 def test_unknown_rewrites_are_named(tiny_model: Model) -> None:
-    assert names_of("none") == () and names_of("styles,winograd") == ("styles", "winograd")
     with pytest.raises(BadInput, match="no rewrite wino; there are transposed-upsampling, "):
         graph_modules(tiny_model, ("styles", "wino"))
 

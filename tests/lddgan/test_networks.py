@@ -18,14 +18,16 @@ from lddgan.networks.quantiser import nearest_code
 from lddgan.networks.registry import PARTS, create
 from lddgan.preset import Preset
 from lddgan.presets import get_preset
-from tests.published_files import official_keys, official_state, recorded, tiny_preset
+from tests.published_files import (
+    TOLERANCE,
+    deviation,
+    official_keys,
+    official_state,
+    recorded,
+    tiny_preset,
+)
 
-TOLERANCE = 1e-4  # of the largest value (NETWORKS.md)
 exactly = settings(deadline=None, derandomize=True, database=None, max_examples=40)
-
-
-def deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def on_meta(part: str, preset: Preset) -> nn.Module:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from export.bundle import (
+    MANIFEST,
     SCHEMA,
     Agreement,
     Bundle,
@@ -18,7 +19,6 @@ from export.bundle import (
     file_entries,
     graph_file,
     open_bundle,
-    write_manifest,
 )
 from export.graphs import graph_specs
 from lddgan.presets import get_preset
@@ -70,7 +70,7 @@ def make_bundle(folder: Path, content: bytes = b"a graph") -> Bundle:
         exporter={},
         verification={"fp16": AGREEMENT},
     )
-    write_manifest(folder, manifest)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
     return open_bundle(folder)
 
 

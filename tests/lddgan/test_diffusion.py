@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lddgan.chain import chain
-from lddgan.diffusion import sample
+from lddgan.diffusion import chain, sample
 from tests.conftest import TINY
 
 

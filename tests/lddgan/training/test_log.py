@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lddgan.errors import BadInput, LddganError
 from lddgan.pictures import GAP_PIXELS as GAP
 from lddgan.pictures import grid
-from lddgan.training.log import DPI, Line, TrainingLog, interval, losses_figure, read_losses
+from lddgan.training.log import DPI, Line, TrainingLog, losses_figure, read_losses
 
 ROOT = Path(__file__).parents[3]
 STAGE = "generator"
@@ -85,13 +85,6 @@ def test_a_caller_may_use_its_dict_again(tmp_path: Path) -> None:
         losses["d"] = 2.0
         log.note(1, losses)
     assert lines_of(tmp_path) == [{"step": 1, "d": 1.5}]
-
-
-@pytest.mark.parametrize(
-    ("total", "steps"), [(0, 1), (1, 1), (1999, 1), (2000, 2), (2999, 2), (450_000, 450)]
-)
-def test_a_run_has_about_a_thousand_lines(total: int, steps: int) -> None:
-    assert interval(total) == steps
 
 
 def test_the_last_interval_may_be_short(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, trained, latents, tmp
         run(tiny, trained, latents, tmp_path, resume=True, seed=1)
     with pytest.raises(BadInput, match="a run with another number of steps"):
         run(tiny, trained, latents, tmp_path, resume=True, epochs=1)
-    others = StoredLatents(latents.values[:, ::-1])
+    others = StoredLatents(latents.values[::-1])
     with pytest.raises(BadInput, match="a run with another set of images; repeat"):
         run(tiny, trained, others, tmp_path, resume=True)
     with pytest.raises(BadInput, match="a run with another precision"):

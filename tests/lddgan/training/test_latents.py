@@ -113,14 +113,6 @@ def test_latents_in_memory_may_be_several_chunks(trained) -> None:
     assert close(found, reference(trained, FITTED)[index.numpy()])
 
 
-def test_missing_mirrored_latents_are_refused(tmp_path: Path, trained, files) -> None:
-    encode(tmp_path / "latents", trained, files)
-    stored = open_latents(tmp_path / "latents", trained)
-    assert not stored.has_mirrored
-    with pytest.raises(BadInput, match=r"mirrored images are missing; .* --flip`, or train"):
-        stored.read([0, 1], [False, True])
-
-
 def test_read_latents_are_copies(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files)
     for stored in (
@@ -177,7 +169,7 @@ def refused(folder: Path, trained: TrainedAutoencoder, said: str) -> None:
     with pytest.raises(BadInput, match=said) as caught:
         open_latents(folder, trained)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
-    assert "lddgan dataset encode" in str(caught.value) or "holds no latents" in said
+    assert "lddgan dataset encode" in str(caught.value)
 
 
 def edit(folder: Path, **changes) -> None:
@@ -187,7 +179,7 @@ def edit(folder: Path, **changes) -> None:
 
 def test_folder_without_latents_is_refused(tmp_path: Path, trained) -> None:
     refused(tmp_path / "nothing", trained, "there are no latents at .*nothing; ")
-    refused(tmp_path, trained, "holds no latents: it has no latents.json")
+    refused(tmp_path, trained, "there are no latents at")
 
 
 def test_the_latents_of_another_autoencoder_are_refused(folder: Path, trained) -> None:
@@ -207,15 +199,15 @@ def test_a_changed_byte_is_noticed(folder: Path, trained) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    refused(folder, trained, r"latents\.npy has changed since it was written \(sha256 differs\)")
+    refused(folder, trained, r"latents\.npy is not what was written \(sha256 differs\)")
 
 
 def test_cut_or_missing_latents_are_refused(folder: Path, trained) -> None:
     path = folder / "latents.npy"
     os.truncate(path, 9000)
-    refused(folder, trained, r"latents\.npy has 9,000 bytes, latents\.json says 22,656")
+    refused(folder, trained, r"latents\.npy is not what was written")
     path.unlink()
-    refused(folder, trained, r"latents\.npy is missing")
+    refused(folder, trained, r"latents\.npy is not what was written")
 
 
 @pytest.mark.parametrize(

@@ -105,11 +105,11 @@ def check_dataset(
     size = size if dataset is None else get_preset(dataset).image_size
     source, bad = open_source(path), 0
     with Meter("looking", 0, len(source), None, unit="images") as meter:
-        for checked in check_images(source, size, usable_cores()):
-            bad += len(checked.bad)
-            for line in checked.bad:
+        for line in check_images(source, size, usable_cores()):
+            if line is not None:
+                bad += 1
                 typer.echo(line)
-            meter.advance(checked.images)
+            meter.advance(1)
     typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
     if bad:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from lddgan.data.decode import BadImage, fit
 from lddgan.data.sources import Source
@@ -13,28 +13,16 @@ from lddgan.progress import start_pool
 CHUNK: Final = 64  # images that a process checks before it reports
 
 
-class Checked(NamedTuple):
-    """Some images of a source."""
-
-    images: int
-    bad: list[str]  # name and reason of those that cannot be trained on
-
-
-def check_images(source: Source, size: int, processes: int) -> Iterator[Checked]:
-    """Check that images of `size` can be made of all images of a source, in their order."""
-    parts = [
-        range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK)
-    ]
+def check_images(source: Source, size: int, processes: int) -> Iterator[str | None]:
+    """Yield for each image of a source why none of `size` can be made of it, or None."""
     with start_pool(processes) as pool:
-        yield from pool.map(partial(check_part, source, size), parts)
+        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=CHUNK)
 
 
-def check_part(source: Source, size: int, part: range) -> Checked:
-    """Check the images of some indices."""
-    bad = []
-    for index in part:
-        try:
-            fit(source.read(index), size)
-        except BadImage as error:
-            bad.append(f"{source.name(index)} {error}")
-    return Checked(len(part), bad)
+def check(source: Source, size: int, index: int) -> str | None:
+    """Name an image and say why it cannot be trained on. Returns None if it can."""
+    try:
+        fit(source.read(index), size)
+    except BadImage as error:
+        return f"{source.name(index)} {error}"
+    return None

@@ -12,20 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 RGB: Final = "RGB"
-MODES: Final = {  # of Pillow, for people
-    "1": "black and white",
-    "CMYK": "CMYK",
-    "F": "32-bit floating point",
-    "I": "32-bit grey",
-    "I;16": "16-bit grey",
-    "I;16B": "16-bit grey",
-    "L": "grey",
-    "LA": "grey with transparency",
-    "P": "a palette image",
-    "PA": "a palette image with transparency",
-    "RGBA": "RGB with transparency",
-    "YCbCr": "YCbCr",
-}
+ENCODED: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # what an LMDB may hold
 UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
 
 Pixels = NDArray[np.uint8]  # [H,W,3]
@@ -36,11 +23,11 @@ class BadImage(Exception):
 
 
 def has_header(data: bytes) -> bool:
-    """Whether bytes begin as an image that Pillow knows; the rest may be damaged."""
+    """Whether bytes begin as an encoded image; the rest may be damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data))
+            Image.open(io.BytesIO(data), formats=ENCODED)
     except Image.DecompressionBombError:
         return True
     except UNREADABLE:
@@ -57,7 +44,7 @@ def decode(data: bytes) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.mode != RGB:
-                raise BadImage(f"is {MODES.get(image.mode, image.mode)}, not RGB")
+                raise BadImage(f"has the mode {image.mode}, not {RGB}")
             return np.asarray(image)
     except UnidentifiedImageError as error:
         raise BadImage("is no image that Pillow knows") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +16,6 @@ from lddgan.errors import BadInput
 from lddgan.extras import require
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
-# How encoded images begin.
-ENCODED: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6")
 MAGIC: Final = struct.pack("=I", 0xBEEFC0DE)  # in the first page, behind its header
 HEADER: Final = 16  # bytes
 
@@ -77,15 +74,12 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
     """Raise BadInput if there are no keys, or if they are numbers from 0 with gaps."""
     if not keys:
         raise BadInput(f"{path} is an LMDB without entries")
-    if not all(key.isdigit() for key in keys):
-        return
-    numbers = {int(key) for key in keys}
+    numbers = {int(key) for key in keys} if all(key.isdigit() for key in keys) else {0}
     missing = max(numbers) + 1 - len(numbers)
     if 0 in numbers and missing:
-        first = next(number for number in count() if number not in numbers)
         raise BadInput(
-            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing, "
-            f"the first {first}; copy or download it again"
+            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing; copy "
+            "or download it again"
         )
 
 
@@ -95,12 +89,9 @@ def pixels_of(data: bytes) -> Pixels:
     The first pixel of a raw image may have the values with which an encoded one begins.
     """
     side = math.isqrt(len(data) // 3)
-    is_square = 0 < len(data) == 3 * side**2
-    if data.startswith(ENCODED) and (not is_square or has_header(data)):
-        return decode(data)
-    if not is_square:
-        raise BadImage(f"is neither an encoded image nor raw square RGB ({len(data)} bytes)")
-    return np.frombuffer(data, np.uint8).reshape(side, side, 3)
+    if 0 < len(data) == 3 * side**2 and not has_header(data):
+        return np.frombuffer(data, np.uint8).reshape(side, side, 3)
+    return decode(data)
 
 
 def open_environment(path: Path) -> Any:

@@ -76,8 +76,8 @@ Values = Annotated[
 # ---- options: the run ----
 
 Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(help="Number of epochs; default the preset's.")]
-Steps = Annotated[int | None, typer.Option(help="Number of steps, instead of epochs.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; default the preset's.")]
+Steps = Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of epochs.")]
 Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
 Accumulate = Annotated[
     int, typer.Option(min=1, help="Compute a batch in so many parts, one after another.")
@@ -96,8 +96,8 @@ def check_dataset(
     size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
-    from lddgan.data.check import check_images
     from lddgan.data.open_source import open_source
+    from lddgan.data.sources import check_images
     from lddgan.extras import usable_cores
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
@@ -291,22 +291,18 @@ def open_images(
     With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
     there are no images.
     """
-    from lddgan.data.digits import SIZE, digits
-    from lddgan.data.images import ImageFiles, InMemory
+    from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
     from lddgan.errors import BadInput
     from lddgan.training.latents import latents_of
 
     if data is not None:
         return ImageFiles(open_source(data), preset.image_size)
-    if preset.name != "digits":
+    size = preset.image_size
+    if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(
-            f"lddgan brings no images of {preset.name}; give a folder, zip file or LMDB (--data)"
-        )
-    if preset.image_size != SIZE:
-        raise BadInput(
-            f"the digits have {SIZE} pixels a side, not {preset.image_size}; give other images "
-            "(--data)"
+            f"lddgan brings no images of {preset.name} of {size}x{size}; give a folder, zip file "
+            "or LMDB (--data)"
         )
     if trained is None:
         return InMemory(digits())

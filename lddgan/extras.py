@@ -9,14 +9,8 @@ from typing import Final
 
 from lddgan.errors import LddganError
 
-INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no index
-    "torch": 'pip install -e ".[train]"',
-    "safetensors": 'pip install -e ".[train]"',
-    "onnx": 'pip install -e ".[train]"',
-    "onnxscript": 'pip install -e ".[train]"',
-    "lmdb": 'pip install -e ".[train]"',
-    "sklearn": 'pip install -e ".[train]"',
-    "tensorboard": 'pip install -e ".[train]"',
+TRAIN: Final = ("torch", "safetensors", "onnx", "onnxscript", "lmdb", "sklearn", "tensorboard")
+INSTALL: Final = dict.fromkeys(TRAIN, 'pip install -e ".[train]"') | {  # lddgan is on no index
     "matplotlib": 'pip install -e ".[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
     "cuda.bindings": 'pip install -e ".[gpu]"',

@@ -37,14 +37,12 @@ def grid(images: Pixels) -> Pixels:
     tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    pitch = (height * factor + GAP_PIXELS, width * factor + GAP_PIXELS)
-    size = (rows * pitch[0] + GAP_PIXELS, columns * pitch[1] + GAP_PIXELS, 3)
-    canvas = np.full(size, 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top = GAP_PIXELS + (index // columns) * pitch[0]
-        left = GAP_PIXELS + (index % columns) * pitch[1]
-        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return canvas
+    gap, none = (GAP_PIXELS, 0), (0, 0)
+    tiles = np.pad(tiles, ((0, rows * columns - count), gap, gap, none), constant_values=255)
+    _, height, width, _ = tiles.shape
+    lines = tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    canvas = lines.reshape(rows * height, columns * width, 3)
+    return np.pad(canvas, (gap[::-1], gap[::-1], none), constant_values=255)
 
 
 def png(image: Pixels) -> bytes:

@@ -6,12 +6,14 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from lddgan.data.decode import BadImage, Pixels, decode
+from lddgan.data.decode import BadImage, Pixels, decode, fit
 from lddgan.errors import BadInput
+from lddgan.progress import start_pool
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ZIP_ERRORS: Final = (  # of reading a member of an archive
@@ -21,6 +23,8 @@ ZIP_ERRORS: Final = (  # of reading a member of an archive
     NotImplementedError,
     RuntimeError,
 )
+
+CHUNK: Final = 64  # images that a process checks before it reports
 
 T = TypeVar("T")
 
@@ -117,3 +121,21 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def is_image(name: str) -> bool:
     """Whether a file is an image by its suffix; macOS leaves .name files beside images."""
     return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
+
+
+# ---- checking ----
+
+
+def check_images(source: Source, size: int, processes: int) -> Iterator[str | None]:
+    """Yield for each image of a source why none of `size` can be made of it, or None."""
+    with start_pool(processes) as pool:
+        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=CHUNK)
+
+
+def check(source: Source, size: int, index: int) -> str | None:
+    """Name an image and say why it cannot be trained on. Returns None if it can."""
+    try:
+        fit(source.read(index), size)
+    except BadImage as error:
+        return f"{source.name(index)} {error}"
+    return None

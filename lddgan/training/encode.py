@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lddgan.checkpoint import TrainedAutoencoder, digest_of
-from lddgan.data.feed import OnBad, read_ahead
-from lddgan.data.images import Images, to_float
+from lddgan.data.feed import read_ahead
+from lddgan.data.images import Images, OnBad, refuse_bad, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.files import atomic_folder, sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
@@ -153,8 +153,7 @@ def write_all(
     kept: list[int] = []
     for part in parts:
         for what in part.bad:
-            if on_bad == "stop":
-                raise BadInput(f"{what}; leave it out, or encode with --on-bad skip")
+            refuse_bad([what], on_bad)
             meter.log(f"left out: {what}")
         if part.kept:
             values = encoder(part.images)

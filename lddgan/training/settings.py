@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from lddgan.data.feed import Feed, OnBad
-from lddgan.data.images import Images, read_unmirrored
-from lddgan.data.order import Order, batches_per_epoch
+from lddgan.data.feed import Feed, Order, batches_per_epoch
+from lddgan.data.images import Images, OnBad, read_unmirrored
 from lddgan.errors import BadInput
 from lddgan.noise import MAX_INDEX
 from lddgan.preset import Preset
@@ -22,7 +21,7 @@ from lddgan.training.ranks import Ranks, rows_of
 
 @dataclass(frozen=True)
 class Settings:
-    """How one stage is run. Raises BadInput for values that are out of range."""
+    """How one stage is run. Raises BadInput for epochs and steps together, or another seed."""
 
     out: Path  # folder of what the run writes
     seed: int = 0
@@ -41,16 +40,10 @@ class Settings:
     log: Log = to_stderr
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise BadInput(f"epochs is {self.epochs}; at least 1 is needed")
         if self.epochs is not None and self.steps is not None:
             raise BadInput("give epochs or steps, not both")
-        if self.steps is not None and self.steps < 0:
-            raise BadInput(f"steps is {self.steps}; it cannot be negative")
         if not 0 <= self.seed <= MAX_INDEX:
             raise BadInput(f"seed is {self.seed}, and must be in 0..2^63-1")
-        if self.accumulate < 1:
-            raise BadInput(f"accumulate is {self.accumulate}; at least 1 is needed")
 
     def total(self, count: int, batch: int, epochs: int) -> int:
         """Steps of a run on `count` images, `epochs` being the preset's. Raises BadInput."""

@@ -160,9 +160,9 @@ def saved(kind: str, mode: str) -> bytes:
 BAD = {
     "is empty": b"",
     "is damaged": saved("PNG", "RGB")[:900],
-    "is CMYK, not RGB": saved("JPEG", "CMYK"),
-    "is 16-bit grey, not RGB": saved("PNG", "I;16"),
-    "is a palette image, not RGB": saved("PNG", "P"),
+    "has the mode CMYK, not RGB": saved("JPEG", "CMYK"),
+    "has the mode I;16, not RGB": saved("PNG", "I;16"),
+    "has the mode P, not RGB": saved("PNG", "P"),
 }
 
 

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 import lddgan.data.images as images_module
-from lddgan.data.check import check_images
 from lddgan.data.decode import BadImage, decode, fit
 from lddgan.data.images import ImageFiles, to_float
 from lddgan.data.open_source import open_source
-from lddgan.data.sources import Source
+from lddgan.data.sources import Source, check_images
 from lddgan.errors import BadInput
 from tests.lddgan.data.support import PICTURES, encoded, picture
 

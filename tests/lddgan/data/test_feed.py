@@ -23,10 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from lddgan.data.feed import Feed, hide_broken_off
+from lddgan.data.feed import Feed, Order, hide_broken_off
 from lddgan.data.images import ImageFiles, Images, InMemory, Read
 from lddgan.data.open_source import open_source
-from lddgan.data.order import Order
 from lddgan.errors import BadInput, LddganError
 
 COUNT, BATCH, SEED, SIZE = 10, 4, 3, 8
@@ -123,7 +122,7 @@ def test_a_bad_image_stops_the_training_by_its_name(tmp_path: Path, workers: int
     feed = feed_of(folder(tmp_path, [2, 9]), workers)
     with pytest.raises(BadInput) as caught:
         list(feed.batches(0, 20))
-    said = f"{tmp_path}/{{}}.png is empty; leave it out, or train with --on-bad skip"
+    said = f"{tmp_path}/{{}}.png is empty; leave it out, or give --on-bad skip"
     assert str(caught.value) in (said.format(2), said.format(9))
 
 

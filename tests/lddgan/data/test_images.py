@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lddgan.data.digits import digits, enlarge
-from lddgan.data.order import Order, epoch_flips, epoch_order
+from lddgan.data.feed import Order, epoch_flips, epoch_order
+from lddgan.data.images import digits, enlarge
 from lddgan.errors import BadInput, LddganError
 
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 import lddgan.training.autoencoder as autoencoder_training
 from lddgan.checkpoint import TrainedAutoencoder, load_autoencoder
-from lddgan.data.digits import digits
-from lddgan.data.images import InMemory
+from lddgan.data.images import InMemory, digits
 from lddgan.errors import BadInput, LddganError
 from lddgan.networks import autoencoder as autoencoder_network
 from lddgan.networks import layers

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lddgan.checkpoint import TrainedAutoencoder
-from lddgan.data.feed import Feed
+from lddgan.data.feed import Feed, Order
 from lddgan.data.images import InMemory
-from lddgan.data.order import Order
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
 from lddgan.training.latents import ENCODE_BATCH, encode_moments, latents_of, open_latents

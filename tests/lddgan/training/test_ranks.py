@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from lddgan.data.digits import digits
-from lddgan.data.images import InMemory
+from lddgan.data.images import InMemory, digits
 from lddgan.errors import BadInput
 from lddgan.networks.discriminator import minibatch_deviation
 from lddgan.preset import GROUP, with_values

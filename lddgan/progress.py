@@ -109,11 +109,9 @@ def to_stderr(line: str) -> None:
 
 # ---- signals ----
 
-Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
-
 
 @contextmanager
-def signal_handler(handler: Handler, *numbers: int) -> Iterator[dict[int, Any]]:
+def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
     """Call `handler` at the signals `numbers`; yields the handlers that were there before.
 
     Signals reach the main thread alone: in another one nothing is changed.

@@ -28,16 +28,6 @@ SIGNAL_SECONDS: Final = 1.0  # within which PyTorch tells of a worker's death
 BROKEN_OFF: Final = (EOFError, OSError, AuthenticationError)
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order in which `count` images are seen in one epoch, int64 [count]."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
-
-
-def epoch_flips(count: int, seed: int, epoch: int) -> Tensor:
-    """Which of `count` images are mirrored in one epoch, bool [count]."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch, 1]).integers(0, 2, count) == 1)
-
-
 def batches_per_epoch(count: int, batch: int) -> int:
     """Whole batches in `count` images. Raises BadInput if there is not one."""
     if count < batch:
@@ -61,8 +51,11 @@ class Order:
         """Indices int64 [batch] of a training step, and whether each is mirrored, bool [batch]."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, epoch_order(self.count, self.seed, epoch)
-            self.flips = epoch_flips(self.count, self.seed, epoch) & self.flip
+            self.epoch = epoch
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            flips = np.random.default_rng([self.seed, epoch, 1]).integers(0, 2, self.count)
+            self.order = torch.from_numpy(order)
+            self.flips = torch.from_numpy(flips == 1) & self.flip
         index = self.order[position * self.batch : (position + 1) * self.batch]
         return index, self.flips[index]
 

@@ -29,7 +29,14 @@ class Lmdb(Source):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.keys = list_keys(path)
+        environment = opened(path, open_environment)
+        import lmdb
+
+        try:
+            with environment.begin() as transaction:
+                self.keys = list(transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
         check_keys(path, self.keys)
 
     def __len__(self) -> int:
@@ -56,18 +63,6 @@ def is_lmdb(file: Path) -> bool:
     """Whether a file begins as an LMDB."""
     with file.open("rb") as stream:
         return stream.read(HEADER + len(MAGIC))[HEADER:] == MAGIC
-
-
-def list_keys(path: Path) -> list[bytes]:
-    """List all keys of an LMDB, in their order. Raises BadInput if it is damaged."""
-    environment = opened(path, open_environment)
-    import lmdb
-
-    try:
-        with environment.begin() as transaction:
-            return list(transaction.cursor().iternext(values=False))
-    except lmdb.Error as error:
-        raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
 
 
 def check_keys(path: Path, keys: Sequence[bytes]) -> None:

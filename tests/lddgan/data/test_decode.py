@@ -139,10 +139,9 @@ def test_too_many_bad_images_in_a_row_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert not ImageFiles(Counting(bad=19), 32).read([19], [False]).bad
 
 
-@pytest.mark.parametrize("count", [3, 120])
-def test_a_source_of_bad_images_alone_ends(tmp_path: Path, count: int) -> None:
-    for index in range(count):
+def test_a_source_of_bad_images_alone_ends(tmp_path: Path) -> None:
+    for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"")
-    said = rf"^all {count} images are bad, the last: .*png is empty"
+    said = r"^all 3 images are bad, the last: .*png is empty"
     with pytest.raises(BadInput, match=said):
         ImageFiles(open_source(tmp_path), 32).read([0], [False])

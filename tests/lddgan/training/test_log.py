@@ -141,15 +141,6 @@ def test_resumed_in_the_middle_one_line_has_fewer_steps(
     assert found[:4] + found[5:] == whole[:4] + whole[5:]
 
 
-def test_short_runs_are_the_same_wherever_they_are_resumed(tmp_path: Path) -> None:
-    run(tmp_path / "whole", 0, 20, 21)
-    run(tmp_path / "twice", 0, 9, 21)
-    run(tmp_path / "twice", 7, 11, 21)
-    run(tmp_path / "twice", 11, 20, 21)
-    whole, twice = ((tmp_path / name / FILE).read_bytes() for name in ("whole", "twice"))
-    assert whole == twice and whole.count(b"\n") == 20
-
-
 def test_a_new_run_starts_anew(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("anything")
     run(tmp_path, 0, 4, 5)
@@ -279,14 +270,6 @@ def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
     (shown,) = events(tmp_path).Images("generator/samples")
     (tmp_path / "shown.png").write_bytes(shown.encoded_image_string)
     assert shown.step == 999 and np.array_equal(pixels(tmp_path / "shown.png"), found)
-
-
-def test_a_picture_of_the_beginning_and_one_beyond_seven_digits(tmp_path: Path) -> None:
-    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
-        log.add_picture(0, tiles(1))
-        log.add_picture(12_345_678, tiles(1))
-    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert names == ["generator-0000000.png", "generator-12345678.png"]
 
 
 def test_a_folder_with_a_picture_of_the_losses(tmp_path: Path) -> None:

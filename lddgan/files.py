@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from lddgan.errors import LddganError
+from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
 
 LOCK_MODE: Final = 0o666  # a lock holds nothing, and any user of the folder may have to take it
@@ -57,6 +57,14 @@ def atomic_write(path: Path, data: Any) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     return path
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise BadInput unless `folder` is empty or does not exist."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} exists and is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} holds other files; choose an empty or a new folder")
 
 
 @contextmanager

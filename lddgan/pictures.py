@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lddgan.errors import BadInput
-from lddgan.files import atomic_write, writing
+from lddgan.files import atomic_write, refuse_used, writing
 from lddgan.progress import Log, start_pool, to_stderr
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
@@ -67,10 +67,7 @@ def check_output(path: Path) -> None:
         return
     if path.suffix:
         raise BadInput(f"{path}: images go to a .png (grid), an .npz, or a folder")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} exists and is not a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise BadInput(f"{path} holds other files; choose an empty or a new folder")
+    refuse_used(path)
 
 
 def write_images(

@@ -35,11 +35,8 @@ class Cifar10(Source):
     """The 50,000 training images, in the order of the five batches; all in memory."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
         self.images = np.concatenate([planes(name, data) for name, data in members(path)])
-
-    def __len__(self) -> int:
-        return len(self.images)
+        super().__init__(path, range(len(self.images)))
 
     def name(self, index: int) -> str:
         return f"image {index} of {self.path}"

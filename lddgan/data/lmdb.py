@@ -28,22 +28,19 @@ class Lmdb(Source):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
         environment = opened(path, open_environment)
         import lmdb
 
         try:
             with environment.begin() as transaction:
-                self.keys = list(transaction.cursor().iternext(values=False))
+                keys = list(transaction.cursor().iternext(values=False))
         except lmdb.Error as error:
             raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
-        check_keys(path, self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
+        check_keys(path, keys)
+        super().__init__(path, keys)
 
     def name(self, index: int) -> str:
-        return f"key {self.keys[index].decode(errors='backslashreplace')} in {self.path}"
+        return f"key {self.names[index].decode(errors='backslashreplace')} in {self.path}"
 
     def read(self, index: int) -> Pixels:
         environment = opened(self.path, open_environment)
@@ -51,7 +48,7 @@ class Lmdb(Source):
 
         try:
             with environment.begin() as transaction:
-                data = transaction.get(self.keys[index])
+                data = transaction.get(self.names[index])
         except lmdb.Error as error:
             raise BadImage(f"cannot be read ({error})") from error
         if data is None:

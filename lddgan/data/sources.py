@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 
 class Source(ABC):
-    """N images that are read by index. A copy in another process opens its own handles."""
+    """Named images that are read by index. A copy in another process opens its own handles."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, names: Sequence[Any]) -> None:
+        self.path, self.names = path, names
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
-    @abstractmethod
     def name(self, index: int) -> str:
         """The name of an image, for people."""
+        return f"{self.names[index]} in {self.path}"
 
     @abstractmethod
     def read(self, index: int) -> Pixels:
@@ -67,16 +67,13 @@ class Folder(Source):
     """Image files in a folder and all folders in it, sorted by path."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.names = sorted(
+        files = (
             str((Path(folder) / name).relative_to(path))
             for folder, _, names in os.walk(path)
             for name in names
             if is_image(name)
         )
-
-    def __len__(self) -> int:
-        return len(self.names)
+        super().__init__(path, sorted(files))
 
     def name(self, index: int) -> str:
         return str(self.path / self.names[index])
@@ -93,15 +90,8 @@ class Zip(Source):
     """Image files in a zip archive, sorted by path."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
         names = opened(path, open_zip).namelist()
-        self.names = sorted(name for name in names if is_image(name))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return f"{self.names[index]} in {self.path}"
+        super().__init__(path, sorted(name for name in names if is_image(name)))
 
     def read(self, index: int) -> Pixels:
         try:

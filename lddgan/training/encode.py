@@ -19,7 +19,7 @@ from lddgan.checkpoint import TrainedAutoencoder, digest_of
 from lddgan.data.feed import read_ahead
 from lddgan.data.images import Images, OnBad, refuse_bad, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.files import atomic_folder, sha256_of_file
+from lddgan.files import atomic_folder, refuse_used, sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.torch_settings import exact_fp32
@@ -54,7 +54,7 @@ def encode_images(
     preset, digest = trained.preset, digest_of(trained)
     encoder = partial(encode, trained.autoencoder.to(device), device)
     refuse_used(folder)
-    with atomic_folder(folder, replaces=False) as temporary, exact_fp32():
+    with atomic_folder(folder.resolve(), replaces=False) as temporary, exact_fp32():
         path = temporary / FILE
         whole = (len(images), 1 + flip, *preset.moments_shape)
         numbers = range(-(-len(images) // batch))
@@ -129,14 +129,6 @@ def read_part(images: Images, batch: int, number: int) -> Part:
     # After a bad image, `bad` goes on with those that could not replace it.
     bad = [read.bad[0] for read in reads.values() if read.bad]
     return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
-
-
-def refuse_used(folder: Path) -> None:
-    """Raise BadInput unless `folder` is empty or does not exist."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(f"{folder} is not empty; choose another --out")
 
 
 # ---- writing ----

@@ -139,7 +139,7 @@ def test_latents_are_encoded_once_and_trained_on(lddgan, photos: Path, files: Pa
     refused(lddgan("train", "--dataset", "digits", *other), "latents of another autoencoder")
     mirrored = (*train, "--set", "training.flip=true", "--latents")
     refused(lddgan(*mirrored, "latents"), "no mirrored images", "--flip")
-    refused(lddgan("dataset", "encode", photos, *encoder, "--out", "latents"), "is not empty")
+    refused(lddgan("dataset", "encode", photos, *encoder, "--out", "latents"), "holds other files")
     lddgan("dataset", "encode", photos, *encoder, "--out", "both", "--flip")
     assert lddgan(*mirrored, "both", "--out", "mirrored").code == 0
     for name in ("none", photos):

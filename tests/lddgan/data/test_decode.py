@@ -105,11 +105,8 @@ class Counting(Source):
     """One good image behind `bad` bad ones; it counts how often each was read."""
 
     def __init__(self, bad: int) -> None:
-        super().__init__(Path("made up"))
+        super().__init__(Path("made up"), range(bad + 1))
         self.reads = [0] * (bad + 1)
-
-    def __len__(self) -> int:
-        return len(self.reads)
 
     def name(self, index: int) -> str:
         return f"image {index}"

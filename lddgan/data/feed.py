@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from multiprocessing import AuthenticationError, resource_sharer
 from types import TracebackType
@@ -87,8 +88,8 @@ class Feed:
         Close the generator to end the workers.
         """
         read = partial(read_step, self.images, self.order, self.rows)
-        reads = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
-        try:
+        ahead = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
+        with closing(ahead) as reads:
             for values, bad in reads:
                 refuse_bad(bad, self.on_bad)
                 for what in dict.fromkeys(bad):
@@ -96,8 +97,6 @@ class Feed:
                         self.log(f"skipped: {what}")
                 self.bad.update(bad)
                 yield values
-        finally:
-            reads.close()
 
 
 def read_step(images: Images, order: Order, rows: Tensor, step: int) -> Read:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lddgan.data.decode import BadImage, Pixels, decode, has_header
+from lddgan.data.decode import BadImage, NotEncoded, Pixels, decode
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
@@ -80,10 +80,13 @@ def pixels_of(data: bytes) -> Pixels:
 
     The first pixel of a raw image may have the values with which an encoded one begins.
     """
-    side = math.isqrt(len(data) // 3)
-    if 0 < len(data) == 3 * side**2 and not has_header(data):
+    try:
+        return decode(data)
+    except NotEncoded:
+        side = math.isqrt(len(data) // 3)
+        if len(data) != 3 * side**2:
+            raise
         return np.frombuffer(data, np.uint8).reshape(side, side, 3)
-    return decode(data)
 
 
 def open_environment(path: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from lddgan.data.feed import Feed, Order, batches_per_epoch
 from lddgan.data.images import Images, OnBad, read_unmirrored
 from lddgan.errors import BadInput
+from lddgan.files import sha256_of_bytes
 from lddgan.noise import MAX_INDEX
 from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
@@ -84,11 +84,12 @@ class Settings:
         return {"memory_format": torch.channels_last} if self.channels_last else {}
 
     def run(self, preset: Preset, images: Images, total: int) -> dict[str, str]:
-        """What must be the same where a run is resumed, by name."""
+        """What must be the same where a run is resumed, by name. Raises BadInput."""
+        some = read_unmirrored(images, [0, len(images) // 2, len(images) - 1]).values
         return {
             "seed": str(self.seed),
             "number of images": str(len(images)),
-            "set of images": digest_of_some(images),
+            "set of images": sha256_of_bytes(some.numpy().tobytes()),
             "number of steps": str(total),
             "precision": "bfloat16" if self.bf16 else "float32",
             "preset": preset.model_dump_json(),
@@ -106,10 +107,3 @@ class Settings:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-
-
-def digest_of_some(images: Images) -> str:
-    """SHA-256 of three images or latents, the same wherever the files are. Raises BadInput."""
-    index = [0, len(images) // 2, len(images) - 1]
-    values = read_unmirrored(images, index).values
-    return sha256(values.numpy().tobytes()).hexdigest()

@@ -33,7 +33,7 @@ def bomb() -> bytes:
 
 BAD = {
     "is empty": b"",
-    "is no image that Pillow knows": b"<!doctype html>",
+    "is no image of a known format": b"<!doctype html>",
     "is damaged": encoded(PICTURES[0])[:900],
     "has the mode CMYK, not RGB": encoded(PICTURES[0], "JPEG", "CMYK"),
     "has the mode I;16, not RGB": encoded(PICTURES[0][..., 0].astype(np.uint16), "PNG", "I;16"),

@@ -306,7 +306,7 @@ def open_images(
         )
     if trained is None:
         return InMemory(digits())
-    return latents_of(trained.autoencoder, digits(), "cpu")
+    return latents_of(trained.autoencoder, digits())
 
 
 def find_autoencoder(dataset: str) -> Path:

@@ -73,17 +73,10 @@ class StoredLatents:
         return Read(torch.from_numpy(self.values[at]), [])
 
 
-def latents_of(
-    autoencoder: Autoencoder, images: Tensor, device: torch.device | str
-) -> StoredLatents:
-    """Encode images float32 [N,3,H,W] in [-1,1] in memory, none of them mirrored.
-
-    The autoencoder is moved to `device`.
-    """
-    network = autoencoder.to(device)
-    starts = range(0, len(images), ENCODE_BATCH)
-    parts = [encode_moments(network, images[i : i + ENCODE_BATCH].to(device)).cpu() for i in starts]
-    return StoredLatents(torch.cat(parts)[:, None].numpy())
+def latents_of(autoencoder: Autoencoder, images: Tensor) -> StoredLatents:
+    """Encode images float32 [N,3,H,W] in [-1,1] in memory, on the CPU, none of them mirrored."""
+    moments = [encode_moments(autoencoder, part) for part in torch.split(images, ENCODE_BATCH)]
+    return StoredLatents(torch.cat(moments)[:, None].numpy())
 
 
 # ---- in a folder ----

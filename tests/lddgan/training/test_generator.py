@@ -41,7 +41,7 @@ def trained(tiny):
 
 @pytest.fixture(scope="module")
 def latents(trained):
-    return latents_of(trained.autoencoder, digits()[:24], "cpu")
+    return latents_of(trained.autoencoder, digits()[:24])
 
 
 class Interrupted(Exception):
@@ -241,7 +241,7 @@ def test_a_finished_run_is_not_resumed(tiny, trained, latents, tmp_path):
 
 
 def test_bad_settings_are_refused(tiny, trained, latents, tmp_path):
-    few = latents_of(trained.autoencoder, digits()[:7], "cpu")
+    few = latents_of(trained.autoencoder, digits()[:7])
     with pytest.raises(BadInput, match="7 images are too few: one batch takes 8"):
         run(tiny, trained, few, tmp_path)
     for changes, said in (

@@ -103,12 +103,12 @@ def test_latents_in_memory_equal_stored_ones(tmp_path: Path, trained_by_kind, ki
     images = floats(FITTED)
     encode(tmp_path / "latents", trained, InMemory(images))
     stored = everything(open_latents(tmp_path / "latents", trained))
-    assert close(everything(latents_of(trained.autoencoder, images, "cpu")), stored)
+    assert close(everything(latents_of(trained.autoencoder, images)), stored)
 
 
 def test_latents_in_memory_may_be_several_chunks(trained) -> None:
     index = torch.arange(ENCODE_BATCH + 3) % COUNT
-    found = everything(latents_of(trained.autoencoder, floats(FITTED)[index], "cpu"))
+    found = everything(latents_of(trained.autoencoder, floats(FITTED)[index]))
     assert close(found, reference(trained, FITTED)[index.numpy()])
 
 
@@ -116,7 +116,7 @@ def test_read_latents_are_copies(tmp_path: Path, trained, files) -> None:
     encode(tmp_path / "latents", trained, files)
     for stored in (
         open_latents(tmp_path / "latents", trained),
-        latents_of(trained.autoencoder, floats(FITTED), "cpu"),
+        latents_of(trained.autoencoder, floats(FITTED)),
     ):
         before = stored.read([3], [False]).values.clone()
         stored.read([3], [False]).values.zero_()
@@ -150,7 +150,7 @@ def test_pickled_latents_hold_only_their_path(tmp_path: Path, trained, files) ->
     assert len(sent) < 500
     again = pickle.loads(sent)
     assert np.array_equal(everything(again, True), everything(stored, True))
-    in_memory = latents_of(trained.autoencoder, floats(FITTED), "cpu")
+    in_memory = latents_of(trained.autoencoder, floats(FITTED))
     again = pickle.loads(pickle.dumps(in_memory))
     assert np.array_equal(everything(again), everything(in_memory))
 

@@ -103,7 +103,7 @@ def train_both(out: Path, number: int) -> None:
     torch.save(stage.autoencoder.state_dict(), out / f"autoencoder{number}.pt")
     unlike = with_values(preset, {"training.flip": False})
     fixed = random_autoencoder(unlike)
-    latents = latents_of(fixed.autoencoder, images.images, "cpu")
+    latents = latents_of(fixed.autoencoder, images.images)
     os.environ["MASTER_PORT"] += "1"  # the first may not be free yet
     other = Settings(out=out / "g", device="cpu", steps=2, log=lambda line: None)
     model = train_generator(unlike, fixed, latents, other)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lddgan.errors import BadInput
+from lddgan.extras import require, usable_cores
 from lddgan.names import DeviceName, Loss, Regulariser
 from lddgan.options import Device, Seed, print_once, workers_for
 
@@ -98,7 +100,6 @@ def check_dataset(
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
     from lddgan.data.open_source import open_source
     from lddgan.data.sources import check_images
-    from lddgan.extras import usable_cores
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
@@ -131,8 +132,6 @@ def encode_dataset(
     workers: Workers = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
-    from lddgan.extras import require
-
     require("torch", "safetensors")
     from lddgan.data.images import ImageFiles
     from lddgan.data.open_source import open_source
@@ -225,8 +224,6 @@ def train(
     values: Values = None,
 ) -> None:
     """Train the diffusion GAN on the latents of images."""
-    from lddgan.errors import BadInput
-
     if data is not None and latents is not None:
         raise BadInput("--data and --latents name two sets of images; give one")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
@@ -263,8 +260,6 @@ def settings_of(
     run: dict[str, Any],
 ) -> Settings:
     """How a training is run, from its options. Raises LddganError if a package is missing."""
-    from lddgan.extras import require
-
     require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.training.settings import Settings
 
@@ -293,7 +288,6 @@ def open_images(
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
-    from lddgan.errors import BadInput
     from lddgan.training.latents import latents_of
 
     if data is not None:
@@ -311,7 +305,6 @@ def open_images(
 
 def find_autoencoder(dataset: str) -> Path:
     """The autoencoder in the data set's run folder. Raises BadInput if there is none."""
-    from lddgan.errors import BadInput
     from lddgan.training.run_folder import AUTOENCODER_FILE
 
     path = run_folder(dataset) / AUTOENCODER_FILE
@@ -330,7 +323,6 @@ def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
     Raises BadInput if it is damaged or of another data set.
     """
     from lddgan.checkpoint import build_autoencoder, load_autoencoder
-    from lddgan.errors import BadInput
     from lddgan.published.reader import import_autoencoder
 
     if path.suffix != ".safetensors":

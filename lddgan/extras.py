@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Final
 
@@ -22,6 +21,8 @@ INSTALL: Final = dict.fromkeys(TRAIN, 'pip install -e ".[train]"') | {  # lddgan
 
 def version_of(distribution: str) -> str | None:
     """Version of an installed distribution, or None. PyTorch's names its build: 2.11.0+cu130."""
+    from importlib.metadata import PackageNotFoundError, version  # slow: `--help` has no use for it
+
     if distribution == "torch" and why_missing("torch") is None:
         import torch
 

@@ -79,8 +79,8 @@ def write_images(
     origin: str = "",
     processes: int = 0,
     log: Log = to_stderr,
-) -> int:
-    """Write uint8 [N,H,W,3] batches to `path`. Returns the number of images.
+) -> None:
+    """Write uint8 [N,H,W,3] batches to `path`.
 
     `x.png` is a grid; `x.npz` holds `images`, `first` and `origin` (how they were made, as
     `engine.kept_images` reads it); any other path is a folder with one PNG per image, named by its
@@ -97,12 +97,12 @@ def write_images(
         arrays.clear()  # they are as large as `together`
         is_grid = path.suffix == ".png"
         atomic_write(path, png(grid(together)) if is_grid else npz(together, first, origin))
-        return len(together)
+        return
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     # Pillow holds the interpreter's lock: threads would not help.
     with start_pool(processes) if processes else ThisProcess() as executor:
-        return write_folder(path, batches, first, progress, executor, log)
+        write_folder(path, batches, first, progress, executor, log)
 
 
 def write_folder(
@@ -112,10 +112,10 @@ def write_folder(
     progress: Callable[[int], None],
     executor: Executor,
     log: Log,
-) -> int:
-    """Write one PNG per image with `executor`, at most one batch behind. Returns their number."""
+) -> None:
+    """Write one PNG per image with `executor`, at most one batch behind."""
     index, began, waited = first, clock(), 0.0
-    pending: deque[Future[Path]] = deque()
+    pending: deque[Future[None]] = deque()
     for images in batches:
         made = clock()
         for image in images:
@@ -130,17 +130,16 @@ def write_folder(
     share = (waited + ended - made) / (ended - began)
     if share > PNG_WARN_SHARE and ended - began > PNG_WARN_SECONDS:
         log(f"PNGs are the limit: {share:.0%} of the time went to encoding and writing them")
-    return index - first
 
 
-def wait_for(pending: deque[Future[Path]], most: int) -> None:
+def wait_for(pending: deque[Future[None]], most: int) -> None:
     """Wait until at most `most` PNGs are unfinished. Raises LddganError for one that failed."""
     while len(pending) > most:
         pending.popleft().result()
 
 
-def write_png(path: Path, image: Pixels) -> Path:
-    return atomic_write(path, png(image))
+def write_png(path: Path, image: Pixels) -> None:
+    atomic_write(path, png(image))
 
 
 class ThisProcess(Executor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,6 @@ class Settings:
             log=self.log,
             pinned=ranks.device.type == "cuda",
         )
-
-    def quiet_unless_first(self, ranks: Ranks) -> Settings:
-        """The settings of this process: only the first one prints."""
-        return self if ranks.is_first else replace(self, log=lambda line: None)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which networks compute: bfloat16 if `bf16`."""

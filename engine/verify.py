@@ -38,7 +38,6 @@ from lddgan.extras import version_of
 from lddgan.names import Device, Precision
 from lddgan.noise import Noise, draw
 from lddgan.progress import Log, Meter, to_stderr
-from lddgan.torch_settings import exact_fp32
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -174,6 +173,7 @@ def print_verification(found: Verification) -> None:
 def _compare(sampler: Sampler, reference: Backend, model: Model, first: int, count: int) -> Part:
     """Run both sides on images first..first+count-1."""
     from export.verify import code_flips
+    from lddgan.torch_settings import exact_fp32
 
     preset, backend = sampler.preset, sampler.backend
     noise = draw(preset, first, count, SEED)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lddgan.errors import BadInput
+from lddgan.extras import require, usable_cores
 from lddgan.names import DeviceName, Loss, Regulariser
 from lddgan.options import Device, Seed, print_once, workers_for
 
@@ -76,8 +78,8 @@ Values = Annotated[
 # ---- options: the run ----
 
 Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(help="Number of epochs; default the preset's.")]
-Steps = Annotated[int | None, typer.Option(help="Number of steps, instead of epochs.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; default the preset's.")]
+Steps = Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of epochs.")]
 Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
 Accumulate = Annotated[
     int, typer.Option(min=1, help="Compute a batch in so many parts, one after another.")
@@ -96,20 +98,19 @@ def check_dataset(
     size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
-    from lddgan.data.check import check_images
     from lddgan.data.open_source import open_source
-    from lddgan.extras import usable_cores
+    from lddgan.data.sources import check_images
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
     size = size if dataset is None else get_preset(dataset).image_size
     source, bad = open_source(path), 0
     with Meter("looking", 0, len(source), None, unit="images") as meter:
-        for checked in check_images(source, size, usable_cores()):
-            bad += len(checked.bad)
-            for line in checked.bad:
+        for line in check_images(source, size, usable_cores()):
+            if line is not None:
+                bad += 1
                 typer.echo(line)
-            meter.advance(checked.images)
+            meter.advance(1)
     typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
     if bad:
         raise typer.Exit(1)
@@ -131,8 +132,6 @@ def encode_dataset(
     workers: Workers = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
-    from lddgan.extras import require
-
     require("torch", "safetensors")
     from lddgan.data.images import ImageFiles
     from lddgan.data.open_source import open_source
@@ -225,8 +224,6 @@ def train(
     values: Values = None,
 ) -> None:
     """Train the diffusion GAN on the latents of images."""
-    from lddgan.errors import BadInput
-
     if data is not None and latents is not None:
         raise BadInput("--data and --latents name two sets of images; give one")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
@@ -263,8 +260,6 @@ def settings_of(
     run: dict[str, Any],
 ) -> Settings:
     """How a training is run, from its options. Raises LddganError if a package is missing."""
-    from lddgan.extras import require
-
     require("torch", "safetensors", "tensorboard", "matplotlib")
     from lddgan.training.settings import Settings
 
@@ -291,31 +286,25 @@ def open_images(
     With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
     there are no images.
     """
-    from lddgan.data.digits import SIZE, digits
-    from lddgan.data.images import ImageFiles, InMemory
+    from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
-    from lddgan.errors import BadInput
     from lddgan.training.latents import latents_of
 
     if data is not None:
         return ImageFiles(open_source(data), preset.image_size)
-    if preset.name != "digits":
+    size = preset.image_size
+    if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(
-            f"lddgan brings no images of {preset.name}; give a folder, zip file or LMDB (--data)"
-        )
-    if preset.image_size != SIZE:
-        raise BadInput(
-            f"the digits have {SIZE} pixels a side, not {preset.image_size}; give other images "
-            "(--data)"
+            f"lddgan brings no images of {preset.name} of {size}x{size}; give a folder, zip file "
+            "or LMDB (--data)"
         )
     if trained is None:
         return InMemory(digits())
-    return latents_of(trained.autoencoder, digits(), "cpu")
+    return latents_of(trained.autoencoder, digits())
 
 
 def find_autoencoder(dataset: str) -> Path:
     """The autoencoder in the data set's run folder. Raises BadInput if there is none."""
-    from lddgan.errors import BadInput
     from lddgan.training.run_folder import AUTOENCODER_FILE
 
     path = run_folder(dataset) / AUTOENCODER_FILE
@@ -334,7 +323,6 @@ def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
     Raises BadInput if it is damaged or of another data set.
     """
     from lddgan.checkpoint import build_autoencoder, load_autoencoder
-    from lddgan.errors import BadInput
     from lddgan.published.reader import import_autoencoder
 
     if path.suffix != ".safetensors":

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Final
 
 from lddgan.errors import LddganError
 
-INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no index
-    "torch": 'pip install -e ".[train]"',
-    "safetensors": 'pip install -e ".[train]"',
-    "onnx": 'pip install -e ".[train]"',
-    "onnxscript": 'pip install -e ".[train]"',
-    "lmdb": 'pip install -e ".[train]"',
-    "sklearn": 'pip install -e ".[train]"',
-    "tensorboard": 'pip install -e ".[train]"',
+TRAIN: Final = ("torch", "safetensors", "onnx", "onnxscript", "lmdb", "sklearn", "tensorboard")
+INSTALL: Final = dict.fromkeys(TRAIN, 'pip install -e ".[train]"') | {  # lddgan is on no index
     "matplotlib": 'pip install -e ".[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
     "cuda.bindings": 'pip install -e ".[gpu]"',
@@ -28,6 +21,8 @@ INSTALL: Final = {  # package -> how to get it, in a checkout: lddgan is on no i
 
 def version_of(distribution: str) -> str | None:
     """Version of an installed distribution, or None. PyTorch's names its build: 2.11.0+cu130."""
+    from importlib.metadata import PackageNotFoundError, version  # slow: `--help` has no use for it
+
     if distribution == "torch" and why_missing("torch") is None:
         import torch
 

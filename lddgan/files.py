@@ -6,7 +6,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from lddgan.errors import LddganError
+from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
 
 LOCK_MODE: Final = 0o666  # a lock holds nothing, and any user of the folder may have to take it
@@ -47,18 +46,25 @@ def atomic_write(path: Path, data: Any) -> Path:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:  # Ctrl-C too leaves nothing behind
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
     return path
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise BadInput unless `folder` is empty or does not exist."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} exists and is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} holds other files; choose an empty or a new folder")
 
 
 @contextmanager
@@ -152,9 +158,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from lddgan.extras import usable_cores
 from lddgan.names import DeviceName
 
 Dataset = Annotated[
@@ -27,8 +28,6 @@ MAX_WORKERS: Final = 4  # processes that read images, unless --workers says othe
 
 def workers_for(images: Path | None, asked: int | None) -> int:
     """Number of processes that read images: `asked`, or a default; 0 for images in memory."""
-    from lddgan.extras import usable_cores
-
     if asked is not None:
         return asked
     return 0 if images is None else min(MAX_WORKERS, usable_cores())

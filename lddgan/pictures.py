@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lddgan.errors import BadInput
-from lddgan.files import atomic_write, writing
+from lddgan.files import atomic_write, refuse_used, writing
 from lddgan.progress import Log, start_pool, to_stderr
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
@@ -37,14 +37,12 @@ def grid(images: Pixels) -> Pixels:
     tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    pitch = (height * factor + GAP_PIXELS, width * factor + GAP_PIXELS)
-    size = (rows * pitch[0] + GAP_PIXELS, columns * pitch[1] + GAP_PIXELS, 3)
-    canvas = np.full(size, 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top = GAP_PIXELS + (index // columns) * pitch[0]
-        left = GAP_PIXELS + (index % columns) * pitch[1]
-        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    return canvas
+    gap, none = (GAP_PIXELS, 0), (0, 0)
+    tiles = np.pad(tiles, ((0, rows * columns - count), gap, gap, none), constant_values=255)
+    _, height, width, _ = tiles.shape
+    lines = tiles.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    canvas = lines.reshape(rows * height, columns * width, 3)
+    return np.pad(canvas, (gap[::-1], gap[::-1], none), constant_values=255)
 
 
 def png(image: Pixels) -> bytes:
@@ -69,10 +67,7 @@ def check_output(path: Path) -> None:
         return
     if path.suffix:
         raise BadInput(f"{path}: images go to a .png (grid), an .npz, or a folder")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} exists and is not a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise BadInput(f"{path} holds other files; choose an empty or a new folder")
+    refuse_used(path)
 
 
 def write_images(
@@ -84,8 +79,8 @@ def write_images(
     origin: str = "",
     processes: int = 0,
     log: Log = to_stderr,
-) -> int:
-    """Write uint8 [N,H,W,3] batches to `path`. Returns the number of images.
+) -> None:
+    """Write uint8 [N,H,W,3] batches to `path`.
 
     `x.png` is a grid; `x.npz` holds `images`, `first` and `origin` (how they were made, as
     `engine.kept_images` reads it); any other path is a folder with one PNG per image, named by its
@@ -102,12 +97,12 @@ def write_images(
         arrays.clear()  # they are as large as `together`
         is_grid = path.suffix == ".png"
         atomic_write(path, png(grid(together)) if is_grid else npz(together, first, origin))
-        return len(together)
+        return
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     # Pillow holds the interpreter's lock: threads would not help.
     with start_pool(processes) if processes else ThisProcess() as executor:
-        return write_folder(path, batches, first, progress, executor, log)
+        write_folder(path, batches, first, progress, executor, log)
 
 
 def write_folder(
@@ -117,10 +112,10 @@ def write_folder(
     progress: Callable[[int], None],
     executor: Executor,
     log: Log,
-) -> int:
-    """Write one PNG per image with `executor`, at most one batch behind. Returns their number."""
+) -> None:
+    """Write one PNG per image with `executor`, at most one batch behind."""
     index, began, waited = first, clock(), 0.0
-    pending: deque[Future[Path]] = deque()
+    pending: deque[Future[None]] = deque()
     for images in batches:
         made = clock()
         for image in images:
@@ -135,17 +130,16 @@ def write_folder(
     share = (waited + ended - made) / (ended - began)
     if share > PNG_WARN_SHARE and ended - began > PNG_WARN_SECONDS:
         log(f"PNGs are the limit: {share:.0%} of the time went to encoding and writing them")
-    return index - first
 
 
-def wait_for(pending: deque[Future[Path]], most: int) -> None:
+def wait_for(pending: deque[Future[None]], most: int) -> None:
     """Wait until at most `most` PNGs are unfinished. Raises LddganError for one that failed."""
     while len(pending) > most:
         pending.popleft().result()
 
 
-def write_png(path: Path, image: Pixels) -> Path:
-    return atomic_write(path, png(image))
+def write_png(path: Path, image: Pixels) -> None:
+    atomic_write(path, png(image))
 
 
 class ThisProcess(Executor):

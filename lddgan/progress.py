@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 Log = Callable[[str], None]
 
@@ -37,15 +37,22 @@ class Meter(AbstractContextManager["Meter"]):
         self.losses: dict[str, float] = {}
         self.started = self.shown = time.monotonic()
         self.bar: Progress | None = None
-        self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
         if self.log is to_stderr and sys.stderr.isatty():
-            self.bar = _bar()
-            self.bar.start()
-            self.task = self.bar.add_task(
-                self.work, completed=self.first, total=self.total, losses=""
+            from rich import progress
+            from rich.console import Console
+
+            self.bar = progress.Progress(
+                "{task.description}",
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                "{task.fields[losses]}",
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
             )
+            self.bar.start()
+            self.bar.add_task(self.work, completed=self.first, total=self.total, losses="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -81,10 +88,10 @@ class Meter(AbstractContextManager["Meter"]):
             self.losses[name] = SMOOTHING * past + (1 - SMOOTHING) * value
         self.done = done
         text = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-        if self.bar is not None and self.task is not None:
-            self.bar.update(
-                self.task, completed=done, total=self.total, losses=f"{text} {self.speed}"
-            )
+        if self.bar is not None:
+            (task,) = self.bar.task_ids
+            shown = f"{text} {self.speed}"
+            self.bar.update(task, completed=done, total=self.total, losses=shown)
             return
         now = time.monotonic()
         if now - self.shown >= LINE_SECONDS or done == self.total:
@@ -100,33 +107,11 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _bar() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[losses]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 # ---- signals ----
-
-Handler = Callable[[int, FrameType | None], Any] | signal.Handlers
 
 
 @contextmanager
-def signal_handler(handler: Handler, *numbers: int) -> Iterator[dict[int, Any]]:
+def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
     """Call `handler` at the signals `numbers`; yields the handlers that were there before.
 
     Signals reach the main thread alone: in another one nothing is changed.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from lddgan.errors import OutOfMemory
 from lddgan.names import Precision
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 @contextmanager
@@ -21,11 +20,13 @@ def exact_fp32() -> Iterator[None]:
     Restores every setting: PyTorch has an old one for all products and, since 2.9, one for each
     backend's, and refuses to compute where they contradict each other.
     """
-    import torch
-
     backends: Any = torch.backends
     products = (backends.cuda.matmul, backends.mkldnn.matmul)
-    old, new = _old_precision(), [product.fp32_precision for product in products]
+    new = [product.fp32_precision for product in products]
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:  # PyTorch does not tell it where only the new ones were changed
+        old = "highest"
     torch.set_float32_matmul_precision("highest")  # sets the new ones too
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -36,21 +37,9 @@ def exact_fp32() -> Iterator[None]:
             product.fp32_precision = precision
 
 
-def _old_precision() -> str:
-    """The old setting. PyTorch does not tell it where only the new ones were changed."""
-    import torch
-
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return "highest"
-
-
 @contextmanager
 def flushing_denormals() -> Iterator[None]:
     """Take numbers near zero for zero on a CPU: with them Adam's averages are slow."""
-    import torch
-
     torch.set_flush_denormal(True)
     try:
         yield
@@ -61,8 +50,6 @@ def flushing_denormals() -> Iterator[None]:
 @contextmanager
 def memory_named() -> Iterator[None]:
     """Turn the GPU's lack of memory into OutOfMemory."""
-    import torch
-
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -74,8 +61,6 @@ def memory_named() -> Iterator[None]:
 
 def channels_last(module: nn.Module) -> nn.Module:
     """Lay out the kernels of the convolutions, in place, so that channels are innermost."""
-    import torch
-
     for parameter in module.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -84,15 +69,11 @@ def channels_last(module: nn.Module) -> nn.Module:
 
 def memory_format(precision: Precision) -> torch.memory_format:
     """The layout of 4-dimensional tensors in a precision."""
-    import torch
-
     return torch.channels_last if precision == "fp16" else torch.contiguous_format
 
 
 def where(device: str, precision: Precision, nhwc: bool = False) -> str:
     """The device and the layout, for people."""
-    import torch
-
     if device == "cuda":
         special = ", channels-last" if nhwc or precision == "fp16" else ""
         return torch.cuda.get_device_name() + special

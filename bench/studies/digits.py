@@ -72,7 +72,7 @@ def to_scans(images: NDArray[Any]) -> NDArray[np.float64]:
 
 def enlarged_and_averaged() -> NDArray[np.float64]:
     """The training images in the form of scans: [1797,64] in 0..16."""
-    from lddgan.data.digits import digits
+    from lddgan.data.images import digits
 
     return to_scans(((digits() + 1) * 127.5).permute(0, 2, 3, 1).numpy())
 

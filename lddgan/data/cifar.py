@@ -6,7 +6,6 @@ import io
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,14 +31,18 @@ FOLDERS: Final = ("cifar-10-batches-py", "cifar-10-batches-bin")
 
 
 class Cifar10(Source):
-    """The 50,000 training images, in the order of the five batches; all in memory."""
+    """The 50,000 training images, in the order of the five batches; all in memory.
+
+    Raises BadInput if a batch is missing or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.images = np.concatenate([planes(name, data) for name, data in members(path)])
-
-    def __len__(self) -> int:
-        return len(self.images)
+        data = in_folder(path) if path.is_dir() else in_archive(path)
+        missing = [name for name in BATCHES if name not in data]
+        if missing:
+            raise BadInput(f"{path} is not the whole of CIFAR-10: {', '.join(missing)} is missing")
+        self.images = np.concatenate([planes(f"{name} of {path}", data[name]) for name in BATCHES])
+        super().__init__(path, range(len(self.images)))
 
     def name(self, index: int) -> str:
         return f"image {index} of {self.path}"
@@ -51,16 +54,6 @@ class Cifar10(Source):
 def is_cifar10(path: Path) -> bool:
     """Whether a folder holds the batches."""
     return any((path / f"{BATCHES[0]}{suffix}").is_file() for suffix in ("", BINARY))
-
-
-def members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of the five batches. Raises BadInput if one is missing or damaged."""
-    data = in_folder(path) if path.is_dir() else in_archive(path)
-    missing = [name for name in BATCHES if name not in data]
-    if missing:
-        raise BadInput(f"{path} is not the whole of CIFAR-10: {', '.join(missing)} is missing")
-    for name in BATCHES:
-        yield f"{name} of {path}", data[name]
 
 
 def in_folder(path: Path) -> dict[str, bytes]:

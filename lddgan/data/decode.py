@@ -9,23 +9,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-RGB: Final = "RGB"
-MODES: Final = {  # of Pillow, for people
-    "1": "black and white",
-    "CMYK": "CMYK",
-    "F": "32-bit floating point",
-    "I": "32-bit grey",
-    "I;16": "16-bit grey",
-    "I;16B": "16-bit grey",
-    "L": "grey",
-    "LA": "grey with transparency",
-    "P": "a palette image",
-    "PA": "a palette image with transparency",
-    "RGBA": "RGB with transparency",
-    "YCbCr": "YCbCr",
-}
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
 
 Pixels = NDArray[np.uint8]  # [H,W,3]
@@ -35,17 +21,8 @@ class BadImage(Exception):
     """Why an image cannot be trained on, in words that follow its name."""
 
 
-def has_header(data: bytes) -> bool:
-    """Whether bytes begin as an image that Pillow knows; the rest may be damaged."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        return True
-    except UNREADABLE:
-        return False
-    return True
+class NotEncoded(BadImage):
+    """It does not begin as an image of the FORMATS."""
 
 
 def decode(data: bytes) -> Pixels:
@@ -54,17 +31,19 @@ def decode(data: bytes) -> Pixels:
         raise BadImage("is empty")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            if image.mode != RGB:
-                raise BadImage(f"is {MODES.get(image.mode, image.mode)}, not RGB")
-            return np.asarray(image)
-    except UnidentifiedImageError as error:
-        raise BadImage("is no image that Pillow knows") from error
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(
             "has so many pixels that it may be an attack (a decompression bomb)"
         ) from error
+    except UNREADABLE as error:
+        raise NotEncoded(f"is no image of a known format ({', '.join(FORMATS)})") from error
+    if image.mode != "RGB":
+        raise BadImage(f"has the mode {image.mode}, not RGB")
+    try:
+        return np.asarray(image)
     except UNREADABLE as error:
         raise BadImage(f"is damaged ({' '.join(str(error).split()) or 'no memory'})") from error
 

@@ -1,32 +1,64 @@
-"""What training steps take, read ahead by worker processes."""
+"""What training steps take: in which order, and read ahead by worker processes."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from multiprocessing import AuthenticationError, resource_sharer
 from types import TracebackType
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lddgan.data.images import Images, Read
-from lddgan.data.order import Order
+from lddgan.data.images import Images, OnBad, Read, refuse_bad
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
 
-OnBad = Literal["stop", "skip"]
 T = TypeVar("T")
 
 AHEAD: Final = 4  # readings that a worker has ready
 SIGNAL_SECONDS: Final = 1.0  # within which PyTorch tells of a worker's death
 # What taking a batch from a worker raises, in either process, if one of the two breaks off.
 BROKEN_OFF: Final = (EOFError, OSError, AuthenticationError)
+
+
+def batches_per_epoch(count: int, batch: int) -> int:
+    """Whole batches in `count` images. Raises BadInput if there is not one."""
+    if count < batch:
+        raise BadInput(f"{count} images are too few: one batch takes {batch}")
+    return count // batch
+
+
+class Order:
+    """Which images each training step takes, and which of them are mirrored (none unless `flip`).
+
+    Each epoch is shuffled by (seed, epoch); images that do not fill a batch are left out of it.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, flip: bool) -> None:
+        self.count, self.batch, self.seed, self.flip = count, batch, seed, flip
+        self.per_epoch = batches_per_epoch(count, batch)
+        self.epoch = -1  # of what follows
+        self.order = self.flips = torch.empty(0)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Indices int64 [batch] of a training step, and whether each is mirrored, bool [batch]."""
+        epoch, position = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            flips = np.random.default_rng([self.seed, epoch, 1]).integers(0, 2, self.count)
+            self.order = torch.from_numpy(order)
+            self.flips = torch.from_numpy(flips == 1) & self.flip
+        index = self.order[position * self.batch : (position + 1) * self.batch]
+        return index, self.flips[index]
 
 
 class Feed:
@@ -56,21 +88,15 @@ class Feed:
         Close the generator to end the workers.
         """
         read = partial(read_step, self.images, self.order, self.rows)
-        reads = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
-        try:
+        ahead = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
+        with closing(ahead) as reads:
             for values, bad in reads:
-                self._log_skipped(bad)
+                refuse_bad(bad, self.on_bad)
+                for what in dict.fromkeys(bad):
+                    if what not in self.bad:
+                        self.log(f"skipped: {what}")
+                self.bad.update(bad)
                 yield values
-        finally:
-            reads.close()
-
-    def _log_skipped(self, bad: Sequence[str]) -> None:
-        for what in bad:
-            if self.on_bad == "stop":
-                raise BadInput(f"{what}; leave it out, or train with --on-bad skip")
-            if what not in self.bad:
-                self.bad.add(what)
-                self.log(f"skipped: {what}")
 
 
 def read_step(images: Images, order: Order, rows: Tensor, step: int) -> Read:

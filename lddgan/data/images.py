@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lddgan.data.decode import BadImage, Pixels, fit
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
+from lddgan.extras import require
+
+OnBad = Literal["stop", "skip"]  # what to do with a bad image
 
 MAX_BAD_IN_A_ROW: Final = 10_000  # they are read in seconds
+SCAN_MAX: Final = 16.0  # scikit-learn's scans hold 0..16
+DIGIT_SIZE: Final = 32  # pixels a side
 
 
 class Read(NamedTuple):
@@ -88,6 +94,12 @@ def flipped(images: Tensor, mirrored: Sequence[bool]) -> Tensor:
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
 
+def refuse_bad(bad: Sequence[str], on_bad: OnBad) -> None:
+    """Raise BadInput if there are bad images and they may not be skipped."""
+    if bad and on_bad == "stop":
+        raise BadInput(f"{bad[0]}; leave it out, or give --on-bad skip")
+
+
 def to_float(values: Tensor) -> Tensor:
     """uint8 images -> float32 in [-1,1]; what is float32 already stays as it is."""
     return values.float() / 127.5 - 1 if values.dtype == torch.uint8 else values
@@ -97,3 +109,26 @@ def to_pixels(image: Tensor) -> Pixels:
     """[B,3,H,W] in [-1,1], or beyond -> uint8 [B,H,W,3]."""
     grey = ((image.clamp(-1, 1) + 1) * 127.5).round().byte()
     return grey.permute(0, 2, 3, 1).cpu().numpy()
+
+
+# ---- scikit-learn's scanned digits, which need no download ----
+
+
+def digits() -> Tensor:
+    """scikit-learn's 1,797 scans of handwritten digits, enlarged: float32 [1797,3,32,32] in [-1,1].
+
+    Bicubic from 8x8 to 32x32, grey repeated to three channels.  Raises LddganError with the line to
+    run if scikit-learn is missing.
+    """
+    require("sklearn")
+    from sklearn.datasets import load_digits
+
+    return enlarge(torch.from_numpy(load_digits().images))
+
+
+def enlarge(scans: Tensor) -> Tensor:
+    """Scans [N,8,8] in 0..16 -> float32 [N,3,32,32] in [-1,1], bicubically."""
+    grey = scans.float()[:, None] / SCAN_MAX * 2 - 1  # [N,1,8,8]
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    grey = F.interpolate(grey, size, mode="bicubic", align_corners=False).clamp(-1, 1)
+    return grey.repeat(1, 3, 1, 1)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from lddgan.data.decode import BadImage, Pixels, decode, has_header
+from lddgan.data.decode import BadImage, NotEncoded, Pixels, decode
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
-# How encoded images begin.
-ENCODED: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P6")
 MAGIC: Final = struct.pack("=I", 0xBEEFC0DE)  # in the first page, behind its header
 HEADER: Final = 16  # bytes
 
@@ -31,15 +28,19 @@ class Lmdb(Source):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.keys = list_keys(path)
-        check_keys(path, self.keys)
+        environment = opened(path, open_environment)
+        import lmdb
 
-    def __len__(self) -> int:
-        return len(self.keys)
+        try:
+            with environment.begin() as transaction:
+                keys = list(transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
+        check_keys(path, keys)
+        super().__init__(path, keys)
 
     def name(self, index: int) -> str:
-        return f"key {self.keys[index].decode(errors='backslashreplace')} in {self.path}"
+        return f"key {self.names[index].decode(errors='backslashreplace')} in {self.path}"
 
     def read(self, index: int) -> Pixels:
         environment = opened(self.path, open_environment)
@@ -47,7 +48,7 @@ class Lmdb(Source):
 
         try:
             with environment.begin() as transaction:
-                data = transaction.get(self.keys[index])
+                data = transaction.get(self.names[index])
         except lmdb.Error as error:
             raise BadImage(f"cannot be read ({error})") from error
         if data is None:
@@ -61,31 +62,16 @@ def is_lmdb(file: Path) -> bool:
         return stream.read(HEADER + len(MAGIC))[HEADER:] == MAGIC
 
 
-def list_keys(path: Path) -> list[bytes]:
-    """List all keys of an LMDB, in their order. Raises BadInput if it is damaged."""
-    environment = opened(path, open_environment)
-    import lmdb
-
-    try:
-        with environment.begin() as transaction:
-            return list(transaction.cursor().iternext(values=False))
-    except lmdb.Error as error:
-        raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
-
-
 def check_keys(path: Path, keys: Sequence[bytes]) -> None:
     """Raise BadInput if there are no keys, or if they are numbers from 0 with gaps."""
     if not keys:
         raise BadInput(f"{path} is an LMDB without entries")
-    if not all(key.isdigit() for key in keys):
-        return
-    numbers = {int(key) for key in keys}
+    numbers = {int(key) for key in keys} if all(key.isdigit() for key in keys) else {0}
     missing = max(numbers) + 1 - len(numbers)
     if 0 in numbers and missing:
-        first = next(number for number in count() if number not in numbers)
         raise BadInput(
-            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing, "
-            f"the first {first}; copy or download it again"
+            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing; copy "
+            "or download it again"
         )
 
 
@@ -94,13 +80,13 @@ def pixels_of(data: bytes) -> Pixels:
 
     The first pixel of a raw image may have the values with which an encoded one begins.
     """
-    side = math.isqrt(len(data) // 3)
-    is_square = 0 < len(data) == 3 * side**2
-    if data.startswith(ENCODED) and (not is_square or has_header(data)):
+    try:
         return decode(data)
-    if not is_square:
-        raise BadImage(f"is neither an encoded image nor raw square RGB ({len(data)} bytes)")
-    return np.frombuffer(data, np.uint8).reshape(side, side, 3)
+    except NotEncoded:
+        side = math.isqrt(len(data) // 3)
+        if len(data) != 3 * side**2:
+            raise
+        return np.frombuffer(data, np.uint8).reshape(side, side, 3)
 
 
 def open_environment(path: Path) -> Any:

@@ -6,12 +6,14 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from lddgan.data.decode import BadImage, Pixels, decode
+from lddgan.data.decode import BadImage, Pixels, decode, fit
 from lddgan.errors import BadInput
+from lddgan.progress import start_pool
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ZIP_ERRORS: Final = (  # of reading a member of an archive
@@ -22,21 +24,23 @@ ZIP_ERRORS: Final = (  # of reading a member of an archive
     RuntimeError,
 )
 
+CHUNK: Final = 64  # images that a process checks before it reports
+
 T = TypeVar("T")
 
 
 class Source(ABC):
-    """N images that are read by index. A copy in another process opens its own handles."""
+    """Named images that are read by index. A copy in another process opens its own handles."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, names: Sequence[Any]) -> None:
+        self.path, self.names = path, names
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.names)
 
-    @abstractmethod
     def name(self, index: int) -> str:
         """The name of an image, for people."""
+        return f"{self.names[index]} in {self.path}"
 
     @abstractmethod
     def read(self, index: int) -> Pixels:
@@ -63,16 +67,13 @@ class Folder(Source):
     """Image files in a folder and all folders in it, sorted by path."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.names = sorted(
+        files = (
             str((Path(folder) / name).relative_to(path))
             for folder, _, names in os.walk(path)
             for name in names
             if is_image(name)
         )
-
-    def __len__(self) -> int:
-        return len(self.names)
+        super().__init__(path, sorted(files))
 
     def name(self, index: int) -> str:
         return str(self.path / self.names[index])
@@ -89,15 +90,8 @@ class Zip(Source):
     """Image files in a zip archive, sorted by path."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
         names = opened(path, open_zip).namelist()
-        self.names = sorted(name for name in names if is_image(name))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return f"{self.names[index]} in {self.path}"
+        super().__init__(path, sorted(name for name in names if is_image(name)))
 
     def read(self, index: int) -> Pixels:
         try:
@@ -117,3 +111,21 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 def is_image(name: str) -> bool:
     """Whether a file is an image by its suffix; macOS leaves .name files beside images."""
     return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
+
+
+# ---- checking ----
+
+
+def check_images(source: Source, size: int, processes: int) -> Iterator[str | None]:
+    """Yield for each image of a source why none of `size` can be made of it, or None."""
+    with start_pool(processes) as pool:
+        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=CHUNK)
+
+
+def check(source: Source, size: int, index: int) -> str | None:
+    """Name an image and say why it cannot be trained on. Returns None if it can."""
+    try:
+        fit(source.read(index), size)
+    except BadImage as error:
+        return f"{source.name(index)} {error}"
+    return None

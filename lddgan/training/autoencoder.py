@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lddgan.checkpoint import TrainedAutoencoder, build_autoencoder, check_tensors, digest_of
-from lddgan.data.feed import OnBad
-from lddgan.data.images import Images, read_unmirrored, to_float, to_pixels
+from lddgan.data.images import Images, OnBad, read_unmirrored, refuse_bad, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
@@ -86,7 +85,9 @@ class AutoencoderGan:
         values = descend(self.adam, self.autoencoder, [losses], self.ranks)
         if adversarial:
             self.critic.requires_grad_(True)
-            loss = {"critic": critic_loss(self, image, decoded.detach())}
+            with self.settings.autocast(image.device):
+                real, fake = (widened(self.critic(of)) for of in (image, decoded.detach()))
+            loss = {"critic": hinge_discriminator_loss(real, fake)}
             values |= descend(self.adam_critic, self.critic, [loss], self.ranks)
         return values
 
@@ -97,7 +98,9 @@ def autoencoder_losses(
     """(image decoded, losses whose sum the autoencoder minimises), for image [b,3,H,W]."""
     cfg = gan.cfg
     with gan.settings.autocast(image.device):
-        decoded, regularisation = reconstruct(gan, image, noise)
+        moments = widened(gan.autoencoder.moments(image))
+        latent, regularisation = gan.autoencoder.regularise(moments, noise, cfg)
+        decoded = gan.autoencoder.decode_regularised(latent)
     decoded = widened(decoded)
     losses = {"l1": (image - decoded).abs().mean()}
     if gan.perceptual is not None:
@@ -110,27 +113,11 @@ def autoencoder_losses(
     return decoded, losses | regularisation
 
 
-def reconstruct(gan: AutoencoderGan, image: Tensor, noise: Tensor) -> tuple[Tensor, TensorLosses]:
-    """(decoded [b,3,H,W], losses of the regularisation) of image [b,3,H,W]; noise [b,C,h,w]."""
-    moments = widened(gan.autoencoder.moments(image))
-    latent, losses = gan.autoencoder.regularise(moments, noise, gan.cfg)
-    return gan.autoencoder.decode_regularised(latent), losses
-
-
 def balance(gan: AutoencoderGan, nll: Tensor, adversarial: Tensor) -> Tensor:
     """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
     last = gan.autoencoder.last_weight
-    gradients = (
-        torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (nll, adversarial)
-    )
-    return adaptive_weight(*(gan.ranks.mean(gradient) for gradient in gradients))
-
-
-def critic_loss(gan: AutoencoderGan, image: Tensor, decoded: Tensor) -> Tensor:
-    """What the patch discriminator minimises."""
-    with gan.settings.autocast(image.device):
-        real, fake = widened(gan.critic(image)), widened(gan.critic(decoded))
-    return hinge_discriminator_loss(real, fake)
+    gradients = (torch.autograd.grad(v, last, retain_graph=True)[0] for v in (nll, adversarial))
+    return adaptive_weight(*map(gan.ranks.mean, gradients))
 
 
 def train_autoencoder(
@@ -250,8 +237,7 @@ def measure_scale_factor(
     sizes = []
     for first in range(0, count, ENCODE_BATCH):
         read = read_unmirrored(images, index[first : first + ENCODE_BATCH])
-        if read.bad and on_bad == "stop":
-            raise BadInput(f"{read.bad[0]}; leave it out, or train with --on-bad skip")
+        refuse_bad(read.bad, on_bad)
         image = to_float(read.values).to(device)
         sizes.append(autoencoder.encode(image).abs().flatten().cpu())
     size = torch.cat(sizes)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from math import prod
@@ -17,22 +16,14 @@ import torch
 from torch import Tensor
 
 from lddgan.checkpoint import TrainedAutoencoder, digest_of
-from lddgan.data.feed import OnBad, read_ahead
-from lddgan.data.images import Images, to_float
+from lddgan.data.feed import read_ahead
+from lddgan.data.images import Images, OnBad, refuse_bad, to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.files import atomic_folder, sha256_of_file
+from lddgan.files import atomic_folder, refuse_used, sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.torch_settings import exact_fp32
-from lddgan.training.latents import (
-    FILE,
-    RECORD,
-    SCHEMA,
-    Record,
-    Shape,
-    Values,
-    encode_moments,
-)
+from lddgan.training.latents import FILE, RECORD, Record, Shape, Values, encode_moments
 
 VERIFIED: Final = 64  # images that are encoded twice
 TOLERANCE: Final = 1e-4  # between the two, of the largest value
@@ -61,9 +52,9 @@ def encode_images(
     or latents that are encoded again differ; OutOfMemory.
     """
     preset, digest = trained.preset, digest_of(trained)
-    encoder = Encoder(trained.autoencoder.to(device), torch.device(device), flip)
+    encoder = partial(encode, trained.autoencoder.to(device), device)
     refuse_used(folder)
-    with atomic_folder(folder, replaces=False) as temporary, exact_fp32():
+    with atomic_folder(folder.resolve(), replaces=False) as temporary, exact_fp32():
         path = temporary / FILE
         whole = (len(images), 1 + flip, *preset.moments_shape)
         numbers = range(-(-len(images) // batch))
@@ -73,11 +64,15 @@ def encode_images(
             closing(read_ahead(partial(read_part, images, batch), numbers, workers)) as parts,
         ):
             reserve(file, whole)
-            kept = write_all(file, encoder, parts, on_bad, meter)
-            finish(file, (len(kept), *whole[1:]))
+            kept = write_all(file, partial(encoder, flip=flip), parts, on_bad, meter)
+            file.truncate()
+            file.seek(0)
+            write_header(file, (len(kept), *whole[1:]))
+            file.flush()
+            os.fsync(file.fileno())
         error = verify(path, encoder, images, kept, preset.latent_channels, log)
         record = Record(
-            schema_version=SCHEMA,
+            schema_version=1,
             sha256=sha256_of_file(path),
             bytes=path.stat().st_size,
             shape=(len(kept), *whole[1:]),
@@ -95,25 +90,23 @@ def encode_images(
     return len(kept)
 
 
-class Encoder(NamedTuple):
-    """An autoencoder, the device it lies on, and whether it encodes mirrored images too."""
+def encode(
+    autoencoder: Autoencoder, device: torch.device | str, images: Tensor, flip: bool = False
+) -> Values:
+    """Images uint8 or float32 [B,3,H,W] -> moments float32 [B,F,M,h,w], F = 2 with `flip`.
 
-    autoencoder: Autoencoder
-    device: torch.device
-    flip: bool
-
-    def encode(self, images: Tensor) -> Values:
-        """Images uint8 or float32 [B,3,H,W] -> moments float32 [B,F,M,h,w]. Raises OutOfMemory."""
-        try:
-            image = to_float(images.to(self.device))
-            both = [image, image.flip(3)] if self.flip else [image]
-            moments = [encode_moments(self.autoencoder, each).cpu() for each in both]
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"{self.device} has too little memory to encode {len(images)} images at once; "
-                "choose a smaller --batch"
-            ) from error
-        return torch.stack(moments, dim=1).contiguous().numpy()
+    Raises OutOfMemory.
+    """
+    try:
+        image = to_float(images.to(device))
+        both = [image, image.flip(3)] if flip else [image]
+        moments = [encode_moments(autoencoder, each).cpu() for each in both]
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"{device} has too little memory to encode {len(images)} images at once; choose a "
+            "smaller --batch"
+        ) from error
+    return torch.stack(moments, dim=1).contiguous().numpy()
 
 
 # ---- reading ----
@@ -138,29 +131,24 @@ def read_part(images: Images, batch: int, number: int) -> Part:
     return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise BadInput unless `folder` is empty or does not exist."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise BadInput(f"{folder} is not empty; choose another --out")
-
-
 # ---- writing ----
 
 
 def write_all(
-    file: BinaryIO, encoder: Encoder, parts: Iterator[Part], on_bad: OnBad, meter: Meter
+    file: BinaryIO,
+    encoder: Callable[[Tensor], Values],
+    parts: Iterator[Part],
+    on_bad: OnBad,
+    meter: Meter,
 ) -> list[int]:
     """Write the moments of all good images; returns their indices. Raises BadInput."""
     kept: list[int] = []
     for part in parts:
         for what in part.bad:
-            if on_bad == "stop":
-                raise BadInput(f"{what}; leave it out, or encode with --on-bad skip")
+            refuse_bad([what], on_bad)
             meter.log(f"left out: {what}")
         if part.kept:
-            values = encoder.encode(part.images)
+            values = encoder(part.images)
             refuse_infinite(values, part.kept)
             file.write(values.data)
             kept += part.kept
@@ -186,8 +174,8 @@ def reserve(file: BinaryIO, shape: Shape) -> None:
 
     Raises LddganError if there is too little.
     """
-    header = npy_header(shape)
-    size = len(header) + np.dtype(np.float32).itemsize * prod(shape)
+    write_header(file, shape)
+    size = file.tell() + np.dtype(np.float32).itemsize * prod(shape)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -197,24 +185,12 @@ def reserve(file: BinaryIO, shape: Shape) -> None:
                 f"the latents take {size / 1e9:.3g} GB, for which the disk has no room: "
                 f"{error.strerror}"
             ) from error
-    file.write(header)
 
 
-def finish(file: BinaryIO, shape: Shape) -> None:
-    """End a file of `reserve` that has as many or fewer rows."""
-    file.truncate()
-    file.seek(0)
-    file.write(npy_header(shape))
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def npy_header(shape: Shape) -> bytes:
-    """The header of a .npy file of float32: as long for any number of rows."""
-    buffer = io.BytesIO()
+def write_header(file: BinaryIO, shape: Shape) -> None:
+    """Write the header of a .npy file of float32: as long for any number of rows."""
     fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    return buffer.getvalue()
+    np.lib.format.write_array_header_1_0(file, fields)
 
 
 # ---- verifying ----
@@ -222,7 +198,7 @@ def npy_header(shape: Shape) -> bytes:
 
 def verify(
     path: Path,
-    encoder: Encoder,
+    encoder: Callable[[Tensor], Values],
     images: Images,
     kept: Sequence[int],
     channels: int,
@@ -234,14 +210,13 @@ def verify(
     log-variances.  Raises LddganError if it is above TOLERANCE.
     """
     stored = np.load(path, mmap_mode="r")
-    single = encoder._replace(flip=False)
     rows = np.linspace(0, len(kept) - 1, min(VERIFIED, len(kept))).round().astype(int).tolist()
-    sides = [False, True] if encoder.flip else [False]
+    sides = [False, True][: stored.shape[1]]
     again = []
     with Meter("verifying", 0, len(rows), log, "images") as meter:
         for row in rows:
             reads = [images.read([kept[row]], [mirrored]) for mirrored in sides]
-            again.append([single.encode(read.values)[0, 0] for read in reads])
+            again.append([encoder(read.values)[0, 0] for read in reads])
             meter.advance(1)
     error = difference(np.array(again), stored[rows], channels)
     if not error <= TOLERANCE:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,10 +26,8 @@ LINES: Final = 1000  # of losses in a run, about
 MARKED_POINTS: Final = 60  # curves of more points get a smooth line instead of marks
 SMOOTHED_SHARE: Final = 0.03  # of all points; those that a point of the smooth line averages
 LOG_AXIS_DECADES: Final = 2  # that a loss spans before its axis is logarithmic
-PANEL_INCHES: Final = (4.6, 1.9)
+PANEL_INCHES: Final = (7, 1.9)
 DPI: Final = 130
-COLOURS: Final = ("#2b6cb0", "#b7791f", "#2f855a", "#6b46c1", "#c53030", "#0987a0", "#5a5a5a")
-GREY: Final = "#5a5a5a"
 
 
 class Line(NamedTuple):
@@ -39,8 +36,8 @@ class Line(NamedTuple):
     step: int  # the last of them, counted from 0
     losses: dict[str, float]
 
-    def encode(self) -> bytes:
-        """One JSON object: {"step": 99, "g": 0.7}"""
+    def as_json(self) -> bytes:
+        """One line: {"step": 99, "g": 0.7}"""
         return json.dumps({"step": self.step} | self.losses).encode() + b"\n"
 
 
@@ -53,9 +50,7 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         tensorboard/<stage>/         both, for `tensorboard --logdir FOLDER/tensorboard`
 
     `first` is the step to begin with, of `total`; what an earlier run wrote about it and later
-    steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager;
-    `finish` ends a stage that was not broken off.
-
+    steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager.
     Raises LddganError if TensorBoard or matplotlib is missing or the folder cannot be written to,
     BadInput if the earlier run's losses are damaged.
     """
@@ -65,18 +60,25 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
     ) -> None:
         self.folder, self.stage, self.total = folder, stage, total
         self.path = folder / f"{stage}.losses.jsonl"
-        self.every = interval(total)
+        self.every = max(1, total // LINES)  # steps that a line averages
         self.since: list[dict[str, float]] = []  # losses of the steps since the last line
         self.writer: SummaryWriter | None = None
         if not writes:
             return
         require("tensorboard", "matplotlib")
         lines = read_losses(self.path) if first > 0 else []
-        atomic_write(self.path, b"".join(line.encode() for line in lines if line.step < first))
-        self.writer = open_writer(folder / "tensorboard" / stage, first)
+        atomic_write(self.path, b"".join(line.as_json() for line in lines if line.step < first))
+        from torch.utils.tensorboard import SummaryWriter
+
+        with writing(folder / "tensorboard" / stage):
+            # Hides all that the folder holds of `first` and later steps: hence one per stage.
+            self.writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        """Close the files; losses since the last whole interval are lost."""
+        if self.writer is not None:
+            with writing(self.folder / "tensorboard"):
+                self.writer.close()
 
     def note(self, step: int, losses: Mapping[str, float]) -> None:
         """Write the losses, by name, of step `step` (from 0); to be called after every step.
@@ -93,7 +95,7 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         self.since.clear()
         with writing(self.path):
             with self.path.open("ab") as file:
-                file.write(line.encode())
+                file.write(line.as_json())
             for name, value in line.losses.items():
                 self.writer.add_scalar(f"{self.stage}/{name}", value, step)
             self.writer.flush()
@@ -110,10 +112,9 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             self.writer.flush()
 
     def finish(self) -> None:
-        """Close the files, and draw the losses if there are any."""
+        """Draw the losses if there are any."""
         if self.writer is None:
             return
-        self.close()
         lines = read_losses(self.path)
         if any(line.losses for line in lines):
             buffer = io.BytesIO()
@@ -121,31 +122,8 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             atomic_write(self.path.with_suffix(".png"), buffer.getbuffer())
 
-    def close(self) -> None:
-        """Close the files; losses since the last whole interval are lost."""
-        if self.writer is not None:
-            with writing(self.folder / "tensorboard"):
-                self.writer.close()
-            self.writer = None
-
-
-def open_writer(folder: Path, first: int) -> SummaryWriter:
-    """Open TensorBoard's writer into `folder`, hiding what it holds of step `first` and later.
-
-    It hides every tag of the folder: hence one per stage.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    with writing(folder):
-        return SummaryWriter(str(folder), purge_step=first)
-
 
 # ---- losses as lines ----
-
-
-def interval(total: int) -> int:
-    """The number of steps, of `total`, over which losses are averaged."""
-    return max(1, total // LINES)
 
 
 def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -181,62 +159,42 @@ def read_losses(path: Path) -> list[Line]:
 
 
 def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
-    """A panel for each loss, in rows of one or two; there must be one at least."""
+    """A panel for each loss, one below the other; there must be one at least."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for line in lines for name in line.losses))
-    columns = 1 if len(names) < 3 else 2
-    rows = math.ceil(len(names) / columns)
-    size = (PANEL_INCHES[0] * (1.5 if columns == 1 else 2), PANEL_INCHES[1] * rows + 0.6)
+    size = (PANEL_INCHES[0], PANEL_INCHES[1] * len(names) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(f"losses of the {title}", fontsize=10, x=0.01, ha="left")
-    figure.supxlabel("step", fontsize=8)
-    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
-    for spare in panels[len(names) :]:
-        spare.remove()
-    for place, (axes, name) in enumerate(zip(panels[: len(names)], names, strict=True)):
-        having = [line for line in lines if name in line.losses]
-        values = [line.losses[name] for line in having]
-        draw_loss(axes, [line.step for line in having], values, COLOURS[place % len(COLOURS)])
-        axes.set_title(name, loc="left", fontsize=9, fontweight="bold")
-        axes.tick_params(labelbottom=place >= len(names) - columns)  # the lowest of its column
-    end = max(1, lines[-1].step)
-    panels[0].set_xlim(-0.02 * end, 1.02 * end)  # of all
+    figure.suptitle(f"losses of the {title}", fontsize=10)
+    panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=True):
+        steps, values = zip(
+            *((line.step, line.losses[name]) for line in lines if name in line.losses), strict=True
+        )
+        draw_loss(axes, steps, values)
+        axes.set_ylabel(name)
+    panels[-1].set_xlabel("step")
     return figure
 
 
-def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
+def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
     """Draw one curve: marks if it has few points, else a pale line with a smooth one over it."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
+    last = values[-1]
     if len(steps) <= MARKED_POINTS:
-        axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3)
-        last = values[-1]
+        axes.plot(steps, values, ".-")
     else:
         smooth = smoothed(values, round(SMOOTHED_SHARE * len(values)))
-        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
-        axes.plot(steps, smooth, color=colour, linewidth=1.4)
+        axes.plot(steps, values, "C0", alpha=0.3)
+        axes.plot(steps, smooth, "C0")
         last = float(smooth[-1])
-    text = f"{last:,.0f}" if abs(last) >= 1000 else f"{last:.3g}"
-    axes.set_title(f"last: {text}", loc="right", fontsize=8, color=GREY)
+    axes.set_title(f"last: {last:.3g}", loc="right", fontsize=8)
     if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(labelsize=8)
-    axes.grid(color="#e2e2e2", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
 
 
 def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
-    """At each point the mean of it and up to `width` // 2 values on either side.
-
-    As many after it as before it, for beginnings are steep; at the end fewer after it.
-    """
-    at = np.arange(len(values))
-    half = np.minimum(width // 2, at)
-    low, high = at - half, np.minimum(at + half + 1, len(values))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    smooth: NDArray[np.float64] = (sums[high] - sums[low]) / (high - low)
-    return smooth
+    """At each point the mean of it and up to `width` // 2 values on either side."""
+    window = np.ones(width // 2 * 2 + 1)
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    return np.convolve(values, window, "same") / counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import torch
@@ -75,7 +75,8 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
         total = settings.total(len(stage.images), stage.cfg.batch, stage.cfg.epochs)
         flip = stage.preset.training.flip
         feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
-        settings = settings.quiet_unless_first(ranks)  # but for what the feed skips
+        if not ranks.is_first:  # only what the feed skips is told by the others too
+            settings = replace(settings, log=lambda line: None)
         run = settings.run(stage.preset, stage.images, total) | stage.origin
         path = state_path(settings.out, stage.name)
         keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)

@@ -33,21 +33,10 @@ class Perceptual(nn.Module):
     in `features` are torchvision's.
     """
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self) -> None:
         super().__init__()
         self.features = vgg_features()
         self.lins = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for _, width in BLOCKS)
-        self.register_buffer("shift", torch.empty(0), persistent=False)
-        self.register_buffer("scale", torch.empty(0), persistent=False)
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Fill the constants; a network made on the meta device calls it once more."""
-        self.shift = torch.tensor(SHIFT)[:, None, None]
-        self.scale = torch.tensor(SCALE)[:, None, None]
 
     def forward(self, image: Tensor, decoded: Tensor) -> Tensor:
         """The squared differences of unit feature vectors, weighted, summed over the blocks."""
@@ -58,7 +47,9 @@ class Perceptual(nn.Module):
 
     def blocks(self, image: Tensor) -> list[Tensor]:
         """The last features of each block (relu1_2, 2_2, 3_3, 4_3, 5_3), of unit length."""
-        h = (image.float() - self.shift) / self.scale
+        h = image.float()
+        shift, scale = (h.new_tensor(values)[:, None, None] for values in (SHIFT, SCALE))
+        h = (h - shift) / scale
         found = []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -83,8 +74,8 @@ def vgg_features() -> nn.Sequential:
 def load_perceptual(vgg: Path | None, device: torch.device | str) -> Perceptual:
     """LPIPS with the VGG-16 of the file `vgg`; None: torchvision's, downloaded the first time.
 
-    `vgg` is torchvision's state dict, as .pth or .safetensors; only `features.*` is used.  Raises
-    BadInput if it cannot be used, LddganError if the download fails.
+    `vgg` is torchvision's state dict, of which only `features.*` is used.  Raises BadInput if it
+    cannot be used, LddganError if the download fails.
     """
     with torch.device("meta"):
         perceptual = Perceptual()
@@ -99,8 +90,7 @@ def load_perceptual(vgg: Path | None, device: torch.device | str) -> Perceptual:
 
 def read_features(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Read the `expected` tensors of a file, and check them. Raises BadInput."""
-    is_safe = path.suffix == ".safetensors"
-    loaded = read_safetensors(path)[1] if is_safe else read_pickle(path)
+    loaded = read_pickle(path)
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path} holds no state dict but a {type(loaded).__name__}")
     found = {k: loaded[k] for k in expected if k in loaded}
@@ -123,10 +113,7 @@ def is_plain(value: object) -> bool:
 
 
 def downloaded_vgg() -> Path:
-    """torchvision's VGG-16 in the folder of torch hub; downloads it the first time (528 MB).
-
-    Raises LddganError.
-    """
+    """torchvision's VGG-16 in torch hub's folder, downloaded once (528 MB). Raises LddganError."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_URL.rpartition("/")[2]
     if path.is_file():
         return path

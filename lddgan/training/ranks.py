@@ -88,9 +88,8 @@ def kind_of(device: str | None) -> str:
 def joined(device: str | None) -> Iterator[Ranks]:
     """Join the processes that `torchrun` has started, if it has; otherwise train alone.
 
-    device None: a GPU for each process if there are any, the CPU otherwise.  Inside another
-    `joined` the processes stay joined, so that two trainings can follow one another.  Raises
-    BadInput if there are too few GPUs, or if another program than `torchrun` started the processes.
+    device None: a GPU for each process if there are any, the CPU otherwise.  Raises BadInput if
+    there are too few GPUs, or if another program than `torchrun` started the processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = kind_of(device)
@@ -111,14 +110,11 @@ def joined(device: str | None) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
     place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    outermost = not distributed.is_initialized()
-    if outermost:
-        distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield Ranks(distributed.get_rank(), world, place)
     finally:
-        if outermost:
-            distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 def rows_of(part: int, parts: int, batch: int, group: int = GROUP) -> Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lddgan.data.feed import Feed, OnBad
-from lddgan.data.images import Images, read_unmirrored
-from lddgan.data.order import Order, batches_per_epoch
+from lddgan.data.feed import Feed, Order, batches_per_epoch
+from lddgan.data.images import Images, OnBad, read_unmirrored
 from lddgan.errors import BadInput
+from lddgan.files import sha256_of_bytes
 from lddgan.noise import MAX_INDEX
 from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
@@ -22,7 +21,7 @@ from lddgan.training.ranks import Ranks, rows_of
 
 @dataclass(frozen=True)
 class Settings:
-    """How one stage is run. Raises BadInput for values that are out of range."""
+    """How one stage is run. Raises BadInput for epochs and steps together, or another seed."""
 
     out: Path  # folder of what the run writes
     seed: int = 0
@@ -41,16 +40,10 @@ class Settings:
     log: Log = to_stderr
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise BadInput(f"epochs is {self.epochs}; at least 1 is needed")
         if self.epochs is not None and self.steps is not None:
             raise BadInput("give epochs or steps, not both")
-        if self.steps is not None and self.steps < 0:
-            raise BadInput(f"steps is {self.steps}; it cannot be negative")
         if not 0 <= self.seed <= MAX_INDEX:
             raise BadInput(f"seed is {self.seed}, and must be in 0..2^63-1")
-        if self.accumulate < 1:
-            raise BadInput(f"accumulate is {self.accumulate}; at least 1 is needed")
 
     def total(self, count: int, batch: int, epochs: int) -> int:
         """Steps of a run on `count` images, `epochs` being the preset's. Raises BadInput."""
@@ -78,10 +71,6 @@ class Settings:
             pinned=ranks.device.type == "cuda",
         )
 
-    def quiet_unless_first(self, ranks: Ranks) -> Settings:
-        """The settings of this process: only the first one prints."""
-        return self if ranks.is_first else replace(self, log=lambda line: None)
-
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which networks compute: bfloat16 if `bf16`."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
@@ -91,11 +80,12 @@ class Settings:
         return {"memory_format": torch.channels_last} if self.channels_last else {}
 
     def run(self, preset: Preset, images: Images, total: int) -> dict[str, str]:
-        """What must be the same where a run is resumed, by name."""
+        """What must be the same where a run is resumed, by name. Raises BadInput."""
+        some = read_unmirrored(images, [0, len(images) // 2, len(images) - 1]).values
         return {
             "seed": str(self.seed),
             "number of images": str(len(images)),
-            "set of images": digest_of_some(images),
+            "set of images": sha256_of_bytes(some.numpy().tobytes()),
             "number of steps": str(total),
             "precision": "bfloat16" if self.bf16 else "float32",
             "preset": preset.model_dump_json(),
@@ -113,10 +103,3 @@ class Settings:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-
-
-def digest_of_some(images: Images) -> str:
-    """SHA-256 of three images or latents, the same wherever the files are. Raises BadInput."""
-    index = [0, len(images) // 2, len(images) - 1]
-    values = read_unmirrored(images, index).values
-    return sha256(values.numpy().tobytes()).hexdigest()

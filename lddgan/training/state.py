@@ -11,6 +11,7 @@ import math
 import pickle
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,21 +94,14 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def check_run(path: Path, found: Mapping[str, str], run: Mapping[str, str]) -> None:
     """Raise BadInput, naming the difference, if a state belongs to another run."""
-    found = in_words_of_now(found)
+    with suppress(KeyError, ValidationError):  # the preset as this version writes it
+        found = {**found, "preset": Preset.model_validate_json(found["preset"]).model_dump_json()}
     differs = [key for key in run if found.get(key) != run[key]]
     if differs:
         raise BadInput(
             f"{path} belongs to a run with another {' and '.join(differs)}; repeat its settings, "
             "or start in another --out"
         )
-
-
-def in_words_of_now(run: Mapping[str, str]) -> Mapping[str, str]:
-    """The description of a run, with its preset as this version writes it."""
-    try:
-        return {**run, "preset": Preset.model_validate_json(run["preset"]).model_dump_json()}
-    except (KeyError, ValidationError):
-        return run
 
 
 def on_cpu(network: nn.Module) -> dict[str, Tensor]:

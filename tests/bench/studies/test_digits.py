@@ -13,7 +13,7 @@ from engine.registry import open_engine
 from export import exporter
 from export.bundle import DIGITS, open_bundle
 from export.exporter import export_bundle, model_to_export
-from lddgan.data.digits import digits
+from lddgan.data.images import digits
 from tests.export.test_int8 import copying_from
 
 LARGEST_BYTES = 8_000_000  # of the shipped checkpoint and bundle together

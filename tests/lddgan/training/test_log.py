@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lddgan.errors import BadInput, LddganError
 from lddgan.pictures import GAP_PIXELS as GAP
 from lddgan.pictures import grid
-from lddgan.training.log import DPI, Line, TrainingLog, interval, losses_figure, read_losses
+from lddgan.training.log import DPI, Line, TrainingLog, losses_figure, read_losses
 
 ROOT = Path(__file__).parents[3]
 STAGE = "generator"
@@ -87,13 +87,6 @@ def test_a_caller_may_use_its_dict_again(tmp_path: Path) -> None:
     assert lines_of(tmp_path) == [{"step": 1, "d": 1.5}]
 
 
-@pytest.mark.parametrize(
-    ("total", "steps"), [(0, 1), (1, 1), (1999, 1), (2000, 2), (2999, 2), (450_000, 450)]
-)
-def test_a_run_has_about_a_thousand_lines(total: int, steps: int) -> None:
-    assert interval(total) == steps
-
-
 def test_the_last_interval_may_be_short(tmp_path: Path) -> None:
     with TrainingLog(tmp_path, STAGE, 0, 2501) as log:
         for step in range(2501):
@@ -146,15 +139,6 @@ def test_resumed_in_the_middle_one_line_has_fewer_steps(
     assert found[4] == {"step": 14, "d": 13.5, "g": 20.0}  # 13 and 14
     assert whole[4] == {"step": 14, "d": 13.0, "g": 19.0}
     assert found[:4] + found[5:] == whole[:4] + whole[5:]
-
-
-def test_short_runs_are_the_same_wherever_they_are_resumed(tmp_path: Path) -> None:
-    run(tmp_path / "whole", 0, 20, 21)
-    run(tmp_path / "twice", 0, 9, 21)
-    run(tmp_path / "twice", 7, 11, 21)
-    run(tmp_path / "twice", 11, 20, 21)
-    whole, twice = ((tmp_path / name / FILE).read_bytes() for name in ("whole", "twice"))
-    assert whole == twice and whole.count(b"\n") == 20
 
 
 def test_a_new_run_starts_anew(tmp_path: Path) -> None:
@@ -286,14 +270,6 @@ def test_a_picture_is_the_grid_of_the_images(tmp_path: Path) -> None:
     (shown,) = events(tmp_path).Images("generator/samples")
     (tmp_path / "shown.png").write_bytes(shown.encoded_image_string)
     assert shown.step == 999 and np.array_equal(pixels(tmp_path / "shown.png"), found)
-
-
-def test_a_picture_of_the_beginning_and_one_beyond_seven_digits(tmp_path: Path) -> None:
-    with TrainingLog(tmp_path, STAGE, 0, 5000) as log:
-        log.add_picture(0, tiles(1))
-        log.add_picture(12_345_678, tiles(1))
-    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert names == ["generator-0000000.png", "generator-12345678.png"]
 
 
 def test_a_folder_with_a_picture_of_the_losses(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lddgan.errors import BadInput, LddganError
@@ -205,12 +205,6 @@ def test_gradient_where_no_feature_is_left(vgg, pair, tmp_path):
     assert distance.isfinite().all() and decoded.grad.isfinite().all() and decoded.grad.any()
 
 
-def test_vgg_as_safetensors(perceptual, vgg, pair, tmp_path):
-    save_file(dict(vgg), tmp_path / "vgg.safetensors")
-    loaded = load_perceptual(tmp_path / "vgg.safetensors", "cpu")
-    assert torch.equal(loaded(*pair), perceptual(*pair))
-
-
 def test_loading_draws_no_random_numbers(vgg_file):
     before = torch.get_rng_state()
     load_perceptual(vgg_file, "cpu")
@@ -228,15 +222,11 @@ def refused(path, kind=BadInput):
     return message
 
 
-def test_missing_and_truncated_files(vgg, vgg_file, tmp_path):
+def test_missing_and_truncated_files(vgg_file, tmp_path):
     assert "does not exist" in refused(tmp_path / "none.pth")
-    assert "does not exist" in refused(tmp_path / "none.safetensors")
     assert "not a file" in refused(tmp_path)
     (tmp_path / "cut.pth").write_bytes(vgg_file.read_bytes()[:1_000_000])
     assert "damaged, cut" in refused(tmp_path / "cut.pth")
-    save_file({"features.0.bias": vgg["features.0.bias"]}, tmp_path / "whole")
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "whole").read_bytes()[:-1])
-    assert "not a whole safetensors file" in refused(tmp_path / "cut.safetensors")
     (tmp_path / "page.pth").write_text("<!doctype html><html></html>")
     assert "web page" in refused(tmp_path / "page.pth")
 

@@ -166,13 +166,13 @@ def commit() -> str | None:
 def checked_out() -> str | None:
     """The commit of the checkout that this code lies in, as it was when first asked."""
     git = ("git", "-C", str(HOME))
-    top = _output(*git, "rev-parse", "--show-toplevel")
+    top = output_of(*git, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != HOME:
         return None
-    head = _output(*git, "rev-parse", "HEAD")
+    head = output_of(*git, "rev-parse", "HEAD")
     if head is None:
         return None
-    return head + ("+dirty" if _output(*git, "status", "--porcelain", "--", *CODE) else "")
+    return head + ("+dirty" if output_of(*git, "status", "--porcelain", "--", *CODE) else "")
 
 
 def versions() -> dict[str, str]:
@@ -195,7 +195,7 @@ def peak_memory_mib() -> float | None:
     return peaks[0] if peaks else None
 
 
-def _output(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """What a program prints. Returns None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None

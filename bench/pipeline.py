@@ -32,15 +32,6 @@ class Plan(NamedTuple):
     load: float  # of the machine before
 
 
-class Flow(NamedTuple):
-    """What came out of a pipeline."""
-
-    read: int  # images
-    batches: int  # that were timed
-    timed: int  # images in them
-    seconds: float
-
-
 def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
     """Read batches of the images at `data` as the generator's training does.
 
@@ -53,34 +44,36 @@ def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: 
     first = max(1, workers)  # they come while the workers start, one from each
     with joined(plan.device) as ranks:
         feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
-        flow = count(feed.batches(0, first + plan.trials), first, plan.max_seconds)
-    notes = []
-    if flow.batches < plan.trials:
+        sizes, taken = read(feed.batches(0, first + plan.trials), first, plan.max_seconds)
+    notes, timed = [], sizes[first:]
+    if len(timed) < plan.trials:
         limit = seconds(plan.max_seconds)
-        notes.append(f"{flow.batches} of {plan.trials} batches: more do not fit in {limit}")
-    if flow.read > len(images):
-        times = flow.read / len(images)
+        notes.append(f"{len(timed)} of {plan.trials} batches: more do not fit in {limit}")
+    if sum(sizes) > len(images):
+        times = sum(sizes) / len(images)
         notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
     facts = {"source": str(data), "images": len(images), "image_size": preset.image_size}
-    facts |= {"workers": workers, "bad": len(feed.bad), "read": flow.read}
-    facts |= {"timed": flow.timed, "seconds": flow.seconds}
+    facts |= {"workers": workers, "bad": len(feed.bad), "read": sum(sizes)}
+    facts |= {"timed": sum(timed), "seconds": taken}
     here = machine(plan.load, None)
     more: dict[str, Any] = {"dataset": preset.name, "batch": size, "machine": here, "facts": facts}
     return new_row("pipeline", now(), notes, **more)
 
 
-def count(
+def read(
     batches: Iterator[Tensor], first: int, limit: float, clock: Clock = time.perf_counter
-) -> Flow:
-    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed."""
+) -> tuple[list[int], float]:
+    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed.
+
+    Returns the sizes of all, and the seconds of those that were timed.
+    """
     started = now = clock()
-    read = timed = number = 0
-    for number, rows in enumerate(batches, start=1):
-        read, now = read + len(rows), clock()
-        if number <= first:
+    sizes: list[int] = []
+    for rows in batches:
+        sizes.append(len(rows))
+        now = clock()
+        if len(sizes) <= first:
             started = now
-            continue
-        timed += len(rows)
-        if now - started >= limit:
+        elif now - started >= limit:
             break
-    return Flow(read, max(0, number - first), timed, now - started)
+    return sizes, now - started

@@ -141,15 +141,8 @@ def now() -> str:
 
 def new_row(kind: Kind, session: str, notes: Sequence[str] = (), **fields: Any) -> Row:
     """A row of this code, with the notes that every kind needs after its own."""
-    made = Row(
-        schema_version=SCHEMA,
-        kind=kind,
-        session=session,
-        date=now(),
-        commit=commit(),
-        versions=versions(),
-        **fields,
-    )
+    given = {"date": now(), "commit": commit(), "versions": versions()} | fields
+    made = Row(schema_version=SCHEMA, kind=kind, session=session, **given)
     return made.model_copy(update={"notes": (*notes, *common_notes(made))})
 
 

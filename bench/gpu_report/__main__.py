@@ -107,7 +107,7 @@ def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence
 
 def folder_of(site: Site) -> Path:
     """Where the results of a GPU are kept: bench/results/nvidia-h100-80gb-hbm3"""
-    return RESULTS / slug((site.gpu or "").partition(",")[0])
+    return RESULTS / slug(site.where.partition(",")[0])
 
 
 def supervise(options: argparse.Namespace, journal: Journal) -> None:

@@ -27,9 +27,8 @@ from bench.ladder import (
 )
 from bench.roofline import Ceilings
 from bench.row import Row, newest_session, read_rows, results_file, write_rows
-from bench.run import Subject
 from bench.tables import LADDER, ladder_lines, print_ladder
-from bench.timing import Plan, Side
+from bench.timing import Plan
 from cli import app
 from engine.sampler import Sampler
 from export.bundle import DIGITS, Bundle, open_bundle, store_folder
@@ -41,7 +40,7 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.preset import Preset
 from lddgan.presets import get_preset
 from tests.bench.rows import CPU
-from tests.bench.scripted import Clock, Scripted, side
+from tests.bench.scripted import Clock, Scripted, opened
 from tests.conftest import TINY, TINY_VQ
 from tests.needs import needs
 
@@ -67,7 +66,7 @@ SHARED: dict[str, Any] = {"machine": CPU, "ceilings": CEILINGS, "notes": ("a not
 def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:
     plan = Plan("cpu", 4, 3, 0, limit)
     fields = SHARED | {"max_seconds": limit}
-    return Work(plan, Subject(PRESET, False), COST, "2025-01-01", fields, log)
+    return Work(plan, COST, {}, "2025-01-01", fields, log)
 
 
 class Grey(Scripted):
@@ -85,10 +84,10 @@ def scripted(name: str, clock: Clock, each: float, level: int = 0, poison: bool 
     """A rung whose image takes `each` seconds: half in four steps, half in the decoder."""
     backend = Grey(level, "torch" if name == "torch" else "ort", clock, [], each / 8, each / 2)
     backend.poison = poison
-    return Rung(name, lambda: side(backend, PRESET, chunk=4))
+    return Rung(name, lambda: opened(backend, PRESET, chunk=4))
 
 
-def closed() -> Side:
+def closed() -> Sampler:
     raise LddganError("no such engine here")
 
 
@@ -291,11 +290,11 @@ def test_plans_of_a_plain_export_go_with_its_folder(
         stores.append(store_folder(bundle))
         stores[0].mkdir()
         (stores[0] / "decoder.plan").touch()
-        return side(Grey(0, "trt", Clock(), [], 0.0, 0.0), PRESET, chunk=4).sampler
+        return opened(Grey(0, "trt", Clock(), [], 0.0, 0.0), PRESET, chunk=4)
 
     empty_graphs(monkeypatch)
     monkeypatch.setattr(ladder_module, "open_engine", build)
-    assert shop.rewritten((), "trt").sampler.backend.name == "trt"
+    assert shop.rewritten((), "trt").backend.name == "trt"
     assert shop.folder in stores[0].parents and not stores[0].exists()
 
 
@@ -342,7 +341,7 @@ def test_every_rung_makes_the_baselines_images(
 def test_what_was_measured_before_an_interruption_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted() -> Side:
+    def interrupted() -> Sampler:
         raise KeyboardInterrupt
 
     def two(shop: Workshop) -> list[Rung]:

@@ -6,11 +6,10 @@ A rung is one way, from PyTorch as published to the best engine on the graphs th
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,6 +27,7 @@ from engine.timing import Clock
 from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from lddgan.errors import LddganError
 from lddgan.extras import require
+from lddgan.files import atomic_folder
 from lddgan.names import DeviceName, Precision
 from lddgan.progress import Log
 
@@ -162,18 +162,13 @@ class Workshop:
     ) -> None:
         self.bundle, self.device, self.folder, self.log = bundle, device, folder, log
         self.options: dict[str, Any] = {"batch": batch, "log": log}
-        self.exported: dict[tuple[str, tuple[str, ...]], Path] = {}
+        self.exported: dict[tuple[str, ...], Bundle] = {}  # by rewrites
 
     def load(self) -> Model:
         """The bundle's model, read anew: an engine may move it to its device."""
         from lddgan.checkpoint import load_checkpoint
 
         return load_checkpoint(self.bundle.file(CHECKPOINT))
-
-    @cached_property
-    def model(self) -> Model:
-        """The model that graphs are exported from."""
-        return self.load()
 
     def engine(self, name: str, precision: Precision) -> Sampler:
         """An engine as `lddgan bench` opens it."""
@@ -188,43 +183,24 @@ class Workshop:
         random = self.bundle.has_random_weights
         return Sampler(backend, model.preset, random_weights=random, log=self.log)
 
-    def rewritten(self, rewrites: Sequence[str], engine: str = "ort") -> Sampler:
+    def rewritten(self, rewrites: tuple[str, ...], engine: str = "ort") -> Sampler:
         """An engine on graphs exported with some rewrites. They are not verified."""
         precision = EXPORTED[self.device]
-        names = ("generator", "decoder")
-        paths = {which: self.graph(which, precision, rewrites) for which in names}
-        # An open engine holds what it needs: graphs and TensorRT's plans go with the folder.
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            folder = Path(made)
-            for which, path in paths.items():
-                os.link(path, folder / graph_file(which, precision))
+        if rewrites not in self.exported:
+            folder = self.folder / str(len(self.exported))
+            self.log(f"exporting the graphs: {', '.join(rewrites) or 'no rewrites'}")
+            with atomic_folder(folder) as temporary:
+                export_graphs(self.load(), precision, rewrites, temporary)
             files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
-            bundle = Bundle(folder, files)
-            return open_engine(bundle, engine, precision, self.device, **self.options)
-
-    def graph(self, which: str, precision: Precision, rewrites: Sequence[str]) -> Path:
-        """A graph's file; it is exported unless a rung before had the same rewrites of it."""
-        key = (which, changing(which, rewrites))
-        if key not in self.exported:
-            path = self.folder / f"{len(self.exported)}.onnx"
-            self.log(f"exporting the {which}: {', '.join(key[1]) or 'no rewrites'}")
-            export_one(self.model, which, precision, rewrites, path)
-            self.exported[key] = path
-        return self.exported[key]
+            self.exported[rewrites] = Bundle(folder, files)
+        bundle = self.exported[rewrites]
+        return open_engine(bundle, engine, precision, self.device, **self.options)
 
 
-def changing(which: str, rewrites: Sequence[str]) -> tuple[str, ...]:
-    """Those of some rewrites that change a graph."""
-    from export.rewrites import REWRITES
-
-    changes = {rewrite.name for rewrite in REWRITES if which in rewrite.changes}
-    return tuple(name for name in rewrites if name in changes)
-
-
-def export_one(
-    model: Model, which: str, precision: Precision, rewrites: Sequence[str], path: Path
+def export_graphs(
+    model: Model, precision: Precision, rewrites: Sequence[str], folder: Path
 ) -> None:
-    """Write one of the two graphs. Raises LddganError if the exporter cannot."""
+    """Write both graphs. Raises LddganError if the exporter cannot."""
     import onnx
     import torch
 
@@ -233,13 +209,14 @@ def export_one(
     from export.graphs import graph_specs
     from export.to_onnx import export_graph
 
-    module = graph_modules(model, rewrites)[which]
-    module = to_half(module) if precision == "fp16" else module
-    try:
-        export_graph(module, graph_specs(model.preset)[which], path)
-    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise LddganError(f"the {which} could not be exported: {cause}") from error
+    specs = graph_specs(model.preset)
+    for which, module in graph_modules(model, rewrites).items():
+        path = folder / graph_file(which, precision)
+        try:
+            export_graph(to_half(module) if precision == "fp16" else module, specs[which], path)
+        except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise LddganError(f"the {which} could not be exported: {cause}") from error
 
 
 def rungs_of(shop: Workshop) -> list[Rung]:

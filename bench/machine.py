@@ -177,10 +177,8 @@ def checked_out() -> str | None:
 
 def versions() -> dict[str, str]:
     """Python and the packages that compute, where installed."""
-    found = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version()} | {
-        package: version for package, version in found.items() if version is not None
-    }
+    found = {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def peak_memory_mib() -> float | None:
@@ -230,14 +228,10 @@ def run_child(
     finally:
         _end(process)
         relay.join(PIPE_SECONDS)
-    return None if code == 0 else reason(code, last[0] if last else "")
-
-
-def reason(code: int, last_line: str) -> str:
-    """Why a child failed, in one line: its last words, or how it ended."""
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name})"
-    return last_line.removeprefix("error: ") or f"ended with exit code {code}"
+    last_line = last[0].removeprefix("error: ") if last else ""
+    return None if code == 0 else last_line or f"ended with exit code {code}"
 
 
 def _relay(pipe: IO[str], last: deque[str]) -> None:

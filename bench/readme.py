@@ -99,18 +99,16 @@ def update(path: Path, check: bool) -> int:
         text = path.read_text()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    places = [parent / RESULTS for parent in path.resolve().parents[:2]]
-    folder = next((place for place in places if place.is_dir()), places[0])
-    rows = kept_rows(folder, "engine") if folder.is_dir() else []
-    if not rows:
-        raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
+    folders = [parent / RESULTS for parent in path.resolve().parents[:2]]
+    rows = next(filter(None, (kept_rows(folder, "engine") for folder in folders)), None)
+    if rows is None:
+        raise LddganError(f"{folders[0]} holds no results; `lddgan bench --save` writes them")
     new = rewritten(text, rows)
-    if new == text:
-        return 0
-    if check:
+    if new != text and check:
         print(f"{path} is not what {RESULTS} says; run `python -m bench.readme {path}`")
         return 1
-    atomic_write(path, new.encode())
+    if new != text:
+        atomic_write(path, new.encode())
     return 0
 
 

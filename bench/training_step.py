@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory: `lddgan bench --train`.
+"""What a training step costs in time and memory, and its data pipeline: `lddgan bench --train`.
 
 Each variant of each stage is measured in a process of its own, whose peak memory is its own:
 python -m bench.training_step ROW prints that row, in JSON, with what was measured. Eager fp32 comes
@@ -15,20 +15,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
-from bench.pipeline import Plan, measure_pipeline
 from bench.roofline import Device
 from bench.row import Row, add_rows, new_row, now, read_rows, results_file
 from bench.run import usable_device, why_no_baseline
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
-from engine.timing import torch_timer
-from lddgan.data.images import to_float
+from engine.timing import Clock, torch_timer
+from lddgan.data.images import ImageFiles, to_float
+from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.names import DeviceName
 from lddgan.networks.registry import create
@@ -70,6 +70,16 @@ LARGE_SIDE: Final = 256
 PROGRAM: Final = (sys.executable, "-m", "bench.training_step")
 SEED: Final = 0
 WITH_R1, WITHOUT_R1 = 0, 1  # numbers of steps: those that r1_every divides have R1
+
+
+class Plan(NamedTuple):
+    """What one `lddgan bench --train` measures."""
+
+    device: Device
+    batch: int | None  # None: that of each stage
+    trials: int
+    max_seconds: float  # of the trials of each variant; one of each kind is always made
+    load: float  # of the machine before
 
 
 def presets_of(dataset: str | None) -> list[Preset]:
@@ -209,6 +219,56 @@ def in_child(asked: Row, limit: float) -> Row:
         except (IndexError, ValidationError):
             why_not = "it ended without a result"
     return asked.model_copy(update={"why_not": why_not})
+
+
+# ---- The data pipeline ----
+
+
+def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
+    """Read batches of the images at `data` as the generator's training does.
+
+    The batch of a plan without one is the preset's, or all images if they are fewer. Batches are
+    timed as the trials of a plan. Raises BadInput for no images, or too few for the batch.
+    """
+    images = ImageFiles(open_source(data), preset.image_size)
+    size = min(preset.training.batch, len(images)) if plan.batch is None else plan.batch
+    settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
+    first = max(1, workers)  # they come while the workers start, one from each
+    with joined(plan.device) as ranks:
+        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
+        sizes, taken = read(feed.batches(0, first + plan.trials), first, plan.max_seconds)
+    notes, timed = [], sizes[first:]
+    if len(timed) < plan.trials:
+        limit = seconds(plan.max_seconds)
+        notes.append(f"{len(timed)} of {plan.trials} batches: more do not fit in {limit}")
+    if sum(sizes) > len(images):
+        times = sum(sizes) / len(images)
+        notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
+    facts = {"source": str(data), "images": len(images), "image_size": preset.image_size}
+    facts |= {"workers": workers, "bad": len(feed.bad), "read": sum(sizes)}
+    facts |= {"timed": sum(timed), "seconds": taken}
+    here = machine(plan.load, None)
+    more: dict[str, Any] = {"dataset": preset.name, "batch": size, "machine": here, "facts": facts}
+    return new_row("pipeline", now(), notes, **more)
+
+
+def read(
+    batches: Iterator[Tensor], first: int, limit: float, clock: Clock = time.perf_counter
+) -> tuple[list[int], float]:
+    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed.
+
+    Returns the sizes of all, and the seconds of those that were timed.
+    """
+    started = now = clock()
+    sizes: list[int] = []
+    for rows in batches:
+        sizes.append(len(rows))
+        now = clock()
+        if len(sizes) <= first:
+            started = now
+        elif now - started >= limit:
+            break
+    return sizes, now - started
 
 
 # ---- In the process of a variant ----

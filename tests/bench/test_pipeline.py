@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.pipeline import Plan, measure_pipeline, read
 from bench.row import Row, read_rows, write_rows
 from bench.tables import print_training
+from bench.training_step import Plan, measure_pipeline, read
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput
 from lddgan.preset import with_values

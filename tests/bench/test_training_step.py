@@ -12,7 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench import training_step
-from bench.pipeline import Plan
 from bench.row import Row, read_rows, results_file
 from bench.tables import encoded_ms, print_training, step_ms
 from bench.timing import summarise
@@ -22,6 +21,7 @@ from bench.training_step import (
     EAGER,
     PATIENCE,
     VARIANTS,
+    Plan,
     bench_training,
     default_batch,
     in_child,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from bench.cost import Cost, measure_cost
 from bench.machine import gpu, load, machine, torch_settings
 from bench.roofline import Device, measure_ceilings, summary
-from bench.row import Row, add_rows, new_row, now, read_rows, results_file
+from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
 from bench.timing import Budget, Plan, take_turns, warm_up
@@ -93,12 +93,9 @@ def run_ladder(
     }
     cost, exported = measure_cost(bundle.preset), bundle.manifest.verification
     work = Work(plan, cost, exported, now(), fields, log)
-    made = []
     with tempfile.TemporaryDirectory(prefix="lddgan-ladder-") as folder:
-        for row in climb(rungs_of(Workshop(bundle, where, batch, Path(folder), log)), work):
-            made.append(row)
-            add_rows([row], path)
-    return made
+        rungs = rungs_of(Workshop(bundle, where, batch, Path(folder), log))
+        return keep_each(climb(rungs, work), path)
 
 
 def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -> Iterator[Row]:

@@ -52,11 +52,8 @@ GPU_FIELDS: Final = {  # of Gpu -> of nvidia-smi
     "power_limit": "power.limit",
     "sm_clock_max": "clocks.max.sm",
     "memory_clock": "clocks.mem",
-    "memory_clock_max": "clocks.max.mem",
     "power_draw": "power.draw",
     "temperature": "temperature.gpu",
-    "memory_used": "memory.used",
-    "memory_total": "memory.total",
 }
 
 
@@ -69,11 +66,8 @@ class Gpu(Frozen):
     power_limit: str  # "700.00 W"
     sm_clock_max: str | None = None
     memory_clock: str | None = None
-    memory_clock_max: str | None = None
     power_draw: str | None = None
     temperature: str | None = None  # degrees Celsius
-    memory_used: str | None = None  # of every process, "1024 MiB"
-    memory_total: str | None = None
 
 
 class Machine(Frozen):

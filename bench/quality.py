@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.row import new_row, now
+from bench.tables import show
 from engine.sampler import Sampler, check_request
 from export.agreement import Images, mean_levels, psnr
 from lddgan.data.decode import BadImage
@@ -185,17 +186,17 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """The facts as text."""
-    wide = max(len(one["name"]) for one in found)
-    lines = [f"{'':{wide}}  images  precision  recall  Frechet  mean error     PSNR"]
+def print_table(found: Sequence[dict[str, Any]]) -> None:
+    """Write the facts as a table."""
+    columns = ("", "images", "precision", "recall", "Frechet", "mean error", "PSNR")
+    lines = []
     for one in found:
-        line = f"{one['name']:{wide}}  {one['images']:6}  {one['precision']:9.3f}"
-        line += f"  {one['recall']:6.3f}  {one['frechet']:7.4f}"
+        shares = (f"{one[name]:.3f}" for name in ("precision", "recall"))
+        decoded = ("", "")
         if "psnr" in one:
-            line += f"  {one['mean_error']:6.2f}/255  {one['psnr']:4.1f} dB"
-        lines.append(line)
-    return "\n".join(lines)
+            decoded = (f"{one['mean_error']:.2f}/255", f"{one['psnr']:.1f} dB")
+        lines.append((one["name"], str(one["images"]), *shares, f"{one['frechet']:.4f}", *decoded))
+    show("", columns, lines, ())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -215,9 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measured(options)
     except LddganError as error:
         sys.exit(f"error: {error}")
+    if not options.json:
+        print_table(found)
+        return
     session = now()
-    rows = [new_row("photos", session, facts=facts).line() for facts in found]
-    print("\n".join(rows) if options.json else table(found))
+    for facts in found:
+        print(new_row("photos", session, facts=facts).line())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
 from bench.roofline import Device
-from bench.row import Row, add_rows, new_row, now, read_rows, results_file
+from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import usable_device, why_no_baseline
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import Clock, torch_timer
@@ -120,20 +120,14 @@ def bench_training(
         if path.exists():
             read_rows(path)  # refused now rather than after the first row
 
-    def keep(rows: Iterable[Row]) -> None:
-        made = []
-        for row in rows:
-            made.append(row)
-            add_rows([row], files[row.dataset])
-        show(made)
-
     if data is not None:
         log(f"{presets[0].name}: the data pipeline")
-        keep([measure_pipeline(presets[0], data, plan, workers, log)])
+        pipeline = measure_pipeline(presets[0], data, plan, workers, log)
+        show(keep_each([pipeline], files[presets[0].name]))
     failed = []
     for preset, stage in itertools.product(presets, STAGES):
         try:
-            keep(measure_stage(preset, stage, plan, log))
+            show(keep_each(measure_stage(preset, stage, plan, log), files[preset.name]))
         except LddganError as error:
             failed.append(f"{preset.name}, {stage}: {error}")
     if failed:
@@ -244,12 +238,24 @@ def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: 
     if sum(sizes) > len(images):
         times = sum(sizes) / len(images)
         notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
-    facts = {"source": str(data), "images": len(images), "image_size": preset.image_size}
-    facts |= {"workers": workers, "bad": len(feed.bad), "read": sum(sizes)}
-    facts |= {"timed": sum(timed), "seconds": taken}
-    here = machine(plan.load, None)
-    more: dict[str, Any] = {"dataset": preset.name, "batch": size, "machine": here, "facts": facts}
-    return new_row("pipeline", now(), notes, **more)
+    return new_row(
+        "pipeline",
+        now(),
+        notes,
+        dataset=preset.name,
+        batch=size,
+        machine=machine(plan.load, None),
+        facts={
+            "source": str(data),
+            "images": len(images),
+            "image_size": preset.image_size,
+            "workers": workers,
+            "bad": len(feed.bad),
+            "read": sum(sizes),
+            "timed": sum(timed),
+            "seconds": taken,
+        },
+    )
 
 
 def read(

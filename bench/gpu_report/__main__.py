@@ -15,7 +15,7 @@ from bench import gpu_report
 from bench.gpu_report.commands import PROGRAM, command_jobs
 from bench.gpu_report.journal import DRY, Journal, Site, seconds_since
 from bench.machine import COMMIT, NO_COMMIT, run_child
-from bench.readme import markdown
+from bench.readme import markdown, newest
 from bench.row import REPORT, RESULTS
 from bench.timing import Budget
 from engine.backends.trt.key import slug
@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
     if options.commit is not None:
         os.environ[COMMIT] = options.commit  # of every process from here on
     try:
-        stages = chosen(options.only)
+        stages = STAGES if options.only is None else tuple(options.only.split(","))
+        unknown = [stage for stage in stages if stage not in STAGES]
+        if unknown:
+            raise BadInput(f"there is no stage '{unknown[0]}'; there are {', '.join(STAGES)}")
         if set(stages) & set(IN_MEMORY):
             require("torch")
         why_not = None if options.dry else why_no_gpu()
@@ -67,15 +70,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry", action="store_true", help="on a CPU, with tiny models")
     made.add_argument("--worker", help=argparse.SUPPRESS)  # when the report was started
     return made
-
-
-def chosen(only: str | None) -> tuple[str, ...]:
-    """The stages asked for. Raises BadInput for an unknown one."""
-    asked = STAGES if only is None else tuple(only.split(","))
-    unknown = [stage for stage in asked if stage not in STAGES]
-    if unknown:
-        raise BadInput(f"there is no stage '{unknown[0]}'; there are {', '.join(STAGES)}")
-    return asked
 
 
 def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
@@ -134,7 +128,7 @@ def conclusion(journal: Journal) -> str:
     missing = [
         f"- {row.stage}, {row.variant}: {row.why_not}" for row in journal.jobs() if row.why_not
     ]
-    table = markdown([row for row in journal.rows if row.kind == "engine"])
+    table = markdown(newest([row for row in journal.rows if row.kind == "engine"]))
     return "\n".join([table, "", "Not measured:", *missing]) if missing else table
 
 

@@ -15,6 +15,7 @@ from engine.sampler import equal_parts
 
 ABSENT: Final = "-"
 WIDTH: Final = 124  # characters of a table, at least, in a file or a pipe too
+LONGEST: Final = 1000  # characters of a table, at most
 STAGES: Final = dict(zip(Trial._fields, Trial._fields, strict=True)) | {
     "generator": "generator, {steps} steps",
     "end_to_end": "seed to pixels",
@@ -98,11 +99,12 @@ def show(
     from rich.table import Table
 
     out, table = Console(), Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    out.width = max(out.width, WIDTH)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", no_wrap=True)
     for cells in lines:
         table.add_row(*cells)
+    wide = out.options.update(width=LONGEST)  # nothing is cut
+    out.width = max(out.width, WIDTH, table.__rich_measure__(out, wide).maximum)
     if title:
         out.print(title, style="italic", markup=False, highlight=False)
     if table.columns:

@@ -110,7 +110,7 @@ def test_a_row_that_cannot_be_verified_is_not_lost(
     [
         ({"batch": 0}, "batch is 0"),
         ({"seed": -1}, "seed is -1"),
-        ({"engine": "torch", "precision": "fp16"}, "fp16 on a GPU only, not on cpu"),
+        ({"engine": "torch", "precision": "fp16"}, "fp16 runs with --engine .* on --device cuda"),
     ],
 )
 def test_bad_input(tiny_bundle: Path, changes: dict[str, Any], message: str) -> None:

@@ -250,7 +250,7 @@ def test_one_row_for_the_real_and_one_for_each_checkpoint(
     heading, _, real_line, *others = capsys.readouterr().out.strip().splitlines()
     assert heading.split() == ["images", "precision", "recall", "Frechet", "mean", "error", "PSNR"]
     assert real_line.split()[:3] == [str(held_out), "6", "1.000"]
-    assert others[0] == others[1] and " ".join(others[0].split()).endswith(
+    assert others[0].split() == others[1].split() and " ".join(others[0].split()).endswith(
         f"{first['mean_error']:.2f}/255 {first['psnr']:.1f} dB"
     )
 

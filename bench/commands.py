@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 from engine.commands import CudaGraph, Engine, EnginePrecision
 from export.commands import BundleFolder, chosen_bundle
 from lddgan.errors import BadInput
-from lddgan.names import DeviceName
+from lddgan.names import DeviceName, Precision
 from lddgan.options import Dataset, Device, Json, Seed, note, print_json, workers_for
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure an engine, or every one (--ladder), against the PyTorch baseline; or training."""
-    limits: dict[str, Any] = {"batch": batch, "trials": trials, "max_seconds": max_seconds}
+    limits: dict[str, Any] = {"trials": trials, "max_seconds": max_seconds}
     chosen = engine != "auto" or precision is not None or not cuda_graph or verify
     if training:
         if chosen or bundle or seed or ladder or plot:
@@ -101,7 +103,8 @@ def bench(
             )
         if workers is not None and data is None:
             raise BadInput("--workers read the images of --data; give both or neither")
-        measure_training(dataset, device, data, workers, save, as_json, limits)
+        limits |= {"batch": batch, "data": data, "workers": workers_for(data, workers)}
+        measure_training(dataset, device, save, as_json, limits)
         return
     if data is not None or workers is not None:
         raise BadInput("--data and --workers belong to --train")
@@ -109,7 +112,7 @@ def bench(
     limits |= {"batch": batch or 100, "seed": seed}
     if not (ladder or plot):
         limits |= {"cuda_graph": cuda_graph, "verify": verify}
-        measure_engine(opened, engine, precision, device, save, as_json, limits)
+        measure_engine((opened, engine, precision, device), save, as_json, limits)
         return
     if chosen:
         raise BadInput(
@@ -119,14 +122,23 @@ def bench(
     if ladder:
         climb_ladder(opened, device, save, as_json, limits)
     if plot:
-        draw_ladders(opened, save)
+        from bench.plot import draw
+
+        for path in draw(opened.preset.name, save, note):
+            note(f"{path}: drawn")
+
+
+def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]], None]) -> None:
+    """Print rows as JSON, a line each, or as a table."""
+    if not as_json:
+        print_table(rows)
+        return
+    for row in rows:
+        typer.echo(row.line())
 
 
 def measure_engine(
-    opened: Bundle,
-    engine: str,
-    precision: Any,
-    device: DeviceName,
+    asked: tuple[Bundle, str, Precision | None, DeviceName],
     save: Path | None,
     as_json: bool,
     limits: dict[str, Any],
@@ -138,24 +150,15 @@ def measure_engine(
     from lddgan.progress import Meter
 
     with Meter("measuring", 0, limits["trials"], None, unit="trials") as meter:
-        asked = (engine, precision, device)
-        rows = benchmark(opened, *asked, **limits, log=note, progress=meter.follow)
-    print_lines(rows) if as_json else print_engine(rows)
+        rows = benchmark(*asked, **limits, log=note, progress=meter.follow)
+    print_rows(rows, as_json, print_engine)
     if save is not None:
         add_rows(rows, save)
-
-
-def print_lines(rows: list[Row]) -> None:
-    """Print rows as JSON, a line each."""
-    for row in rows:
-        typer.echo(row.line())
 
 
 def measure_training(
     dataset: str | None,
     device: DeviceName,
-    data: Path | None,
-    workers: int | None,
     out: Path | None,
     as_json: bool,
     limits: dict[str, Any],
@@ -167,10 +170,8 @@ def measure_training(
     from bench.tables import print_training
     from bench.training_step import bench_training, presets_of
 
-    readers = workers_for(data, workers)
-    limits |= {"data": data, "workers": readers, "out": out, "log": note}
-    show = print_lines if as_json else print_training
-    bench_training(presets_of(dataset), device, show=show, **limits)
+    show = partial(print_rows, as_json=as_json, print_table=print_training)
+    bench_training(presets_of(dataset), device, out=out, show=show, log=note, **limits)
 
 
 def climb_ladder(
@@ -181,12 +182,4 @@ def climb_ladder(
     from bench.tables import print_ladder
 
     rows = run_ladder(opened, device, out=out, log=note, **limits)
-    print_lines(rows) if as_json else print_ladder(rows)
-
-
-def draw_ladders(opened: Bundle, out: Path | None) -> None:
-    """Draw the ladders that are kept."""
-    from bench.plot import draw
-
-    for path in draw(opened.preset.name, out, note):
-        note(f"{path}: drawn")
+    print_rows(rows, as_json, print_ladder)

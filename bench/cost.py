@@ -37,17 +37,15 @@ def measure_cost(preset: Preset) -> Cost:
     from lddgan.networks.registry import create
 
     with torch.device("meta"):
-        generator, autoencoder = (
-            create(part, preset).eval() for part in ("generator", "autoencoder")
-        )
+        generator = create("generator", preset).eval()
+        autoencoder = create("autoencoder", preset).eval()
         x = torch.empty(1, *preset.latent_shape)
         t, z = torch.zeros(1, dtype=torch.int32), torch.empty(1, preset.generator.nz)
         generator_macs, generator_values = count(generator, lambda: generator(x, t, z))
         decoder_macs, decoder_values = count(autoencoder, lambda: autoencoder.decode(x))
-    decoder = (*autoencoder.decoding, autoencoder.quantize)
     return Cost(
         generator_parameters=parameters(generator),
-        decoder_parameters=parameters(*decoder),
+        decoder_parameters=parameters(*autoencoder.decoding, autoencoder.quantize),
         generator_macs=generator_macs,
         decoder_macs=decoder_macs,
         generator_values=generator_values,
@@ -95,19 +93,18 @@ class PresetRow(Frozen):
 
 def preset_table() -> list[PresetRow]:
     """Every preset with its cost; without torch each row says why it has none."""
-    return [preset_row(preset) for preset in PRESETS.values()]
-
-
-def preset_row(preset: Preset) -> PresetRow:
-    cost = known_cost(preset)
-    return PresetRow(
-        name=preset.name,
-        image=preset.image_shape,
-        latent=preset.latent_shape,
-        steps=preset.steps,
-        downsampling=preset.autoencoder.factor,
-        cost=cost,
-        macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
-        paper=preset.paper,
-        not_measured=why_missing("torch"),
-    )
+    why_not = why_missing("torch")
+    return [
+        PresetRow(
+            name=preset.name,
+            image=preset.image_shape,
+            latent=preset.latent_shape,
+            steps=preset.steps,
+            downsampling=preset.autoencoder.factor,
+            cost=(cost := known_cost(preset)),
+            macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
+            paper=preset.paper,
+            not_measured=why_not,
+        )
+        for preset in PRESETS.values()
+    ]

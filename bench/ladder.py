@@ -6,28 +6,28 @@ A rung is one way, from PyTorch as published to the best engine on the graphs th
 from __future__ import annotations
 
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost, measure_cost
 from bench.machine import gpu, load, machine, torch_settings
-from bench.roofline import Ceilings, Device, measure_ceilings, summary
-from bench.row import Row, add_rows, new_row, now, read_rows, results_file
-from bench.run import Subject, agreement, check_arguments, side_fields, usable_device
+from bench.roofline import Device, measure_ceilings, summary
+from bench.row import Row, keep_each, new_row, now, read_rows, results_file
+from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
-from bench.timing import Budget, Opened, Plan, Side, made_to_fit, take_turns, warm_up
+from bench.timing import Budget, Plan, take_turns, warm_up
 from engine.gpu.driver import why_no_gpu
 from engine.registry import BASELINE, BASELINE_PRECISION, ENGINES, find_engine, open_engine
-from engine.sampler import Sampler
+from engine.sampler import Sampler, check_request
 from engine.timing import Clock
 from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from lddgan.errors import LddganError
 from lddgan.extras import require
+from lddgan.files import atomic_folder
 from lddgan.names import DeviceName, Precision
 from lddgan.progress import Log
 
@@ -44,15 +44,15 @@ class Rung(NamedTuple):
     """One way to run the model; `open` raises LddganError where it cannot."""
 
     name: str
-    open: Callable[[], Side]
+    open: Callable[[], Sampler]
 
 
 class Work(NamedTuple):
     """What the rungs of one ladder share; `fields` are those of every row."""
 
     plan: Plan
-    subject: Subject
     cost: Cost
+    exported: Exported
     session: str
     fields: dict[str, Any]
     log: Log
@@ -76,41 +76,26 @@ def run_ladder(
     Raises BadInput for unusable arguments, LddganError if the baseline cannot run; any other rung
     that cannot run is a row that says why.
     """
-    check_arguments(batch, trials, seed, max_seconds)
+    check_request(1, seed, 0, batch)
     require(*NEEDED)
     where = usable_device(device, why_no_gpu())
     path = out or results_file(bundle.preset.name, where, "ladder")
     if path.exists():
         read_rows(path)  # refused now rather than after the first rung
-    limit = MAX_SECONDS if max_seconds is None else max_seconds
-    plan = Plan(where, batch, trials, seed, limit)
+    plan = Plan(where, batch, trials, seed, MAX_SECONDS if max_seconds is None else max_seconds)
     before, ceilings = load(), measure_ceilings(bundle.preset, where)
     log(summary(ceilings))
-    work = Work(
-        plan,
-        Subject.of(bundle),
-        measure_cost(bundle.preset),
-        now(),
-        shared_fields(plan, before, ceilings),
-        log,
-    )
-    made = []
-    with tempfile.TemporaryDirectory(prefix="lddgan-ladder-") as folder:
-        for row in climb(rungs_of(Workshop(bundle, where, batch, Path(folder), log)), work):
-            made.append(row)
-            add_rows([row], path)
-    return made
-
-
-def shared_fields(plan: Plan, load_before: float, ceilings: Ceilings) -> dict[str, Any]:
-    """The fields that all rows of a ladder share."""
-    on_gpu = plan.device == "cuda"
-    return {
-        "machine": machine(load_before, gpu() if on_gpu else None),
-        "torch_settings": torch_settings() if on_gpu else None,
+    fields = {
+        "machine": machine(before, gpu() if where == "cuda" else None),
+        "torch_settings": torch_settings() if where == "cuda" else None,
         "max_seconds": plan.max_seconds,
         "ceilings": ceilings,
     }
+    cost, exported = measure_cost(bundle.preset), bundle.manifest.verification
+    work = Work(plan, cost, exported, now(), fields, log)
+    with tempfile.TemporaryDirectory(prefix="lddgan-ladder-") as folder:
+        rungs = rungs_of(Workshop(bundle, where, batch, Path(folder), log))
+        return keep_each(climb(rungs, work), path)
 
 
 def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -> Iterator[Row]:
@@ -123,13 +108,13 @@ def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -
         work.log(f"{place + 1} of {len(rungs)}: {rung.name}")
         fields: dict[str, Any]
         try:
-            side = rung.open() if place else baseline
-            fields = measure_rung(side, baseline, work, clock)
-            del side  # its memory, before the next one is opened
+            sampler = rung.open() if place else baseline
+            fields = measure_rung(sampler, baseline, work, clock)
+            del sampler  # its memory, before the next one is opened
         except LddganError as error:
             if place == 0:
                 raise
-            fields = {"why_not": str(error), "dataset": work.subject.preset.name}
+            fields = {"why_not": str(error), "dataset": baseline.preset.name}
             fields |= {"batch": plan.batch, "device": plan.device}
         gc.collect()  # modules of a closed rung hold cycles
         if plan.device == "cuda":
@@ -141,22 +126,19 @@ def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -
         yield row
 
 
-def measure_rung(side: Side, baseline: Side, work: Work, clock: Clock) -> dict[str, Any]:
+def measure_rung(sampler: Sampler, baseline: Sampler, work: Work, clock: Clock) -> dict[str, Any]:
     """Warm a rung up, then time it in turns with the baseline. Returns the fields of its row.
 
     Raises LddganError for NaN, OutOfMemory if one image does not fit.
     """
-    plan, alone = work.plan, side is baseline
-    made_to_fit(warm_up, side, plan, work.log)
-    sides = [side] if alone else [side, baseline]
-    budget = Budget(plan.max_seconds, clock)
-    turns = take_turns(sides, plan.seed, plan.batch, plan.trials, budget, lambda _done, _all: None)
-    mine, its = (
-        side_fields(Opened(one, None, None), trials, plan, work.subject, work.cost)
-        for one, trials in ((side, turns.trials[0]), (baseline, turns.trials[-1]))
-    )
-    mine["baseline_ms"] = its["ms"]["whole"].p50
-    return mine | ({} if alone else agreement(*turns.images))
+    plan = work.plan
+    warm_up(sampler, plan, work.log, clock)
+    samplers = [sampler] if sampler is baseline else [sampler, baseline]
+    sides = take_turns(samplers, plan, Budget(plan.max_seconds, clock))
+    fields = side_fields(sides[0], plan, work.cost, work.exported)
+    if sampler is baseline:
+        return fields | {"baseline_ms": fields["ms"]["whole"].p50}
+    return fields | beside(*sides)
 
 
 def sentence(row: Row) -> str:
@@ -177,7 +159,7 @@ class Workshop:
     ) -> None:
         self.bundle, self.device, self.folder, self.log = bundle, device, folder, log
         self.options: dict[str, Any] = {"batch": batch, "log": log}
-        self.exported: dict[tuple[str, tuple[str, ...]], Path] = {}
+        self.exported: dict[tuple[str, ...], Bundle] = {}  # by rewrites
 
     def load(self) -> Model:
         """The bundle's model, read anew: an engine may move it to its device."""
@@ -185,61 +167,37 @@ class Workshop:
 
         return load_checkpoint(self.bundle.file(CHECKPOINT))
 
-    @cached_property
-    def model(self) -> Model:
-        """The model that graphs are exported from."""
-        return self.load()
-
-    def engine(self, name: str, precision: Precision) -> Side:
+    def engine(self, name: str, precision: Precision) -> Sampler:
         """An engine as `lddgan bench` opens it."""
-        return Side.of(open_engine(self.bundle, name, precision, self.device, **self.options))
+        return open_engine(self.bundle, name, precision, self.device, **self.options)
 
-    def torch(self, precision: Precision, *, compiled: bool = False, nhwc: bool = False) -> Side:
+    def torch(self, precision: Precision, *, compiled: bool = False, nhwc: bool = False) -> Sampler:
         """PyTorch in one of its ways; on a CPU too, where `lddgan bench` does not compile."""
         from engine.backends.torch.run import TorchBackend
 
         model = self.load()
         backend = TorchBackend(model, self.device, precision, compiled=compiled, nhwc=nhwc)
         random = self.bundle.has_random_weights
-        return Side.of(Sampler(backend, model.preset, random_weights=random, log=self.log))
+        return Sampler(backend, model.preset, random_weights=random, log=self.log)
 
-    def rewritten(self, rewrites: Sequence[str], engine: str = "ort") -> Side:
+    def rewritten(self, rewrites: tuple[str, ...], engine: str = "ort") -> Sampler:
         """An engine on graphs exported with some rewrites. They are not verified."""
         precision = EXPORTED[self.device]
-        names = ("generator", "decoder")
-        paths = {which: self.graph(which, precision, rewrites) for which in names}
-        # An open engine holds what it needs: graphs and TensorRT's plans go with the folder.
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            folder = Path(made)
-            for which, path in paths.items():
-                os.link(path, folder / graph_file(which, precision))
+        if rewrites not in self.exported:
+            folder = self.folder / str(len(self.exported))
+            self.log(f"exporting the graphs: {', '.join(rewrites) or 'no rewrites'}")
+            with atomic_folder(folder) as temporary:
+                export_graphs(self.load(), precision, rewrites, temporary)
             files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
-            bundle = Bundle(folder, files)
-            return Side.of(open_engine(bundle, engine, precision, self.device, **self.options))
-
-    def graph(self, which: str, precision: Precision, rewrites: Sequence[str]) -> Path:
-        """A graph's file; it is exported unless a rung before had the same rewrites of it."""
-        key = (which, changing(which, rewrites))
-        if key not in self.exported:
-            path = self.folder / f"{len(self.exported)}.onnx"
-            self.log(f"exporting the {which}: {', '.join(key[1]) or 'no rewrites'}")
-            export_one(self.model, which, precision, rewrites, path)
-            self.exported[key] = path
-        return self.exported[key]
+            self.exported[rewrites] = Bundle(folder, files)
+        bundle = self.exported[rewrites]
+        return open_engine(bundle, engine, precision, self.device, **self.options)
 
 
-def changing(which: str, rewrites: Sequence[str]) -> tuple[str, ...]:
-    """Those of some rewrites that change a graph."""
-    from export.rewrites import REWRITES
-
-    changes = {rewrite.name for rewrite in REWRITES if which in rewrite.changes}
-    return tuple(name for name in rewrites if name in changes)
-
-
-def export_one(
-    model: Model, which: str, precision: Precision, rewrites: Sequence[str], path: Path
+def export_graphs(
+    model: Model, precision: Precision, rewrites: Sequence[str], folder: Path
 ) -> None:
-    """Write one of the two graphs. Raises LddganError if the exporter cannot."""
+    """Write both graphs. Raises LddganError if the exporter cannot."""
     import onnx
     import torch
 
@@ -248,13 +206,14 @@ def export_one(
     from export.graphs import graph_specs
     from export.to_onnx import export_graph
 
-    module = graph_modules(model, rewrites)[which]
-    module = to_half(module) if precision == "fp16" else module
-    try:
-        export_graph(module, graph_specs(model.preset)[which], path)
-    except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
-        cause = str(error).strip().partition("\n")[0]
-        raise LddganError(f"the {which} could not be exported: {cause}") from error
+    specs = graph_specs(model.preset)
+    for which, module in graph_modules(model, rewrites).items():
+        path = folder / graph_file(which, precision)
+        try:
+            export_graph(to_half(module) if precision == "fp16" else module, specs[which], path)
+        except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise LddganError(f"the {which} could not be exported: {cause}") from error
 
 
 def rungs_of(shop: Workshop) -> list[Rung]:

@@ -52,11 +52,8 @@ GPU_FIELDS: Final = {  # of Gpu -> of nvidia-smi
     "power_limit": "power.limit",
     "sm_clock_max": "clocks.max.sm",
     "memory_clock": "clocks.mem",
-    "memory_clock_max": "clocks.max.mem",
     "power_draw": "power.draw",
     "temperature": "temperature.gpu",
-    "memory_used": "memory.used",
-    "memory_total": "memory.total",
 }
 
 
@@ -69,11 +66,8 @@ class Gpu(Frozen):
     power_limit: str  # "700.00 W"
     sm_clock_max: str | None = None
     memory_clock: str | None = None
-    memory_clock_max: str | None = None
     power_draw: str | None = None
     temperature: str | None = None  # degrees Celsius
-    memory_used: str | None = None  # of every process, "1024 MiB"
-    memory_total: str | None = None
 
 
 class Machine(Frozen):
@@ -166,21 +160,19 @@ def commit() -> str | None:
 def checked_out() -> str | None:
     """The commit of the checkout that this code lies in, as it was when first asked."""
     git = ("git", "-C", str(HOME))
-    top = _output(*git, "rev-parse", "--show-toplevel")
+    top = output_of(*git, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != HOME:
         return None
-    head = _output(*git, "rev-parse", "HEAD")
+    head = output_of(*git, "rev-parse", "HEAD")
     if head is None:
         return None
-    return head + ("+dirty" if _output(*git, "status", "--porcelain", "--", *CODE) else "")
+    return head + ("+dirty" if output_of(*git, "status", "--porcelain", "--", *CODE) else "")
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that compute, where installed."""
-    found = {package: version_of(package) for package in PACKAGES}
-    return {"python": platform.python_version()} | {
-        package: version for package, version in found.items() if version is not None
-    }
+    found = {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
+    return {package: version for package, version in found.items() if version is not None}
 
 
 def peak_memory_mib() -> float | None:
@@ -195,7 +187,7 @@ def peak_memory_mib() -> float | None:
     return peaks[0] if peaks else None
 
 
-def _output(*command: str) -> str | None:
+def output_of(*command: str) -> str | None:
     """What a program prints. Returns None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
@@ -230,14 +222,10 @@ def run_child(
     finally:
         _end(process)
         relay.join(PIPE_SECONDS)
-    return None if code == 0 else reason(code, last[0] if last else "")
-
-
-def reason(code: int, last_line: str) -> str:
-    """Why a child failed, in one line: its last words, or how it ended."""
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name})"
-    return last_line.removeprefix("error: ") or f"ended with exit code {code}"
+    last_line = last[0].removeprefix("error: ") if last else ""
+    return None if code == 0 else last_line or f"ended with exit code {code}"
 
 
 def _relay(pipe: IO[str], last: deque[str]) -> None:

@@ -60,17 +60,13 @@ def draw_ladder(rows: Sequence[Row], folder: Path, log: Log) -> list[Path]:
             f"no speed against batch size: {RESULTS} has no rows of two batch sizes of "
             f"{first.dataset} on {where}"
         )
-    names = {
-        kind: results_file(first.dataset, first.device or "cpu", kind).stem for kind in figures
-    }
-    return [save(figure, folder / f"{names[kind]}.png") for kind, figure in figures.items()]
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
-    return path
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, figure in figures.items():
+        name = results_file(first.dataset, first.device or "cpu", kind).stem
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=DPI, metadata={"Software": None})
+    return paths
 
 
 def blank(title: str) -> tuple[Figure, Axes]:

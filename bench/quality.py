@@ -26,14 +26,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.row import new_row, now
+from bench.tables import show
 from engine.sampler import Sampler, check_request
 from export.agreement import Images, mean_levels, psnr
 from lddgan.data.decode import BadImage
@@ -48,7 +49,6 @@ Features = NDArray[np.float64]  # [N,D]
 
 FINE, COARSE = 8, 4  # side of the averages: of precision and recall, of the Frechet distance
 K: Final = 3  # neighbours
-DISTANCE_ROWS = 512  # of a matrix of distances, at once
 
 
 def quality(name: str, images: Images, held_out: Images) -> dict[str, Any]:
@@ -87,9 +87,8 @@ def frechet_distance(a: Features, b: Features) -> float:
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2), where A and B are the covariances with divisor
     N-1. The trace of the root is the sum of the roots of the eigenvalues of A^1/2 B A^1/2, which
-    is symmetric. Source: Dowson and Landau 1982. Raises BadInput for fewer than 2 rows.
+    is symmetric. Source: Dowson and Landau 1982. Needs 2 rows of each.
     """
-    check_features(a, b, least=2)
     gap = a.mean(axis=0) - b.mean(axis=0)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
@@ -106,38 +105,24 @@ def precision_recall(real: Features, fake: Features, k: int) -> tuple[float, flo
     of fake rows in a ball of real ones, recall the share of real rows in a ball of fake ones.
     Raises BadInput for fewer than k+1 rows.
     """
-    check_features(real, fake, least=k + 1)
+    fewest = min(len(real), len(fake))
+    if fewest <= k:
+        raise BadInput(f"{fewest} images are too few: at least {k + 1} are needed")
     return covered(fake, real, k), covered(real, fake, k)
 
 
 def covered(points: Features, by: Features, k: int) -> float:
     """Share of points [N,D] within the distance of a row of `by` [M,D] to its k-th neighbour."""
-    radii = np.concatenate(
-        [np.partition(squared(part, by), k, axis=1)[:, k] for part in in_parts(by)]
-    )  # [M]; the 0-th neighbour is the row itself
-    inside = [(squared(part, by) <= radii).any(axis=1) for part in in_parts(points)]
+    from sklearn.metrics import pairwise_distances_chunked
+
+    def distances(rows: Features) -> Iterator[NDArray[np.float64]]:
+        found = pairwise_distances_chunked(rows, by, metric="sqeuclidean")  # 0 for equal rows
+        return cast("Iterator[NDArray[np.float64]]", found)
+
+    # [M]; the 0-th neighbour is the row itself
+    radii = np.concatenate([np.partition(part, k, axis=1)[:, k] for part in distances(by)])
+    inside = [(part <= radii).any(axis=1) for part in distances(points)]
     return float(np.concatenate(inside).mean())
-
-
-def squared(a: Features, b: Features) -> NDArray[np.float64]:
-    """Squared distances of rows, [N,D] and [M,D] -> [N,M]; exactly 0 for equal rows."""
-    from scipy.spatial.distance import cdist
-
-    return cdist(a, b, "sqeuclidean")
-
-
-def in_parts(rows: Features) -> list[Features]:
-    return [rows[start : start + DISTANCE_ROWS] for start in range(0, len(rows), DISTANCE_ROWS)]
-
-
-def check_features(a: Features, b: Features, least: int) -> None:
-    """Raise BadInput unless both are finite and [>= least, D] with one D."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise BadInput(f"features are {list(a.shape)} and {list(b.shape)}, not [N,D] and [M,D]")
-    if min(len(a), len(b)) < least:
-        raise BadInput(f"{min(len(a), len(b))} images are too few: at least {least} are needed")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise BadInput("features hold NaN or Inf")
 
 
 def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
@@ -179,17 +164,17 @@ def reconstructed(model: Model, sampler: Sampler, images: Images) -> Images:
 
     from lddgan.data.images import to_float
 
-    parts = []
-    for start in range(0, len(images), sampler.chunk):
-        part = torch.from_numpy(images[start : start + sampler.chunk])
+    def decoded(start: int, size: int) -> Images:
+        part = torch.from_numpy(images[start : start + size])
         x_0 = model.encode(to_float(part.permute(0, 3, 1, 2)))
-        parts.append(sampler.backend.download(sampler.decode(x_0)))
-    return np.concatenate(parts)
+        return sampler.backend.download(sampler.decode(x_0))
+
+    return np.concatenate(list(sampler.in_parts(len(images), decoded)))
 
 
 def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The facts of real images, if asked for, then of the checkpoints. Raises LddganError."""
-    require("torch", "sklearn")  # scipy comes with scikit-learn
+    require("torch", "sklearn")
     check_request(options.count, options.seed, first=0, batch=None)
     held_out = read_images(options.held_out)
     found = []
@@ -201,17 +186,17 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """The facts as text."""
-    wide = max(len(one["name"]) for one in found)
-    lines = [f"{'':{wide}}  images  precision  recall  Frechet  mean error     PSNR"]
+def print_table(found: Sequence[dict[str, Any]]) -> None:
+    """Write the facts as a table."""
+    columns = ("", "images", "precision", "recall", "Frechet", "mean error", "PSNR")
+    lines = []
     for one in found:
-        line = f"{one['name']:{wide}}  {one['images']:6}  {one['precision']:9.3f}"
-        line += f"  {one['recall']:6.3f}  {one['frechet']:7.4f}"
+        shares = (f"{one[name]:.3f}" for name in ("precision", "recall"))
+        decoded = ("", "")
         if "psnr" in one:
-            line += f"  {one['mean_error']:6.2f}/255  {one['psnr']:4.1f} dB"
-        lines.append(line)
-    return "\n".join(lines)
+            decoded = (f"{one['mean_error']:.2f}/255", f"{one['psnr']:.1f} dB")
+        lines.append((one["name"], str(one["images"]), *shares, f"{one['frechet']:.4f}", *decoded))
+    show("", columns, lines, ())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,9 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measured(options)
     except LddganError as error:
         sys.exit(f"error: {error}")
+    if not options.json:
+        print_table(found)
+        return
     session = now()
-    rows = [new_row("photos", session, facts=facts).line() for facts in found]
-    print("\n".join(rows) if options.json else table(found))
+    for facts in found:
+        print(new_row("photos", session, facts=facts).line())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Final
 
 from bench.machine import in_words
 from bench.row import RESULTS, Row, kept_rows
-from bench.tables import agreement, engine_name, hardware, number, verification
+from bench.tables import agreement, engine_name, hardware, number, shown, verification
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
 
@@ -29,12 +29,12 @@ HEADING: Final = (
 )
 
 
-def markdown(shown: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table."""
-    lines = [*HEADING, *map(markdown_line, shown)]
-    if any(row.random_weights for row in shown):
+    lines = [*HEADING, *map(markdown_line, rows)]
+    if any(row.random_weights for row in rows):
         lines += ["", "\\* random weights: timing only"]
-    for settings in sorted({in_words(row.torch_settings) for row in shown if row.torch_settings}):
+    for settings in sorted({in_words(row.torch_settings) for row in rows if row.torch_settings}):
         lines += ["", settings]
     return "\n".join(lines)
 
@@ -64,17 +64,15 @@ def best(rows: Sequence[Row]) -> list[Row]:
 
 
 def markdown_line(row: Row) -> str:
-    """One row as a line of the table. Raises ValueError without a baseline beside it."""
-    if row.baseline_ms is None:
-        raise ValueError("a row without the baseline beside it is not a result")
+    """One row as a line of the table."""
     cells = (
         row.dataset + (" \\*" if row.random_weights else ""),
         str(row.batch),
         hardware(row.machine),
         engine_name(row),
-        number(row.baseline_ms),
+        shown(row.baseline_ms),
         number(row.whole_ms),
-        f"{row.ratio:.2f}",
+        shown(row.ratio, ".2f"),
         number(row.images_per_second),
         str(row.trials),
         agreement(row),
@@ -99,18 +97,16 @@ def update(path: Path, check: bool) -> int:
         text = path.read_text()
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
-    places = [parent / RESULTS for parent in path.resolve().parents[:2]]
-    folder = next((place for place in places if place.is_dir()), places[0])
-    rows = kept_rows(folder, "engine") if folder.is_dir() else []
-    if not rows:
-        raise LddganError(f"{folder} holds no results; `lddgan bench --save` writes them")
+    folders = [parent / RESULTS for parent in path.resolve().parents[:2]]
+    rows = next(filter(None, (kept_rows(folder, "engine") for folder in folders)), None)
+    if rows is None:
+        raise LddganError(f"{folders[0]} holds no results; `lddgan bench --save` writes them")
     new = rewritten(text, rows)
-    if new == text:
-        return 0
-    if check:
+    if new != text and check:
         print(f"{path} is not what {RESULTS} says; run `python -m bench.readme {path}`")
         return 1
-    atomic_write(path, new.encode())
+    if new != text:
+        atomic_write(path, new.encode())
     return 0
 
 

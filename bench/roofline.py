@@ -6,6 +6,7 @@ of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -56,34 +57,29 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
     """Measure the CPU or the first GPU, in seconds. CUDA is started by torch."""
     size, channels = preset.image_size, widest(preset)
     images = max(1, SIZES[device].pixels // size**2)
-    shape = f"{images}x{channels}x{size}x{size}"
+    found: dict[str, Any] = {"precision": SIZES[device].precision}
+    found["convolution"] = f"{images}x{channels}x{size}x{size}"
     why_not = find_engine(BASELINE).why_not(device)
-    if why_not is not None:
-        return _unknown(device, shape, why_not)
-    import torch
+    if why_not is None:
+        import torch
 
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    try:
-        return Ceilings(
-            precision=SIZES[device].precision,
-            matmul_tflops=matmul_tflops(device),
-            convolution_tflops=convolution_tflops(device, images, channels, size),
-            convolution=shape,
-            copy_gb_per_second=copy_gb_per_second(device),
-        )
-    except RuntimeError as error:  # also of cuBLAS and cuDNN, which need memory of their own
-        return _unknown(device, shape, str(error).strip().partition("\n")[0])
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            rates: dict[str, Any] = {
+                "matmul_tflops": matmul_tflops(device),
+                "convolution_tflops": convolution_tflops(device, images, channels, size),
+                "copy_gb_per_second": copy_gb_per_second(device),
+            }
+            return Ceilings(**found, **rates)
+        except RuntimeError as error:  # also of cuBLAS and cuDNN, which need memory of their own
+            why_not = str(error).strip().partition("\n")[0]
+    return Ceilings(**found, note=f"ceilings not measured: {why_not}")
 
 
 def widest(preset: Preset) -> int:
     """Channels of a convolution at the image's size whose tensor is the decoder's largest."""
     return preset.autoencoder.largest_activation(preset.image_size) // preset.image_size**2
-
-
-def _unknown(device: Device, shape: str, why_not: str) -> Ceilings:
-    note = f"ceilings not measured: {why_not}"
-    return Ceilings(precision=SIZES[device].precision, convolution=shape, note=note)
 
 
 def matmul_tflops(device: Device) -> float:
@@ -162,20 +158,27 @@ def work_of(
     rewriting them counts for it. The intensity is FLOP per byte if nothing stays in a cache: every
     convolution reads its weights once per call and chunk, reads its input and writes its output
     once, and what lies between convolutions is taken as fused.
+
+    The least bytes hold no activation: weights once per call and chunk; x, z, noise and x_next of
+    every call; x_0 and the image.
     """
     if cost is None:
         return {}
-    chunks, value = -(-batch // chunk), VALUE_BYTES[precision]
+    chunks, value, steps = -(-batch // chunk), VALUE_BYTES[precision], preset.steps
     networks = {
         "generator": (cost.generator_macs, cost.generator_parameters, cost.generator_values),
         "decoder": (cost.decoder_macs, cost.decoder_parameters, cost.decoder_values),
     }
+    weights = steps * cost.generator_parameters + cost.decoder_parameters
+    latent = 4 * math.prod(preset.latent_shape)
+    call = 3 * latent + 4 * preset.generator.nz
+    image = steps * call + latent + math.prod(preset.image_shape)
     return {
         "flop": {
-            "generator": 2 * batch * preset.steps * cost.generator_macs,
+            "generator": 2 * batch * steps * cost.generator_macs,
             "decoder": 2 * batch * cost.decoder_macs,
         },
-        "least_bytes": least_bytes(cost, preset, precision, batch, chunk),
+        "least_bytes": chunks * weights * value + batch * image,
         "intensity": {
             name: 2 * batch * macs / (value * (chunks * weights + batch * moved))
             for name, (macs, weights, moved) in networks.items()
@@ -183,32 +186,15 @@ def work_of(
     }
 
 
-def least_bytes(cost: Cost, preset: Preset, precision: Precision, batch: int, chunk: int) -> int:
-    """Bytes that a batch must move at least: no activation.
-
-    Weights once per call and chunk; x, z, noise and x_next of every call; x_0 and the image.
-    """
-    chunks = -(-batch // chunk)
-    weights = preset.steps * cost.generator_parameters + cost.decoder_parameters
-    channels, height, width = preset.latent_shape
-    latent = 4 * channels * height * width
-    call = 3 * latent + 4 * preset.generator.nz
-    per_image = preset.steps * call + latent + 3 * preset.image_size**2
-    return chunks * weights * VALUE_BYTES[precision] + batch * per_image
-
-
 def summary(found: Ceilings) -> str:
     """One line for people."""
     if found.note is not None:
         return found.note
-    return (
-        f"ceilings, {found.precision}: matrix product {_rate(found.matmul_tflops)} TFLOP/s, 3x3 "
-        f"convolution {found.convolution} {_rate(found.convolution_tflops)} TFLOP/s; copy "
-        f"{found.copy_gb_per_second:,.0f} GB/s"
+    product, convolution = (
+        f"{rate or 0:.0f}" if (rate or 0) >= 10 else f"{rate or 0:.2g}"
+        for rate in (found.matmul_tflops, found.convolution_tflops)
     )
-
-
-def _rate(tflops: float | None) -> str:
-    if tflops is None:
-        return "unknown"
-    return f"{tflops:.0f}" if tflops >= 10 else f"{tflops:.2g}"
+    return (
+        f"ceilings, {found.precision}: matrix product {product} TFLOP/s, 3x3 convolution "
+        f"{found.convolution} {convolution} TFLOP/s; copy {found.copy_gb_per_second:,.0f} GB/s"
+    )

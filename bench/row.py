@@ -7,7 +7,7 @@ Ratios and rates are computed when a row is printed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -141,15 +141,8 @@ def now() -> str:
 
 def new_row(kind: Kind, session: str, notes: Sequence[str] = (), **fields: Any) -> Row:
     """A row of this code, with the notes that every kind needs after its own."""
-    made = Row(
-        schema_version=SCHEMA,
-        kind=kind,
-        session=session,
-        date=now(),
-        commit=commit(),
-        versions=versions(),
-        **fields,
-    )
+    given = {"date": now(), "commit": commit(), "versions": versions()} | fields
+    made = Row(schema_version=SCHEMA, kind=kind, session=session, **given)
     return made.model_copy(update={"notes": (*notes, *common_notes(made))})
 
 
@@ -194,6 +187,15 @@ def write_rows(rows: Sequence[Row], path: Path) -> Path:
 def add_rows(rows: Sequence[Row], path: Path) -> Path:
     """Append rows to a file. Raises BadInput if it holds something else."""
     return write_rows([*(read_rows(path) if path.exists() else []), *rows], path)
+
+
+def keep_each(rows: Iterable[Row], path: Path) -> list[Row]:
+    """Append each row to a file as soon as it exists. Returns all of them."""
+    made: list[Row] = []
+    for row in rows:
+        made.append(row)
+        add_rows([row], path)
+    return made
 
 
 def kept_rows(folder: Path, kind: Kind) -> list[Row]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Final
 
 from bench.cost import PresetRow
 from bench.machine import Machine
 from bench.roofline import summary
 from bench.row import Row
-from bench.timing import seconds
+from bench.timing import Trial, seconds
 from engine.sampler import equal_parts
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 ABSENT: Final = "-"
 WIDTH: Final = 124  # characters of a table, at least, in a file or a pipe too
-STAGES: Final = {
+LONGEST: Final = 1000  # characters of a table, at most
+STAGES: Final = dict(zip(Trial._fields, Trial._fields, strict=True)) | {
     "generator": "generator, {steps} steps",
-    "decoder": "decoder",
-    "whole": "whole",
-    "noise": "noise",
-    "download": "download",
     "end_to_end": "seed to pixels",
 }
 LEGEND: Final = (
@@ -44,24 +38,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def or_absent(value: float | None, text: Callable[[float], str] = number) -> str:
-    return ABSENT if value is None else text(value)
+def shown(value: float | None, form: str | None = None) -> str:
+    """A value in a format (None: `number`), or ABSENT."""
+    if value is None:
+        return ABSENT
+    return number(value) if form is None else format(value, form)
 
 
 def over(a: float | None, b: float | None) -> str:
     return ABSENT if a is None or b is None else f"{a / b:.2f}"
-
-
-def two_digits(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def whole_number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def percent(value: float) -> str:
-    return f"{value:.0%}"
 
 
 def hardware(machine: Machine | None) -> str:
@@ -92,40 +77,40 @@ def verification(row: Row) -> str:
     if "chain_psnr" not in found:
         return ABSENT
     psnr = float(found["chain_psnr"])  # infinite for equal images
-    shown = f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
-    return shown + (", failed" if found.get("why_failed") else "")
+    said = f"{psnr:.1f} dB" if psnr < float("inf") else "equal"
+    return said + (", failed" if found.get("why_failed") else "")
 
 
 def psnr(row: Row) -> str:
     """PSNR of the images against the baseline's, without its unit."""
-    return "equal" if row.psnr == float("inf") else or_absent(row.psnr, "{:.1f}".format)
+    return "equal" if row.psnr == float("inf") else shown(row.psnr, ".1f")
 
 
-def console() -> Console:
-    from rich.console import Console
-
-    made = Console()
-    made.width = max(made.width, WIDTH)
-    return made
-
-
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+def show(
+    title: str,
+    columns: Iterable[str],
+    lines: Iterable[Sequence[str]],
+    sentences: Sequence[str],
+    notes: Sequence[str] = (),
+) -> None:
+    """Write a table, whose first column is text and whose others are numbers, and notes in red."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    out, table = Console(), Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     for place, column in enumerate(columns):
-        made.add_column(column, justify="right" if place else "left", no_wrap=True)
-    for cells in rows:
-        made.add_row(*cells)
-    return made
-
-
-def print_lines(out: Console, lines: Sequence[str], notes: Sequence[str] = ()) -> None:
-    """Write sentences under a table, then notes in red."""
-    for line in lines:
-        out.print(line, markup=False, highlight=False)
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for cells in lines:
+        table.add_row(*cells)
+    wide = out.options.update(width=LONGEST)  # nothing is cut
+    out.width = max(out.width, WIDTH, table.__rich_measure__(out, wide).maximum)
+    if title:
+        out.print(title, style="italic", markup=False, highlight=False)
+    if table.columns:
+        out.print(table)
+    for sentence in sentences:
+        out.print(sentence, markup=False, highlight=False)
     for note in notes:
         out.print(f"! {note}", style="bold red", markup=False)
 
@@ -135,46 +120,29 @@ def print_lines(out: Console, lines: Sequence[str], notes: Sequence[str] = ()) -
 
 def print_engine(rows: Sequence[Row]) -> None:
     """Write the rows of `bench.run.benchmark`: the engine's, and the baseline's if there is one."""
-    from rich.console import Console
-    from rich.table import Table
-
-    first, out = rows[0], Console()
+    first = rows[0]
     asked = "" if first.trials == first.trials_asked else f" of {first.trials_asked}"
     title = f"{first.dataset}, batch {first.batch}, {first.trials}{asked} trials, "
-    table = Table(title=title + hardware(first.machine), title_justify="left")
-    table.add_column("ms: p50 / p90 / p99")
-    for row in rows:
-        table.add_column(f"{engine_name(row)}\n{row.where}", justify="right")
-    if len(rows) == 1:
-        table.add_column("PyTorch", justify="right")
-    for label, *cells in engine_lines(rows):
-        last_of_section = label in ("whole", "seed to pixels")
-        table.add_row(label, *cells, *[ABSENT] * (2 - len(rows)), end_section=last_of_section)
-    out.print(table)
-    print_lines(out, engine_facts(first), first.notes)
-
-
-def engine_lines(rows: Sequence[Row]) -> list[list[str]]:
-    """The lines of the table: a label, and the text of each row."""
-    steps = rows[0].preset["steps"]
-
-    def percentiles(row: Row, stage: str) -> str:
-        ms = row.ms[stage]
-        return " / ".join(number(value) for value in (ms.p50, ms.p90, ms.p99))
-
-    lines = [
-        [label.format(steps=steps), *(percentiles(row, stage) for row in rows)]
+    names = (f"{engine_name(row)}\n{row.where}" for row in rows)
+    stages = {
+        label.format(steps=first.preset["steps"]): partial(percentiles, stage)
         for stage, label in STAGES.items()
+    }
+    lines = [
+        [label, *(text(row) for row in rows)] for label, text in (stages | ENGINE_LINES).items()
     ]
-    for label, text in ENGINE_LINES.items():
-        cells = [text(row) for row in rows]
-        if set(cells) != {ABSENT}:
-            lines.append([label, *cells])
-    return lines
+    known = [line for line in lines if set(line[1:]) != {ABSENT}]
+    columns = ("ms: p50 / p90 / p99", *names)
+    show(title + hardware(first.machine), columns, known, engine_facts(first), first.notes)
+
+
+def percentiles(stage: str, row: Row) -> str:
+    ms = row.ms[stage]
+    return " / ".join(map(number, (ms.p50, ms.p90, ms.p99)))
 
 
 def with_share(value: float | None, share: float | None) -> str:
-    return or_absent(value) + ("" if share is None else f" ({share:.0%})")
+    return shown(value) + ("" if share is None else f" ({share:.0%})")
 
 
 ENGINE_LINES: Final[dict[str, Callable[[Row], str]]] = {
@@ -182,11 +150,11 @@ ENGINE_LINES: Final[dict[str, Callable[[Row], str]]] = {
         f"{number(row.ms['whole'].mean)} ± {number(row.ms['whole'].std)}"
     ),
     "images/s": lambda row: number(row.images_per_second),
-    "times as fast": lambda row: or_absent(row.ratio),
+    "times as fast": lambda row: shown(row.ratio),
     "images at once": lambda row: str(equal_parts(row.batch, row.chunk or row.batch)[0]),
-    "peak memory, MiB": lambda row: or_absent(row.peak_memory_mib, whole_number),
-    "GPU memory in use when warm, all processes, MiB": lambda row: or_absent(
-        row.gpu_memory_mib, whole_number
+    "peak memory, MiB": lambda row: shown(row.peak_memory_mib, ",.0f"),
+    "GPU memory in use when warm, all processes, MiB": (
+        lambda row: shown(row.gpu_memory_mib, ",.0f")
     ),
     "TFLOP/s": lambda row: with_share(row.tflops(), row.share_of("matmul_tflops")),
     "GB/s, at least": lambda row: with_share(row.gb_per_second, row.share_of("copy_gb_per_second")),
@@ -227,39 +195,36 @@ def engine_facts(row: Row) -> list[str]:
 # ---- A ladder ----
 
 
-def of_ceiling(name: str) -> Callable[[Row, Row | None], str]:
-    return lambda row, _: or_absent(row.share_of(name), percent)
-
-
 # Of a rung and of the last one that ran before it.
 LADDER: Final[dict[str, Callable[[Row, Row | None], str]]] = {
     "ms": lambda row, _: number(row.whole_ms),
     "seed to\npixels": lambda row, _: number(row.ms["end_to_end"].p50),
     "images/s": lambda row, _: number(row.images_per_second),
-    "times\nbaseline": lambda row, _: or_absent(row.ratio, two_digits),
+    "times\nbaseline": lambda row, _: shown(row.ratio, ".2f"),
     "times\nbefore": lambda row, before: over(row.ratio, before.ratio if before else None),
-    "TFLOP/s": lambda row, _: or_absent(row.tflops()),
-    "of\nproduct": of_ceiling("matmul_tflops"),
-    "of\nconv.": of_ceiling("convolution_tflops"),
-    "GB/s at\nleast": lambda row, _: or_absent(row.gb_per_second),
+    "TFLOP/s": lambda row, _: shown(row.tflops()),
+    "of\nproduct": lambda row, _: shown(row.share_of("matmul_tflops"), ".0%"),
+    "of\nconv.": lambda row, _: shown(row.share_of("convolution_tflops"), ".0%"),
+    "GB/s at\nleast": lambda row, _: shown(row.gb_per_second),
     "PSNR\ndB": lambda row, _: psnr(row),
     "trials": lambda row, _: str(row.trials),
 }
 
 
-def ladder_cells(row: Row, before: Row | None) -> list[str]:
-    """One rung's text: its name, then in the order of LADDER. `before`: the last that ran."""
-    if row.why_not is not None:
-        return [row.rung or "", "did not run", *[ABSENT] * (len(LADDER) - 1)]
-    return [row.rung or "", *(text(row, before) for text in LADDER.values())]
+def did_not_run(name: str | None, columns: int) -> list[str]:
+    """The line of what did not run."""
+    return [name or "", "did not run", *[ABSENT] * (columns - 1)]
 
 
 def ladder_lines(rows: Sequence[Row]) -> list[list[str]]:
-    """The text of all rungs."""
+    """The text of all rungs: the name, then in the order of LADDER."""
     lines, before = [], None
     for row in rows:
-        lines.append(ladder_cells(row, before))
-        before = row if row.why_not is None else before
+        if row.why_not is not None:
+            lines.append(did_not_run(row.rung, len(LADDER)))
+            continue
+        lines.append([row.rung or "", *(text(row, before) for text in LADDER.values())])
+        before = row
     return lines
 
 
@@ -273,12 +238,10 @@ def ladder_title(row: Row) -> str:
 
 def print_ladder(rows: Sequence[Row]) -> None:
     """Write the rows of `bench.ladder.run_ladder`."""
-    out, first = console(), rows[0]
-    out.print(ladder_title(first), style="italic", markup=False, highlight=False)
-    out.print(plain_table(("rung", *LADDER), ladder_lines(rows)))
+    first = rows[0]
     said = [summary(first.ceilings)] if first.ceilings else []
     said += [f"{row.rung}: did not run: {row.why_not}" for row in rows if row.why_not]
-    print_lines(out, said, first.notes)
+    show(ladder_title(first), ("rung", *LADDER), ladder_lines(rows), said, first.notes)
 
 
 # ---- Training steps ----
@@ -307,10 +270,10 @@ TrainingColumns = dict[str, Callable[[Row, Row], str]]  # a row and the baseline
 STEP: Final[TrainingColumns] = {
     "images/s": lambda row, _: number(row.batch / step_ms(row) * 1e3),
     "times\neager": lambda row, eager: over(step_ms(eager), step_ms(row)),
-    "peak\nMiB": lambda row, _: or_absent(row.peak_memory_mib, whole_number),
+    "peak\nMiB": lambda row, _: shown(row.peak_memory_mib, ",.0f"),
 }
 TRIALS: Final[TrainingColumns] = {"trials": lambda row, _: str(row.trials)}
-TRAINING: Final[dict[str, TrainingColumns]] = {
+TRAINING: Final[dict[str | None, TrainingColumns]] = {
     "autoencoder": {"step\nms": lambda row, _: number(step_ms(row))} | STEP | TRIALS,
     "generator": {
         "no R1\nms": median("plain"),
@@ -318,11 +281,11 @@ TRAINING: Final[dict[str, TrainingColumns]] = {
         "mean\nms": lambda row, _: number(step_ms(row)),
         **STEP,
         "encode\nms": median("encode"),
-        "images/s\n+encode": lambda row, _: or_absent(
+        "images/s\n+encode": lambda row, _: shown(
             row.batch / ms * 1e3 if (ms := encoded_ms(row)) else None
         ),
         "times\n+encode": lambda row, eager: over(encoded_ms(eager), encoded_ms(row)),
-        "MiB\n+encode": lambda row, _: or_absent(row.facts.get("encode_peak_mib"), whole_number),
+        "MiB\n+encode": lambda row, _: shown(row.facts.get("encode_peak_mib"), ",.0f"),
         **TRIALS,
     },
 }
@@ -330,38 +293,36 @@ TRAINING: Final[dict[str, TrainingColumns]] = {
 
 def print_training(rows: Sequence[Row]) -> None:
     """Write one stage of a training, every variant, eager fp32 first; or a data pipeline."""
-    out, first = console(), rows[0]
+    first = rows[0]
     if first.kind == "pipeline":
-        print_lines(out, [pipeline(first)], first.notes)
+        show("", (), (), [pipeline(first)], first.notes)
         return
-    columns = TRAINING[first.stage or ""]
-    lines = []
-    for row in rows:
-        cells = ["did not run", *[ABSENT] * (len(columns) - 1)]
-        if row.why_not is None:
-            cells = [text(row, first) for text in columns.values()]
-        lines.append([row.variant or "", *cells])
+    columns = TRAINING[first.stage]
+    lines = [
+        did_not_run(row.variant, len(columns))
+        if row.why_not is not None
+        else [row.variant or "", *(text(row, first) for text in columns.values())]
+        for row in rows
+    ]
     title = f"{first.dataset}: the {first.stage}'s step, batch {first.batch}, "
     title += f"{hardware(first.machine)}; medians"
-    out.print(title, style="italic", markup=False, highlight=False)
-    out.print(plain_table(("variant", *columns), lines))
     said = [PEAK_MEMORY[first.device or "cpu"]]
     if first.stage == "generator":
         every = first.preset["training"]["r1_every"]
         said.append(f"mean: of {every} steps, one of which has R1; +encode: without stored latents")
     said += [f"{row.variant}: {row.why_not}" for row in rows if row.why_not]
-    print_lines(out, said, tuple(dict.fromkeys(note for row in rows for note in row.notes)))
+    notes = tuple(dict.fromkeys(note for row in rows for note in row.notes))
+    show(title, ("variant", *columns), lines, said, notes)
 
 
 def pipeline(row: Row) -> str:
     """A data pipeline in one line."""
     facts = row.facts
-    readers = f"{facts['workers']} workers" if facts["workers"] else "no workers"
     return (
         f"{row.dataset}: the data pipeline alone gives {number(facts['timed'] / facts['seconds'])} "
-        f"images/s of {facts['image_size']}x{facts['image_size']}, {readers}, batch {row.batch}: "
-        f"{facts['timed']:,} images in {number(facts['seconds'])} s, from {facts['source']} "
-        f"({facts['images']:,} images, {facts['bad']:,} bad)"
+        f"images/s of {facts['image_size']}x{facts['image_size']}, {facts['workers']} workers, "
+        f"batch {row.batch}: {facts['timed']:,} images in {number(facts['seconds'])} s, from "
+        f"{facts['source']} ({facts['images']:,} images, {facts['bad']:,} bad)"
     )
 
 
@@ -370,16 +331,12 @@ def pipeline(row: Row) -> str:
 
 def print_presets(rows: Sequence[PresetRow]) -> None:
     """Write the table of `lddgan presets`."""
-    from rich.console import Console
-
     heads = "preset|latent|T|G\nM|dec.\nM|G\nGMAC|dec.\nGMAC|image\nGMAC|FID|recall|s/100"
-    out = Console()
-    out.print(plain_table(heads.split("|"), [preset_cells(row) for row in rows]))
     papers = [
         f"{row.name}: {row.paper.source}; {row.paper.differences}" for row in rows if row.paper
     ]
     missing = sorted({f"no cost: {row.not_measured}" for row in rows if row.not_measured})
-    print_lines(out, [LEGEND, *papers, *missing])
+    show("", heads.split("|"), map(preset_cells, rows), [LEGEND, *papers, *missing])
 
 
 def preset_cells(row: PresetRow) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,22 +19,10 @@ from lddgan.progress import Log
 
 Progress = Callable[[int, int], None]  # trials done, trials asked for
 Part = tuple[int, int]  # first, count
-T = TypeVar("T")
 
 REST_SECONDS: Final = 0.01  # between two looks at whether this process's threads rest
 MAX_REST_SECONDS: Final = 1.0
-WARM_UPS: Final = {"cpu": 1, "cuda": 3}  # runs of each chunk size before any is timed
-
-
-class Side(NamedTuple):
-    """An engine and its clock: one of the two that are compared."""
-
-    sampler: Sampler
-    timer: Timer
-
-    @classmethod
-    def of(cls, sampler: Sampler) -> Side:
-        return cls(sampler, sampler.backend.timer())
+WARM_UPS: Final = {"cpu": 2, "cuda": 3}  # runs of each chunk size before any is timed
 
 
 class Plan(NamedTuple):
@@ -45,14 +33,6 @@ class Plan(NamedTuple):
     trials: int
     seed: int
     max_seconds: float
-
-
-class Opened(NamedTuple):
-    """A side that is warm."""
-
-    side: Side
-    peak_memory_mib: float | None
-    gpu_memory_mib: float | None
 
 
 class Trial(NamedTuple):
@@ -70,6 +50,16 @@ class Trial(NamedTuple):
     end_to_end: float  # seed -> uint8 on the host
 
 
+class Side(NamedTuple):
+    """An engine or its baseline, measured."""
+
+    sampler: Sampler
+    trials: list[Trial]
+    images: Images  # of the first trial
+    peak_memory_mib: float | None = None  # when it was warm, as the next one
+    gpu_memory_mib: float | None = None
+
+
 class Summary(Frozen):
     """Milliseconds; std is the population's, as in the published timing code."""
 
@@ -82,14 +72,9 @@ class Summary(Frozen):
 
 def summarise(milliseconds: Sequence[float]) -> Summary:
     """Percentiles (linear between neighbours), mean and standard deviation of at least one time."""
-    p50, p90, p99 = (float(p) for p in np.percentile(milliseconds, (50, 90, 99)))
-    return Summary(
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        mean=float(np.mean(milliseconds)),
-        std=float(np.std(milliseconds)),
-    )
+    p50, p90, p99 = np.percentile(milliseconds, (50, 90, 99))
+    mean, std = float(np.mean(milliseconds)), float(np.std(milliseconds))
+    return Summary(p50=p50, p90=p90, p99=p99, mean=mean, std=std)
 
 
 def seconds(value: float) -> str:
@@ -113,126 +98,73 @@ class Budget:
     def left(self) -> float:
         return self.limit - self.elapsed
 
-    def turns(self, seconds: float, asked: int) -> int:
-        """How many of `asked` turns of `seconds` each fit in what is left."""
-        if math.isinf(self.left) or seconds * asked <= self.left:
-            return asked
-        return max(0, int(self.left / seconds))
 
-
-def chunks_of(batch: int, chunk: int) -> list[Part]:
-    """(first, count) of the parts that a batch is run in: of one size, or of two."""
-    sizes = equal_parts(batch, chunk)
-    return list(zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True))
-
-
-def run_trial(side: Side, seed: int, batch: int) -> tuple[Trial, Images]:
+def run_trial(sampler: Sampler, seed: int, batch: int) -> tuple[Trial, Images]:
     """Time images 0..batch-1 of a seed, from the seed to uint8 on the host.
 
     Raises LddganError if a latent holds NaN or Inf, OutOfMemory if a chunk does not fit: no smaller
     one is tried.
     """
-    parts = chunks_of(batch, side.sampler.chunk)
-    return (_fused_trial if side.sampler.backend.captures else _eager_trial)(side, seed, parts)
-
-
-def _eager_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
-    """Marks after each stage of each chunk."""
-    timer = side.timer
+    timer, one_launch = sampler.backend.timer(), sampler.backend.captures
+    sizes = equal_parts(batch, sampler.chunk)
+    parts = list(zip(itertools.accumulate(sizes[:-1], initial=0), sizes, strict=True))
     marks, found = [timer.mark()], []
     for part in parts:
-        after, made = _stages(side, seed, part)
-        found.append(_downloaded(side.sampler, made))
-        marks += [*after, timer.mark()]
-    spans = _spans(timer, marks)
-    noise, generator, decoder, download = (sum(spans[stage::4]) for stage in range(4))
-    end_to_end = timer.milliseconds(marks[0], marks[-1])
-    whole = generator + decoder
-    images = _checked(side.sampler, found)
-    return Trial(noise, generator, decoder, whole, download, end_to_end), images
-
-
-def _fused_trial(side: Side, seed: int, parts: list[Part]) -> tuple[Trial, Images]:
-    """One launch of each chunk, then the same steps launched one by one."""
-    timer = side.timer
-    marks, found = [timer.mark()], []
-    for part in parts:
-        made = side.sampler.make(seed, *part)
+        if one_launch:
+            made = sampler.make(seed, *part)
+            marks.append(timer.mark())
+        else:
+            made = run_stages(sampler, timer, seed, part, marks)
+        found.append(Made(*map(sampler.backend.download, made)))
         marks.append(timer.mark())
-        found.append(_downloaded(side.sampler, made))
-        marks.append(timer.mark())
-    steps = [timer.mark()]
-    for part in parts:
-        steps += _stages(side, seed, part)[0]
-    spans, apart = _spans(timer, marks), _spans(timer, steps)
-    noise, generator, decoder = (sum(apart[stage::3]) for stage in range(3))
-    whole, download = sum(spans[0::2]), sum(spans[1::2])
-    end_to_end = timer.milliseconds(marks[0], marks[-1])
-    images = _checked(side.sampler, found)
-    return Trial(noise, generator, decoder, whole, download, end_to_end), images
-
-
-def _stages(side: Side, seed: int, part: Part) -> tuple[list[Any], Made]:
-    """Marks after noise, generator and decoder of one chunk, and what was made."""
-    sampler, mark = side.sampler, side.timer.mark
-    inputs = sampler.inputs(seed, *part)
-    marks = [mark()]
-    x_0 = sampler.denoise(inputs)
-    marks.append(mark())
-    image = sampler.decode(x_0)
-    marks.append(mark())
-    return marks, Made(x_0, image)
-
-
-def _spans(timer: Timer, marks: Sequence[Any]) -> list[float]:
-    return [timer.milliseconds(*pair) for pair in itertools.pairwise(marks)]
-
-
-def _downloaded(sampler: Sampler, made: Made) -> Made:
-    return Made(*map(sampler.backend.download, made))
-
-
-def _checked(sampler: Sampler, parts: Sequence[Made]) -> Images:
-    """Join all images after the clock has stopped. Raises LddganError for NaN."""
-    x_0, images = map(np.concatenate, zip(*parts, strict=True))
+    apart = [timer.mark()] if one_launch else marks
+    if one_launch:
+        for part in parts:
+            run_stages(sampler, timer, seed, part, apart)
+    x_0, images = map(np.concatenate, zip(*found, strict=True))
     sampler.check(x_0, images)
-    return images
+    spans, steps = (
+        [timer.milliseconds(*pair) for pair in itertools.pairwise(each)] for each in (marks, apart)
+    )
+    noise, generator, decoder = (sum(steps[stage :: 3 if one_launch else 4]) for stage in range(3))
+    whole = sum(spans[::2]) if one_launch else generator + decoder
+    download = sum(spans[1::2]) if one_launch else sum(spans[3::4])
+    end_to_end = timer.milliseconds(marks[0], marks[-1])
+    return Trial(noise, generator, decoder, whole, download, end_to_end), images
 
 
-def trial_seconds(side: Side, plan: Plan) -> float:
-    """Estimate the seconds of a trial: the better of two, since the first one also sets up.
+def run_stages(sampler: Sampler, timer: Timer, seed: int, part: Part, marks: list[object]) -> Made:
+    """Make one chunk step by step; adds marks after noise, generator and decoder."""
+    inputs = sampler.inputs(seed, *part)
+    marks.append(timer.mark())
+    x_0 = sampler.denoise(inputs)
+    marks.append(timer.mark())
+    image = sampler.decode(x_0)
+    marks.append(timer.mark())
+    return Made(x_0, image)
 
-    On a CPU they are of one image; on a GPU, whose engines may take no other, of the whole batch.
+
+def warm_up(sampler: Sampler, plan: Plan, log: Log, clock: Clock = time.perf_counter) -> float:
+    """Run every chunk size of the batch. Returns the seconds that a trial takes, about.
+
+    Begins again with half the images at once while memory is too small. Raises OutOfMemory if the
+    least that the engine takes does not fit.
     """
-    count = 1 if plan.device == "cpu" else plan.batch
-    found = min(_seconds(side, run_trial(side, plan.seed, count)[0]) for _ in range(2))
-    return found * plan.batch / count
 
+    def run(size: int) -> float:
+        started = clock()
+        run_trial(sampler, plan.seed, size)
+        return clock() - started
 
-def _seconds(side: Side, trial: Trial) -> float:
-    """Seconds of a trial, with the stages that are run apart from a CUDA graph."""
-    apart = trial.noise + trial.generator + trial.decoder if side.sampler.backend.captures else 0.0
-    return (trial.end_to_end + apart) / 1e3
-
-
-def warm_up(side: Side, plan: Plan) -> None:
-    """Run every stage for each chunk size that occurs."""
-    for count in sorted(set(equal_parts(plan.batch, side.sampler.chunk))):
-        for _ in range(WARM_UPS[plan.device]):
-            run_trial(side, plan.seed, count)
-
-
-def made_to_fit(run: Callable[[Side, Plan], T], side: Side, plan: Plan, log: Log) -> T:
-    """Return `run(side, plan)`; try with half the images at once while memory is too small.
-
-    Raises OutOfMemory if the least that the engine takes does not fit.
-    """
-    sampler = side.sampler
     while True:
+        sizes = Counter(equal_parts(plan.batch, sampler.chunk))
         try:
-            return run(side, plan)
+            return sum(
+                times * min(run(size) for _ in range(WARM_UPS[plan.device]))
+                for size, times in sizes.items()
+            )
         except OutOfMemory as error:
-            size = min(sampler.chunk, plan.batch)
+            size = max(sizes)
             if size // 2 < sampler.backend.least:
                 raise
             sampler.chunk = size // 2
@@ -253,20 +185,6 @@ def settle() -> None:
             return
 
 
-class Turns(NamedTuple):
-    """The trials of each side, [side][trial], and its images of the first turn."""
-
-    trials: list[list[Trial]]
-    images: list[Images]
-
-
-class Measurement(NamedTuple):
-    """A whole run: the engine is side 0, the baseline side 1 if there is one."""
-
-    opened: list[Opened]
-    turns: Turns
-
-
 def turns_within(budget: Budget, trials: int) -> Iterator[int]:
     """Numbers of the turns that fit: the first always, another one if the slowest so far would."""
     slowest = 0.0
@@ -279,20 +197,23 @@ def turns_within(budget: Budget, trials: int) -> Iterator[int]:
 
 
 def take_turns(
-    sides: Sequence[Side], seed: int, batch: int, trials: int, budget: Budget, progress: Progress
-) -> Turns:
-    """Time the sides one after the other, `trials` times or as often as fits in the budget.
+    samplers: Sequence[Sampler],
+    plan: Plan,
+    budget: Budget,
+    progress: Progress = lambda _done, _asked: None,
+) -> list[Side]:
+    """Time samplers one after the other, `plan.trials` times or as often as fits in the budget.
 
     Before each run the threads of the one before have come to rest.
     """
-    taken: list[list[Trial]] = [[] for _ in sides]
+    trials: list[list[Trial]] = [[] for _ in samplers]
     images: list[Images] = []
-    for turn in turns_within(budget, trials):
-        for side, mine in zip(sides, taken, strict=True):
+    for turn in turns_within(budget, plan.trials):
+        for sampler, mine in zip(samplers, trials, strict=True):
             settle()
-            trial, made = run_trial(side, seed, batch)
+            trial, made = run_trial(sampler, plan.seed, plan.batch)
             mine.append(trial)
             if turn == 0:
                 images.append(made)
-        progress(turn + 1, trials)
-    return Turns(taken, images)
+        progress(turn + 1, plan.trials)
+    return [Side(*each) for each in zip(samplers, trials, images, strict=True)]

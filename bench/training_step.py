@@ -1,34 +1,35 @@
-"""What a training step costs in time and memory: `lddgan bench --train`.
+"""What a training step costs in time and memory, and its data pipeline: `lddgan bench --train`.
 
 Each variant of each stage is measured in a process of its own, whose peak memory is its own:
-python -m bench.training_step JOB prints its row; JOB is a `Job` in JSON. Eager fp32 comes first
-and is what the others are compared with. Weights are as initialised; images and latents are random
-and in the device's memory.
+python -m bench.training_step ROW prints that row, in JSON, with what was measured. Eager fp32 comes
+first and is what the others are compared with. Weights are as initialised; images and latents are
+random and in the device's memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
-from bench.pipeline import Plan, measure_pipeline
 from bench.roofline import Device
-from bench.row import Row, add_rows, new_row, now, read_rows, results_file
-from bench.run import check_arguments, usable_device, why_no_baseline
+from bench.row import Row, keep_each, new_row, now, read_rows, results_file
+from bench.run import usable_device, why_no_baseline
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
-from engine.timing import torch_timer
-from lddgan.data.images import to_float
+from engine.timing import Clock, torch_timer
+from lddgan.data.images import ImageFiles, to_float
+from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.frozen import Frozen
 from lddgan.names import DeviceName
 from lddgan.networks.registry import create
 from lddgan.preset import GROUP, Preset, with_values
@@ -45,6 +46,9 @@ from lddgan.training.settings import Settings
 
 StageName = Literal["generator", "autoencoder"]
 Run = Callable[[], Any]
+Times = dict[str, list[float]]  # of each kind of step, in ms
+TimeAll = Callable[[Mapping[str, Run]], Times]
+Found = tuple[Times, dict[str, Any]]  # and fields of the row
 
 BIG: Final = ("cifar10", "celeba_256", "lsun")  # measured unless one is named
 STAGES: Final[tuple[StageName, ...]] = get_args(StageName)
@@ -68,30 +72,14 @@ SEED: Final = 0
 WITH_R1, WITHOUT_R1 = 0, 1  # numbers of steps: those that r1_every divides have R1
 
 
-class Job(Frozen):
-    """What one process measures."""
+class Plan(NamedTuple):
+    """What one `lddgan bench --train` measures."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")
-
-    preset: Preset  # with the batch to be measured
-    training_batch: int  # the preset's own
-    stage: StageName
-    variant: str
     device: Device
+    batch: int | None  # None: that of each stage
     trials: int
-    max_seconds: float
-    load: float
-    session: str
-
-    @property
-    def batch(self) -> int:
-        return training_batch(self.preset, self.stage)
-
-    def fields(self) -> dict[str, Any]:
-        """The fields of a row that are about what was asked for."""
-        same = self.model_dump(include={"stage", "variant", "device", "max_seconds"})
-        asked = {"dataset": self.preset.name, "preset": self.preset.model_dump()}
-        return asked | same | {"batch": self.batch, "trials_asked": self.trials}
+    max_seconds: float  # of the trials of each variant; one of each kind is always made
+    load: float  # of the machine before
 
 
 def presets_of(dataset: str | None) -> list[Preset]:
@@ -103,8 +91,8 @@ def bench_training(
     presets: Sequence[Preset],
     device: DeviceName,
     *,
+    trials: int,
     batch: int | None = None,
-    trials: int = 300,
     max_seconds: float | None = None,
     data: Path | None = None,
     workers: int = 0,
@@ -119,7 +107,12 @@ def bench_training(
     of a stage are shown together. Raises BadInput for unusable arguments, LddganError at the end if
     a baseline failed: that stage has no rows.
     """
-    check(presets, batch, trials, max_seconds, data)
+    if batch is not None and batch % min(batch, GROUP):
+        raise BadInput(f"batch is {batch}, and must be below {GROUP} or a multiple of it")
+    if data is not None and len(presets) != 1:
+        raise BadInput("--data holds the images of one model; name it with --dataset")
+    for preset in presets:
+        training_of(preset)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
     plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, load())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
@@ -127,65 +120,27 @@ def bench_training(
         if path.exists():
             read_rows(path)  # refused now rather than after the first row
 
-    def keep(rows: Iterator[Row]) -> None:
-        made = []
-        for row in rows:
-            made.append(row)
-            add_rows([row], files[row.dataset])
-        show(made)
-
     if data is not None:
         log(f"{presets[0].name}: the data pipeline")
-        keep(iter([measure_pipeline(presets[0], data, plan, workers, log)]))
+        pipeline = measure_pipeline(presets[0], data, plan, workers, log)
+        show(keep_each([pipeline], files[presets[0].name]))
     failed = []
-    for preset in presets:
-        for stage in STAGES:
-            try:
-                keep(measure_stage(preset, stage, plan, log))
-            except LddganError as error:
-                failed.append(f"{preset.name}, {stage}: {error}")
+    for preset, stage in itertools.product(presets, STAGES):
+        try:
+            show(keep_each(measure_stage(preset, stage, plan, log), files[preset.name]))
+        except LddganError as error:
+            failed.append(f"{preset.name}, {stage}: {error}")
     if failed:
         raise LddganError("; ".join(failed))
 
 
-def check(
-    presets: Sequence[Preset],
-    batch: int | None,
-    trials: int,
-    max_seconds: float | None,
-    data: Path | None,
-) -> None:
-    """Raise BadInput unless this can be measured."""
-    check_arguments(1 if batch is None else batch, trials, 0, max_seconds)
-    if batch is not None and batch % min(batch, GROUP):
-        raise BadInput(f"batch is {batch}, and must be below {GROUP} or a multiple of it")
-    if data is not None and len(presets) != 1:
-        raise BadInput("--data holds the images of one model; name it with --dataset")
-    for preset in presets:
-        training_of(preset)
-
-
 def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Iterator[Row]:
     """The rows of one stage, a variant each. Raises LddganError if the baseline does not run."""
-    batch = default_batch(preset, stage, plan.device) if plan.batch is None else plan.batch
-    section = "training" if stage == "generator" else "autoencoder_training"
-    given = with_values(preset, {f"{section}.batch": batch})
-    session, limit = now(), BASELINE_SECONDS
+    limit, asked = BASELINE_SECONDS, row_to_fill(preset, stage, plan)
     for variant in variants_of(stage, plan.device):
-        log(f"{preset.name}, {stage}, batch {batch}: {variant}")
-        job = Job(
-            preset=given,
-            training_batch=training_batch(preset, stage),
-            stage=stage,
-            variant=variant,
-            device=plan.device,
-            trials=plan.trials,
-            max_seconds=plan.max_seconds,
-            load=plan.load,
-            session=session,
-        )
+        log(f"{preset.name}, {stage}, batch {asked.batch}: {variant}")
         started = time.monotonic()
-        row = in_child(job, limit)
+        row = in_child(asked.model_copy(update={"variant": variant, "date": now()}), limit)
         if row.why_not is not None:
             if variant == EAGER:
                 raise LddganError(f"the baseline did not run: {row.why_not}")
@@ -193,6 +148,37 @@ def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Ite
         if variant == EAGER:
             limit = max(LEAST_SECONDS, PATIENCE * (time.monotonic() - started))
         yield row
+
+
+def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
+    """The row of a stage before a variant is measured."""
+    whole = training_batch(preset, stage)
+    batch = plan.batch or default_batch(preset, stage, plan.device)
+    notes = ["weights as initialised, random images and latents in memory: timing only"]
+    if batch != whole:
+        notes.append(f"batch {batch}, and {whole} in training")
+    if stage == "autoencoder":
+        cfg = training_of(preset)
+        lpips, patches = cfg.perceptual_weight > 0, cfg.disc_weight > 0
+        notes += [
+            "LPIPS is included, with random weights" if lpips else "this preset has no LPIPS",
+            f"the patch discriminator {'takes part' if patches else 'is not used'}",
+        ]
+    section = "training" if stage == "generator" else "autoencoder_training"
+    return new_row(
+        "training",
+        now(),
+        notes,
+        dataset=preset.name,
+        preset=with_values(preset, {f"{section}.batch": batch}).model_dump(),
+        stage=stage,
+        device=plan.device,
+        batch=batch,
+        trials_asked=plan.trials,
+        max_seconds=plan.max_seconds,
+        machine=machine(plan.load, None),
+        torch_settings=torch_settings() if plan.device == "cuda" else None,
+    )
 
 
 def default_batch(preset: Preset, stage: StageName, device: Device) -> int:
@@ -215,10 +201,10 @@ def variants_of(stage: StageName, device: Device) -> list[str]:
     return [name for name in VARIANTS if compiled or name != COMPILED]
 
 
-def in_child(job: Job, limit: float) -> Row:
-    """The row that a process of its own makes in at most `limit` seconds, or why it made none."""
+def in_child(asked: Row, limit: float) -> Row:
+    """The row as a process of its own fills it within `limit` seconds, or with why it did not."""
     with tempfile.TemporaryFile("w+") as said:
-        why_not = run_child((*PROGRAM, job.model_dump_json()), limit, stdout=said)
+        why_not = run_child((*PROGRAM, asked.line()), limit, stdout=said)
         said.seek(0)
         lines = said.read().splitlines()
     if why_not is None:
@@ -226,58 +212,117 @@ def in_child(job: Job, limit: float) -> Row:
             return Row.model_validate_json(lines[-1])
         except (IndexError, ValidationError):
             why_not = "it ended without a result"
-    return new_row("training", job.session, why_not=why_not, **job.fields())
+    return asked.model_copy(update={"why_not": why_not})
+
+
+# ---- The data pipeline ----
+
+
+def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
+    """Read batches of the images at `data` as the generator's training does.
+
+    The batch of a plan without one is the preset's, or all images if they are fewer. Batches are
+    timed as the trials of a plan. Raises BadInput for no images, or too few for the batch.
+    """
+    images = ImageFiles(open_source(data), preset.image_size)
+    size = min(preset.training.batch, len(images)) if plan.batch is None else plan.batch
+    settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
+    first = max(1, workers)  # they come while the workers start, one from each
+    with joined(plan.device) as ranks:
+        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
+        sizes, taken = read(feed.batches(0, first + plan.trials), first, plan.max_seconds)
+    notes, timed = [], sizes[first:]
+    if len(timed) < plan.trials:
+        limit = seconds(plan.max_seconds)
+        notes.append(f"{len(timed)} of {plan.trials} batches: more do not fit in {limit}")
+    if sum(sizes) > len(images):
+        times = sum(sizes) / len(images)
+        notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
+    return new_row(
+        "pipeline",
+        now(),
+        notes,
+        dataset=preset.name,
+        batch=size,
+        machine=machine(plan.load, None),
+        facts={
+            "source": str(data),
+            "images": len(images),
+            "image_size": preset.image_size,
+            "workers": workers,
+            "bad": len(feed.bad),
+            "read": sum(sizes),
+            "timed": sum(timed),
+            "seconds": taken,
+        },
+    )
+
+
+def read(
+    batches: Iterator[Tensor], first: int, limit: float, clock: Clock = time.perf_counter
+) -> tuple[list[int], float]:
+    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed.
+
+    Returns the sizes of all, and the seconds of those that were timed.
+    """
+    started = now = clock()
+    sizes: list[int] = []
+    for rows in batches:
+        sizes.append(len(rows))
+        now = clock()
+        if len(sizes) <= first:
+            started = now
+        elif now - started >= limit:
+            break
+    return sizes, now - started
 
 
 # ---- In the process of a variant ----
 
 
-def measure(job: Job) -> Row:
-    """Warm up and time what `job` says.
+def measure(asked: Row) -> Row:
+    """Warm up and time what a row asks for. Returns it filled.
 
     Raises OutOfMemory if that of the GPU is too small, LddganError if a loss is not finite.
     """
-    settings = Settings(out=Path(), device=job.device, **VARIANTS[job.variant])  # writes nothing
-    stage = generator_stage if job.stage == "generator" else autoencoder_stage
-    with joined(job.device) as ranks, torch.random.fork_rng(), flushing_denormals():
+    device = asked.device or "cpu"
+    preset, variant = Preset.model_validate(asked.preset), VARIANTS[asked.variant or EAGER]
+    settings = Settings(out=Path(), device=device, **variant)  # writes nothing
+    stage = generator_stage if asked.stage == "generator" else autoencoder_stage
+    with joined(device) as ranks, torch.random.fork_rng(), flushing_denormals():
         torch.manual_seed(SEED)
         try:
-            times, fields = stage(job, settings, ranks)
+            times, found = stage(preset, settings, ranks, partial(time_all, asked))
         except NotFinite as error:
             raise LddganError(f"its time means nothing: {error}") from error
         except torch.OutOfMemoryError as error:
             raise OutOfMemory("the GPU has too little memory for this batch") from error
-    fields["facts"]["threads"] = torch.get_num_threads()
-    fewest = min(map(len, times.values()))
-    return new_row(
-        "training",
-        job.session,
-        notes_of(job, fewest),
-        ms={name: summarise(ms) for name, ms in times.items()},
-        trials=len(times.get("with_r1") or times["plain"]),
-        torch_settings=torch_settings() if job.device == "cuda" else None,
-        **job.fields(),
-        **fields,
-    )
+    found["facts"] = found.get("facts", {}) | {"threads": torch.get_num_threads()}
+    found["ms"] = {name: summarise(ms) for name, ms in times.items()}
+    found["trials"] = len(times.get("with_r1") or times["plain"])
+    fewest, trials = min(map(len, times.values())), asked.trials_asked or 0
+    if fewest < trials:
+        limit = f"{seconds(asked.max_seconds or 0.0)} (--max-seconds)"
+        few = f"as few as {fewest} of {trials} trials: more do not fit in {limit}"
+        found["notes"] = (*asked.notes, few)
+    if device == "cuda":
+        found["machine"] = machine(asked.machine.load if asked.machine else 0.0, gpu())
+    return asked.model_copy(update=found)
 
 
-def generator_stage(
-    job: Job, settings: Settings, ranks: Ranks
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def generator_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: TimeAll) -> Found:
     """D's and G's step on latents in memory; then the encoding, and the memory of both together."""
-    preset = job.preset
     gan = Gan(preset, settings, ranks)
-    moments = torch.randn(job.batch, *preset.moments_shape, device=ranks.device)
+    moments = torch.randn(preset.training.batch, *preset.moments_shape, device=ranks.device)
     steps: dict[str, Run] = {"with_r1": lambda: gan.step(moments, WITH_R1, 0.0)}
     if preset.training.r1_every > 1:
         steps["plain"] = lambda: gan.step(moments, WITHOUT_R1, 0.0)
-    times = time_all(steps, job)
-    fields = state_after(job)
+    times, peak = time_all(steps), peak_mib(ranks.device)
     encode = encoder(preset, settings, ranks)
-    times |= time_all({"encode": encode}, job)
+    times |= time_all({"encode": encode})
     gan.step(encode(), WITH_R1, 0.0)
-    fields["facts"] = {"encode_peak_mib": peak_mib(job.device)}
-    return times, fields
+    encoded = {"encode_peak_mib": peak_mib(ranks.device)}
+    return times, {"peak_memory_mib": peak, "facts": encoded}
 
 
 def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
@@ -293,21 +338,18 @@ def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Te
     return encode
 
 
-def autoencoder_stage(
-    job: Job, settings: Settings, ranks: Ranks
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def autoencoder_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: TimeAll) -> Found:
     """The autoencoder's step with the patch discriminator.
 
     LPIPS has random weights, which cost what its own do and need no download.
     """
-    preset, cfg = job.preset, training_of(job.preset)
-    perceptual = None
+    cfg, perceptual = training_of(preset), None
     if cfg.perceptual_weight:
         perceptual = Perceptual().eval().requires_grad_(False).to(ranks.device)
     gan = AutoencoderGan(preset, settings, ranks, perceptual)
     rows = pixels(preset, cfg.batch, ranks.device)
-    times = time_all({"plain": lambda: gan.step(to_float(rows), cfg.disc_start, 0.0)}, job)
-    return times, state_after(job)
+    times = time_all({"plain": lambda: gan.step(to_float(rows), cfg.disc_start, 0.0)})
+    return times, {"peak_memory_mib": peak_mib(ranks.device)}
 
 
 def pixels(preset: Preset, batch: int, device: torch.device) -> Tensor:
@@ -315,14 +357,15 @@ def pixels(preset: Preset, batch: int, device: torch.device) -> Tensor:
     return torch.randint(0, 256, (batch, *preset.image_shape), dtype=torch.uint8, device=device)
 
 
-def time_all(runs: Mapping[str, Run], job: Job) -> dict[str, list[float]]:
-    """Warm each up, then run them in turns, `job.trials` times or as often as fits: in ms."""
-    timer = torch_timer(job.device)
+def time_all(asked: Row, runs: Mapping[str, Run]) -> Times:
+    """Warm each up, then run them in turns, as often as was asked for or as fits: in ms."""
+    device = asked.device or "cpu"
+    timer = torch_timer(device)
     for run in runs.values():
-        for _ in range(WARM_UPS[job.device]):
+        for _ in range(WARM_UPS[device]):
             run()
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in turns_within(Budget(job.max_seconds), job.trials):
+    taken: Times = {name: [] for name in runs}
+    for _ in turns_within(Budget(asked.max_seconds or 0.0), asked.trials_asked or 1):
         for name, run in runs.items():
             start = timer.mark()
             run()
@@ -330,41 +373,17 @@ def time_all(runs: Mapping[str, Run], job: Job) -> dict[str, list[float]]:
     return taken
 
 
-def state_after(job: Job) -> dict[str, Any]:
-    """The machine and the peak memory right after the steps, as fields of a row."""
-    here = machine(job.load, gpu() if job.device == "cuda" else None)
-    return {"machine": here, "peak_memory_mib": peak_mib(job.device), "facts": {}}
-
-
-def peak_mib(device: Device) -> float | None:
+def peak_mib(device: torch.device) -> float | None:
     """The most memory so far: what torch allocated on the GPU, or this process's on the CPU."""
-    if device == "cuda":
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_memory_mib()
 
 
-def notes_of(job: Job, fewest: int) -> list[str]:
-    """What a reader of a variant's row must know; `fewest` trials were made of a kind."""
-    cfg = job.preset.autoencoder_training if job.stage == "autoencoder" else None
-    said = {
-        "weights as initialised, random images and latents in memory: timing only": True,
-        f"batch {job.batch}, and {job.training_batch} in training": job.batch != job.training_batch,
-        f"as few as {fewest} of {job.trials} trials: more do not fit in "
-        f"{seconds(job.max_seconds)} (--max-seconds)": fewest < job.trials,
-        "LPIPS is included, with random weights": cfg is not None and cfg.perceptual_weight > 0,
-        "this preset trains without LPIPS": cfg is not None and cfg.perceptual_weight == 0,
-        "the patch discriminator takes part": cfg is not None and cfg.disc_weight > 0,
-        "this preset trains without a patch discriminator": (
-            cfg is not None and cfg.disc_weight == 0
-        ),
-    }
-    return [sentence for sentence, holds in said.items() if holds]
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Measure the job in `arguments`. Returns the exit code."""
+    """Fill the row in `arguments`. Returns the exit code."""
     try:
-        print(measure(Job.model_validate_json(arguments[0])).line())
+        print(measure(Row.model_validate_json(arguments[0])).line())
     except LddganError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

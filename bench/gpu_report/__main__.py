@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None, program: Sequence[str] = PROGRA
     if options.commit is not None:
         os.environ[COMMIT] = options.commit  # of every process from here on
     try:
-        stages = chosen(options.only)
+        stages = STAGES if options.only is None else tuple(options.only.split(","))
+        unknown = [stage for stage in stages if stage not in STAGES]
+        if unknown:
+            raise BadInput(f"there is no stage '{unknown[0]}'; there are {', '.join(STAGES)}")
         if set(stages) & set(IN_MEMORY):
             require("torch")
         why_not = None if options.dry else why_no_gpu()
@@ -67,15 +70,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dry", action="store_true", help="on a CPU, with tiny models")
     made.add_argument("--worker", help=argparse.SUPPRESS)  # when the report was started
     return made
-
-
-def chosen(only: str | None) -> tuple[str, ...]:
-    """The stages asked for. Raises BadInput for an unknown one."""
-    asked = STAGES if only is None else tuple(only.split(","))
-    unknown = [stage for stage in asked if stage not in STAGES]
-    if unknown:
-        raise BadInput(f"there is no stage '{unknown[0]}'; there are {', '.join(STAGES)}")
-    return asked
 
 
 def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
@@ -107,7 +101,7 @@ def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence
 
 def folder_of(site: Site) -> Path:
     """Where the results of a GPU are kept: bench/results/nvidia-h100-80gb-hbm3"""
-    return RESULTS / slug((site.gpu or "").partition(",")[0])
+    return RESULTS / slug(site.where.partition(",")[0])
 
 
 def supervise(options: argparse.Namespace, journal: Journal) -> None:

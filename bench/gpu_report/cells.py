@@ -10,19 +10,11 @@ from typing import Any, Final, NamedTuple
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import Job, Journal
 from bench.roofline import Ceilings, Device
-from bench.row import Row
-from bench.run import (
-    LEAST_VERIFIED,
-    Subject,
-    make_rows,
-    measure_here,
-    with_verification,
-)
-from bench.timing import Plan, Side, made_to_fit, run_trial
+from bench.run import LEAST_VERIFIED, make_rows, measure, with_verification
+from bench.timing import Plan, warm_up
 from engine.backends.fused.run import FusedBackend
 from engine.registry import BASELINE, BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
-from engine.verification import Verification
 from engine.verify import verify_engine
 from lddgan.checkpoint import Model, random_model
 from lddgan.names import Precision
@@ -70,7 +62,7 @@ class Bench:
         self.journal, self.log, self.dry = journal, journal.log, dry
         self.device: Device = "cpu" if dry else "cuda"
         self.model: Model | None = None
-        self.baseline: Side | None = None
+        self.baseline: Sampler | None = None
 
     def model_of(self, dataset: str) -> Model:
         """The random model of a preset, the same on every machine."""
@@ -80,20 +72,15 @@ class Bench:
             self.model = random_model(small(preset) if self.dry else preset)
         return self.model
 
-    def open(self, cell: Cell, batch: int, *, cuda_graph: bool = True) -> Side:
+    def open(self, cell: Cell, batch: int, *, cuda_graph: bool = True) -> Sampler:
         """An engine on the cell's model; in a dry run the CPU stands for all."""
         model = self.model_of(cell.dataset)
         if self.dry and cell.engine == "fused":
             backend = FusedBackend(copy.deepcopy(model), BASELINE_PRECISION)
-            return Side.of(Sampler(backend, model.preset, random_weights=True, log=self.log))
+            return Sampler(backend, model.preset, random_weights=True, log=self.log)
         precision = BASELINE_PRECISION if self.dry else cell.precision
         options: dict[str, Any] = {"batch": batch, "cuda_graph": cuda_graph, "log": self.log}
-        return Side.of(open_model(model, cell.engine, precision, self.device, **options))
-
-    def baseline_of(self, dataset: str, batch: int) -> Side:
-        if self.baseline is None or self.baseline.sampler.preset.name != dataset:
-            self.baseline = self.open(Cell(dataset, batch, BASELINE, BASELINE_PRECISION), batch)
-        return self.baseline
+        return open_model(model, cell.engine, precision, self.device, **options)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Add the rows of a cell, before it is verified. Returns its figures in short.
@@ -104,35 +91,27 @@ class Bench:
         hurried = self.journal.budget.limit != float("inf")
         limit = min(TURN_SECONDS[cell.batch] if hurried else PATIENT, self.journal.limit / 3)
         plan = Plan(self.device, batch, DRY_TRIALS if self.dry else TRIALS, 0, limit)
-        model, baseline = self.model_of(cell.dataset), self.baseline_of(cell.dataset, batch)
-        began = time.perf_counter()
-        side = self.open(cell, batch)
-        opened = time.perf_counter()
-        made_to_fit(lambda one, asked: run_trial(one, asked.seed, batch), side, plan, self.log)
-        first = time.perf_counter()
-        found, here = measure_here(lambda: side, lambda: baseline, plan, self.log)
-        apart = [one._replace(peak_memory_mib=None) for one in found.opened]  # others ran here too
-        subject = Subject(model.preset, model.has_random_weights)
-        found = found._replace(opened=apart)
-        row, its = make_rows(subject, plan, found, here, ceilings=self.ceilings())
+        model, began = self.model_of(cell.dataset), time.perf_counter()
+        engine = self.open(cell, batch)
+        warm_up(engine, plan, self.log)  # kernels are compiled
+        ready = time.perf_counter() - began
+        own = Cell(cell.dataset, batch, BASELINE, BASELINE_PRECISION)
+        self.baseline = baseline = self.baseline or self.open(own, batch)
+        sides, here = measure([lambda: engine, lambda: baseline], plan, self.log)
+        sides = [side._replace(peak_memory_mib=None) for side in sides]  # others ran here too
+        row, its = make_rows(sides, here, plan, ceilings=self.ceilings())
         self.journal.add([row, its])
         if cell.engine == "fused":  # it differs from the published network
-            verified = with_verification(row, self.verify(side, copy.deepcopy(model), batch))
-            self.journal.add([verified], instead_of=row)
-            row = verified
-        seconds = {"open_seconds": opened - began, "first_run_seconds": first - opened}
-        return self.in_short(row) | {name: round(value, 2) for name, value in seconds.items()}
-
-    def verify(self, side: Side, model: Model, batch: int) -> Verification:
-        """Compare an engine with PyTorch fp32 on the images that were timed."""
-        return verify_engine(
-            side.sampler,
-            model,
-            images=max(batch, LEAST_VERIFIED),
-            device=self.device,
-            at_once=batch,
-            log=self.log,
-        )
+            options: dict[str, Any] = {"images": max(batch, LEAST_VERIFIED), "at_once": batch}
+            options |= {"device": self.device, "log": self.log}
+            found = verify_engine(engine, copy.deepcopy(model), **options)
+            self.journal.add([with_verification(row, found)], instead_of=row)
+        return {
+            "ms": round(row.whole_ms, 3),
+            "images_per_second": round(row.images_per_second, 1),
+            "times_as_fast_as_torch_fp32": round(row.ratio or 0.0, 3),
+            "ready_after_seconds": round(ready, 2),
+        }
 
     def ceilings(self) -> Ceilings | None:
         """The GPU's ceilings if this report has measured them."""
@@ -141,23 +120,6 @@ class Bench:
             return None
         return Ceilings.model_validate(known.facts)
 
-    def in_short(self, row: Row) -> dict[str, Any]:
-        """The figures that the log shows."""
-        said: dict[str, Any] = {
-            "ms": round(row.whole_ms, 3),
-            "images_per_second": round(row.images_per_second, 1),
-            "times_as_fast_as_torch_fp32": None if row.ratio is None else round(row.ratio, 3),
-            "trials": row.trials,
-        }
-        if row.verification is not None:
-            said["verified"] = row.verification["why_failed"] or "passed"
-        if self.device == "cuda":
-            import torch
-
-            said["most_gpu_memory_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
-            torch.cuda.reset_peak_memory_stats()
-        return said
-
 
 def small(preset: Preset) -> Preset:
     """A preset of the same name and layers that a CPU runs in milliseconds."""
@@ -165,12 +127,8 @@ def small(preset: Preset) -> Preset:
     return resized(with_values(preset, SMALL), preset.autoencoder.factor << halvings)
 
 
-def cell_jobs(bench: Bench) -> list[Job]:
-    """The cells of every model, the most important first."""
-    return [cell_job(bench, cell.dataset, cell) for cell in cells()]
-
-
 def cells() -> list[Cell]:
+    """Of every model, the most important first."""
     return [
         Cell(dataset, batch, *engine)
         for dataset in DATASETS
@@ -179,11 +137,12 @@ def cells() -> list[Cell]:
     ]
 
 
+def cell_job(bench: Bench, cell: Cell) -> Job:
+    return Job(cell.dataset, cell.words, NEEDS[cell.batch], partial(bench.measure, cell))
+
+
 def compile_job(bench: Bench) -> Job:
     """torch.compile, which takes minutes and is not verified."""
-    cell = Cell(DATASETS[0], BATCHES[0], *COMPILED)
-    return cell_job(bench, "compile", cell)._replace(needs=COMPILE_NEEDS)
-
-
-def cell_job(bench: Bench, stage: str, cell: Cell) -> Job:
-    return Job(stage, cell.words, NEEDS[cell.batch], partial(bench.measure, cell))
+    job = cell_job(bench, Cell(DATASETS[0], BATCHES[0], *COMPILED))
+    why_not = "a dry run leaves it out: it takes minutes" if bench.dry else None
+    return job._replace(stage="compile", needs=COMPILE_NEEDS, why_not=why_not)

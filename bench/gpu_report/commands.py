@@ -17,7 +17,11 @@ from lddgan.errors import LddganError
 from lddgan.names import FLOATS, Precision
 
 PROGRAM: Final = (sys.executable, "-m", "lddgan")
-HALF: Final[Precision] = "fp16"
+EXPORTED: Final[dict[str, Sequence[Precision]]] = {"trt": ("fp16",), "ort": FLOATS}  # by engine
+WAYS: Final[dict[str, dict[str, str]]] = {  # to run an engine: options of `lddgan bench`
+    "trt": {"CUDA graph": "--precision fp16", "steps": "--precision fp16 --no-cuda-graph"},
+    "ort": {precision: f"--precision {precision}" for precision in FLOATS},
+}
 TRIALS: Final = {100: 50, 1: 300}  # by batch
 NEEDS: Final = {"export": 60.0, "build": 60.0, "bench": 40.0, "ladder": 300.0}  # not yet measured
 OVERHEAD_SECONDS: Final = 30.0  # of a benchmark that its --max-seconds does not count
@@ -36,34 +40,31 @@ def command_jobs(journal: Journal, program: Sequence[str]) -> list[Job]:
             raise LddganError(why_not)
         return {}
 
-    def job(stage: str, what: str, command: Callable[[], str], after: str | None = None) -> Job:
-        return Job(stage, what, NEEDS[what.split()[0]], partial(call, command), after)
+    def add(stage: str, what: str, command: Callable[[], str], after: str | None = None) -> str:
+        jobs.append(Job(stage, what, NEEDS[what.split()[0]], partial(call, command), after))
+        return what
 
-    jobs = []
-    for dataset in DATASETS:
-        export = f"export {dataset}"
-        jobs.append(job("trt", export, partial(export_command, dataset, (HALF,))))
-        for batch in BATCHES:
-            build = f"build {dataset}, batch {batch}"
-            command = f"build --dataset {dataset} --precision {HALF} --batch 1,{batch},{batch}"
-            jobs.append(job("trt", build, partial(str, command), export))
-            for graph in (True, False):
-                what = f"bench {dataset}, batch {batch}, {'CUDA graph' if graph else 'steps'}"
-                run = partial(bench_command, journal, dataset, "trt", HALF, batch, graph)
-                jobs.append(job("trt", what, run, build))
-    for dataset in DATASETS:
-        export = f"export {dataset}"
-        jobs.append(job("ort", export, partial(export_command, dataset, FLOATS)))
-        for batch in BATCHES:
-            for precision in FLOATS:
-                what = f"bench {dataset}, batch {batch}, {precision}"
-                run = partial(bench_command, journal, dataset, "ort", precision, batch)
-                jobs.append(job("ort", what, run, export))
+    jobs: list[Job] = []
+    for engine, ways in WAYS.items():
+        for dataset in DATASETS:
+            command = partial(export_command, dataset, EXPORTED[engine])
+            export = ready = add(engine, f"export {dataset}", command)
+            for batch in BATCHES:
+                of = f"{dataset}, batch {batch}"
+                if engine == "trt":
+                    build = f"build --dataset {dataset} --precision fp16 --batch 1,{batch},{batch}"
+                    ready = add(engine, f"build {of}", partial(str, build), export)
+                for way, options in ways.items():
+                    asked = f"--dataset {dataset} --engine {engine} {options} --batch {batch}"
+                    command = partial(bench_command, journal, asked, TRIALS[batch])
+                    add(engine, f"bench {of}, {way}", command, ready)
     dataset, batch = DATASETS[0], BATCHES[0]
     path = shlex.quote(str(journal.path.parent / results_file(dataset, "cuda", "ladder").name))
-    command = f"bench --dataset {dataset} --device cuda --batch {batch} --ladder --plot"
-    command += f" --save {path}"
-    return [*jobs, job("ladder", f"ladder {dataset}, batch {batch}", partial(str, command))]
+    ladder = (
+        f"bench --dataset {dataset} --device cuda --batch {batch} --ladder --plot --save {path}"
+    )
+    add("ladder", f"ladder {dataset}, batch {batch}", partial(str, ladder))
+    return jobs
 
 
 def export_command(dataset: str, precisions: Sequence[Precision]) -> str:
@@ -82,19 +83,10 @@ def export_command(dataset: str, precisions: Sequence[Precision]) -> str:
     return f"export --checkpoint {folder / CHECKPOINT} --precision {asked} --out {folder}"
 
 
-def bench_command(
-    journal: Journal,
-    dataset: str,
-    engine: str,
-    precision: Precision,
-    batch: int,
-    cuda_graph: bool = True,
-) -> str:
+def bench_command(journal: Journal, asked: str, trials: int) -> str:
     """The row of an engine, verified; it takes fewer trials where the time is short."""
     seconds = max(0, journal.limit - OVERHEAD_SECONDS)
-    graph = "" if cuda_graph else "--no-cuda-graph "
     return (
-        f"bench --dataset {dataset} --engine {engine} --precision {precision} --device cuda "
-        f"--batch {batch} --trials {TRIALS[batch]} --max-seconds {seconds:.0f} "
-        f"{graph}--verify --save {shlex.quote(str(journal.path))} --json"
+        f"bench {asked} --device cuda --trials {trials} --max-seconds {seconds:.0f} --verify "
+        f"--save {shlex.quote(str(journal.path))} --json"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.machine import commit, versions
-from bench.row import SCHEMA, Row, read_rows, write_rows
+from bench.row import Row, new_row, read_rows, write_rows
 from bench.timing import Budget
 from engine.gpu.driver import find_gpu
 from lddgan.errors import LddganError
@@ -34,15 +34,15 @@ class Job(NamedTuple):
 
 
 class Site(NamedTuple):
-    """What makes a row one of this report: the code, the GPU and the versions."""
+    """What makes a row one of this report."""
 
     commit: str | None
-    gpu: str | None  # as the driver describes it
+    where: str  # the GPU as its driver describes it
     versions: dict[str, str]
 
     @classmethod
     def here(cls, *, dry: bool) -> Site:
-        return cls(commit(), None if dry else find_gpu().description, versions())
+        return cls(commit(), "" if dry else find_gpu().description or "", versions())
 
 
 class Journal:
@@ -72,36 +72,23 @@ class Journal:
 
     def jobs(self) -> list[Row]:
         """The rows about jobs at this site."""
-        site = (self.site.commit, self.site.gpu or "", self.site.versions)
         jobs = [row for row in self.rows if row.kind == "job"]
-        return [row for row in jobs if (row.commit, row.where, row.versions) == site]
+        return [row for row in jobs if (row.commit, row.where, row.versions) == self.site]
 
     def about(self, stage: str, what: str) -> Row | None:
         """The row about a job at this site."""
-        asked = (stage, what)
-        return next((row for row in self.jobs() if (row.stage, row.variant) == asked), None)
+        found = [row for row in self.jobs() if (row.stage, row.variant) == (stage, what)]
+        return found[0] if found else None
 
     def tried(self) -> list[Row]:
         """The rows about jobs that were tried in this session."""
         return [row for row in self.jobs() if row.session == self.session]
 
-    def put(self, job: Job, why_not: str | None = None, **fields: Any) -> Row:
+    def put(self, job: Job, **fields: Any) -> None:
         """Write down what came of a job, in the place of what was known of it."""
-        row = Row(
-            schema_version=SCHEMA,
-            kind="job",
-            session=self.session,
-            date=datetime.now(UTC).isoformat(),
-            commit=self.site.commit,
-            versions=self.site.versions,
-            where=self.site.gpu or "",
-            stage=job.stage,
-            variant=job.what,
-            why_not=why_not,
-            **fields,
-        )
+        fields |= {"stage": job.stage, "variant": job.what, **self.site._asdict()}
+        row = new_row("job", self.session, date=datetime.now(UTC).isoformat(), **fields)
         self.add([row], instead_of=self.about(job.stage, job.what))
-        return row
 
     def attempt(
         self, job: Job, watched: Callable[[float], AbstractContextManager[object]] | None = None
@@ -119,11 +106,11 @@ class Journal:
             return
         why_not = self.why_not(job)
         if why_not is not None:
-            self.put(job, why_not)
+            self.put(job, why_not=why_not)
             self.log(f"{title}: not measured: {why_not}")
             return
         self.limit = min(JOB_SECONDS, max(job.needs, self.budget.left / 2))
-        self.put(job, UNFINISHED, max_seconds=self.limit)
+        self.put(job, why_not=UNFINISHED, max_seconds=self.limit)
         self.log(title)
         found: dict[str, Any] = {}
         began = time.perf_counter()
@@ -134,8 +121,10 @@ class Journal:
             why_not = str(error)
         seconds = round(time.perf_counter() - began, 1)
         self.reread()  # a command of lddgan may have added its row
-        self.put(job, why_not, facts=found, seconds=seconds)
-        self.log(f"{title}: {'not measured: ' + why_not if why_not else in_short(found)}")
+        self.put(job, why_not=why_not, facts=found, seconds=seconds)
+        flat = {name: value for name, value in found.items() if not isinstance(value, dict | list)}
+        done = ", ".join(f"{name} {value}" for name, value in flat.items()) or "done"
+        self.log(f"{title}: {'not measured: ' + why_not if why_not else done}")
 
     def why_not(self, job: Job) -> str | None:
         """Why a job is not begun. Returns None if it can be."""
@@ -166,12 +155,6 @@ def ended_after(limit: float) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def in_short(found: dict[str, Any]) -> str:
-    """What was found, on one line."""
-    said = {name: value for name, value in found.items() if not isinstance(value, dict | list)}
-    return ", ".join(f"{name} {value}" for name, value in said.items()) or "done"
 
 
 def seconds_since(date: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -15,29 +14,17 @@ import numpy as np
 
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
-from bench.machine import HOME, gpu, load, machine, versions
-from bench.roofline import Ceilings, Device, measure_ceilings
+from bench.machine import HOME, gpu, load, output_of
+from bench.roofline import Device, measure_ceilings
 from bench.timing import run_trial
+from engine.doctor import examine
 from engine.gpu.device import open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
-from engine.registry import survey
 from engine.timing import median_ms
 from lddgan.errors import LddganError
-from lddgan.extras import version_of
-from lddgan.noise import sampler_noise
+from lddgan.noise import draw
 from lddgan.preset import Preset
 
-LIBRARIES: Final = (  # beside those of a row
-    "onnx",
-    "onnxscript",
-    "cuda-bindings",
-    "nvidia-cudnn-cu12",
-    "nvidia-cudnn-cu13",
-    "nvidia-cuda-nvrtc",
-    "pydantic",
-    "safetensors",
-    "pytest",
-)
 COMPILERS: Final = (("gcc", "-dumpfullversion"), ("nvcc", "--version"))
 REQUESTS: Final = ((2**63 - 1, 2**32 - 7), (5, 0))  # seed and first index of the noise
 IMAGES: Final = 480  # ten million draws for each request
@@ -53,35 +40,16 @@ JOURNAL_KERNELS: Final = 12  # of them, in the journal
 
 
 def facts(dry: bool) -> dict[str, Any]:
-    """Versions, the GPU and its state, and which engines run here or why they do not."""
+    """What `lddgan doctor` finds, the compilers, and the GPU and its state."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
-    more = {name: version_of(name) for name in LIBRARIES}
-    found: dict[str, Any] = {
-        "versions": versions() | {name: value for name, value in more.items() if value},
-        "cudnn": cudnn.version(),
-        "machine": machine(load(), None).model_dump(),
-        "engines": {f"{one.engine} on {one.device}": one.why_not or "runs" for one in survey()},
-        "compilers": {command[0]: last_line(*command) for command in COMPILERS},
-    }
-    if dry:
-        return found
-    clock = time.perf_counter()
-    found["gpu"] = gpu().model_dump()
-    found["nvidia_smi_seconds"] = round(time.perf_counter() - clock, 2)
-    said: Any = torch.cuda.get_device_properties(0)
-    names = ("name", "multi_processor_count", "total_memory", "L2_cache_size", "major", "minor")
-    found["device"] = {name: getattr(said, name, None) for name in names}
+    found = examine().model_dump() | {"cudnn": cudnn.version(), "load": load()}
+    found["compilers"] = {command[0]: output_of(*command) for command in COMPILERS}
+    if not dry:
+        found["gpu"] = gpu().model_dump()
+        found["device"] = str(torch.cuda.get_device_properties(0))
     return found
-
-
-def last_line(*command: str) -> str | None:
-    """The last line that a program prints. Returns None if it is not installed."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().rpartition("\n")[2]
 
 
 def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
@@ -92,14 +60,7 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
     compiled = time.perf_counter() - clock
     draws = different = 0
     for seed, first in REQUESTS:
-        true = sampler_noise(
-            seed,
-            first,
-            images,
-            latent_shape=preset.latent_shape,
-            nz=preset.generator.nz,
-            steps=preset.steps,
-        )
+        true = draw(preset, first, images, seed=seed)
         made = [device.empty(array.shape, "float32") for array in true]
         request = device.upload(np.array([seed, first], np.uint64))
         launch = partial(kernel.launch, device.stream, request, *made)
@@ -139,7 +100,7 @@ def tests(out: Path, dry: bool) -> dict[str, Any]:
 
 def ceilings(preset: Preset, device: Device) -> dict[str, Any]:
     """Rates of the GPU. Raises LddganError if they cannot be measured."""
-    found: Ceilings = measure_ceilings(preset, device)
+    found = measure_ceilings(preset, device)
     if found.note is not None:
         raise LddganError(found.note)
     return found.model_dump()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from engine.backends.fused.reference import Ops
 
+Work = tuple[Callable[[], object], int]  # what runs, and its FLOP, or the least bytes it moves
+
 WARM_UPS: Final = 3
 REPEATS: Final = 12
 GROUPS: Final = 32
@@ -38,11 +40,6 @@ class Conv(NamedTuple):
         kind = "transposed " if self.up else ""
         image = f"{self.batch}x{self.channels}x{self.size}x{self.size}"
         return f"{kind}{self.kernel}x{self.kernel} {image} to {self.out}"
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds for one value of the output."""
-        return self.channels * (self.kernel**2 // 4 if self.up else self.kernel**2)
 
 
 CONVOLUTIONS: Final = (
@@ -74,21 +71,25 @@ def measure_rates(device: Device, shrunk: bool, ops: Ops | None = None) -> dict[
     """
     import torch
 
-    ops = ops or kernels_of(device)
+    if ops is None:
+        ops = kernels_of(device)
     rates: dict[str, dict[str, Any]] = {}
     known: tuple[type[Exception], ...] = (RuntimeError, *ops.errors)
+    timer = torch_timer(device)
 
-    def rate(name: str, measure: Callable[[], dict[str, float]]) -> None:
+    def rate(name: str, unit: str, per_ms: float, prepare: Callable[[], Work]) -> None:
         try:
-            rates[name] = measure()
+            run, amount = prepare()
+            ms = median_ms(timer, run, REPEATS, WARM_UPS)
+            rates[name] = {"ms": round(ms, 4), unit: round(amount / ms / per_ms, 3)}
         except known as error:
             rates[name] = {"why_not": why(error)}
 
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for conv in CONVOLUTIONS:
-            rate(conv.name, partial(rate_of_convolution, device, conv, shrunk))
-        for one in passes(device, ops, shrunk):
-            rate(one.name, partial(rate_of_pass, device, one))
+            rate(conv.name, "tflops", 1e9, partial(convolution, device, conv, shrunk))
+        for name, prepare in passes(device, ops, shrunk):
+            rate(name, "gb_per_second", 1e6, prepare)
     return rates
 
 
@@ -101,85 +102,79 @@ def kernels_of(device: Device) -> Ops:
     return TRITON
 
 
-def rate_of_convolution(device: Device, conv: Conv, shrunk: bool) -> dict[str, float]:
-    run = convolution(device, conv._replace(batch=2, size=SHRUNK) if shrunk else conv)
-    flop, ms = 2 * conv.macs * run().numel(), milliseconds(device, run)
-    return {"ms": round(ms, 4), "tflops": round(flop / ms / 1e9, 3)}
-
-
-def rate_of_pass(device: Device, one: Pass) -> dict[str, float]:
-    ms = milliseconds(device, one.run)
-    return {"ms": round(ms, 4), "gb_per_second": round(one.moved / ms / 1e6, 1)}
-
-
-def milliseconds(device: Device, run: Callable[[], object]) -> float:
-    return median_ms(torch_timer(device), run, REPEATS, WARM_UPS)
-
-
-def convolution(device: Device, conv: Conv) -> Callable[[], Tensor]:
-    """A function that runs it once, on random values."""
+def convolution(device: Device, conv: Conv, shrunk: bool) -> Work:
+    """It on random values, and its FLOP."""
     from torch.nn.functional import conv2d, conv_transpose2d
 
-    x = channels_last(device, conv.batch, conv.channels, conv.size, conv.size)
-    sides = (conv.channels, conv.out) if conv.up else (conv.out, conv.channels)
-    weight = channels_last(device, *sides, conv.kernel, conv.kernel)
-    if conv.up:
-        return lambda: conv_transpose2d(x, weight, stride=2, padding=1)
-    padding = conv.kernel // 2
-    return lambda: conv2d(x, weight, padding=padding)
+    batch, side = (2, SHRUNK) if shrunk else (conv.batch, conv.size)
+    x = channels_last(device, batch, conv.channels, side, side)
+    ends = (conv.channels, conv.out) if conv.up else (conv.out, conv.channels)
+    weight = channels_last(device, *ends, conv.kernel, conv.kernel)
+
+    def run() -> Tensor:
+        if conv.up:
+            return conv_transpose2d(x, weight, stride=2, padding=1)
+        return conv2d(x, weight, padding=conv.kernel // 2)
+
+    macs = conv.channels * conv.kernel**2 // (4 if conv.up else 1)  # for one value of the output
+    return run, 2 * macs * run().numel()
 
 
-class Pass(NamedTuple):
-    """A kernel that reads its input and writes its output, and computes little."""
+def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[tuple[str, Callable[[], Work]]]:
+    """Kernels that read their input and write their output, and compute little.
 
-    name: str
-    run: Callable[[], object]
-    moved: int  # bytes, at least
-
-
-def passes(device: Device, ops: Ops, shrunk: bool) -> Iterator[Pass]:
-    """Every Triton kernel; a group normalisation as a whole, and its moments alone."""
+    Every Triton kernel; a group normalisation as a whole, and its moments alone.
+    """
     for batch, channels, side in IMAGES:
         shape = (2, channels, SHRUNK, SHRUNK) if shrunk else (batch, channels, side, side)
-        yield from between_convolutions(device, ops, shape, f"{batch}x{channels}x{side}x{side}")
+        name = f"{batch}x{channels}x{side}x{side}"
+        yield f"group_norm {name}", partial(group_norm, device, ops, shape)
+        yield f"add {name}", partial(add, device, ops, shape)
+        if device == "cuda":
+            yield f"moments {name}", partial(moments, device, shape)
     batch, channels, side = (2, *FIR[1:]) if shrunk else FIR
-    x, y = (channels_last(device, batch, channels, size, size) for size in (side, 2 * side))
     name = f"{batch}x{channels}x{side}x{side}"
-    moved = size_of(x) + size_of(y)
-    yield Pass(f"fir_up {name}", lambda: ops.fir_up(x), moved)
-    yield Pass(f"fir_down to {name}", lambda: ops.fir_down(y, 2, 1), moved)
-    yield search(device, ops, *((1, SHRUNK, *CODES[2:]) if shrunk else CODES))
+    for up in (True, False):
+        kind = "fir_up" if up else "fir_down to"
+        yield f"{kind} {name}", partial(resample, device, ops, (batch, channels, side), up)
+    images, vectors, codes, length = (1, SHRUNK, *CODES[2:]) if shrunk else CODES
+    name = f"nearest_code {images}x{vectors} in {codes}x{length}"
+    yield name, partial(search, device, ops, (images, vectors, length), codes)
 
 
-def between_convolutions(
-    device: Device, ops: Ops, shape: tuple[int, ...], name: str
-) -> Iterator[Pass]:
-    """What a residual block computes besides its convolutions, on images [B,C,h,w]."""
+def group_norm(device: Device, ops: Ops, shape: tuple[int, ...]) -> Work:
+    import torch
+
+    x, vector = channels_last(device, *shape), torch.randn(1, shape[1], device=device)
+    options: dict[str, Any] = {"weight": vector, "bias": vector, "before": vector, "silu": True}
+    return lambda: ops.group_norm(x, GROUPS, EPSILON, **options), 3 * x.nbytes
+
+
+def add(device: Device, ops: Ops, shape: tuple[int, ...]) -> Work:
     import torch
 
     x, y = channels_last(device, *shape), channels_last(device, *shape)
-    bias, vector = torch.randn(shape[1], device=device), torch.randn(1, shape[1], device=device)
-    options: dict[str, Any] = {"weight": vector, "bias": vector, "before": vector, "silu": True}
-    size = size_of(x)
-    yield Pass(
-        f"group_norm {name}", lambda: ops.group_norm(x, GROUPS, EPSILON, **options), 3 * size
-    )
-    yield Pass(f"add {name}", lambda: ops.add_(x, y, bias, 0.7), 3 * size)
-    if device == "cuda":
-        from engine.backends.fused.kernels import moments_of
-
-        yield Pass(f"moments {name}", lambda: moments_of(x), size)
+    bias = torch.randn(shape[1], device=device)
+    return lambda: ops.add_(x, y, bias, 0.7), 3 * x.nbytes
 
 
-def search(device: Device, ops: Ops, images: int, vectors: int, codes: int, length: int) -> Pass:
-    """The nearest code of each vector, float32."""
+def moments(device: Device, shape: tuple[int, ...]) -> Work:
+    from engine.backends.fused.kernels import moments_of
+
+    x = channels_last(device, *shape)
+    return lambda: moments_of(x), x.nbytes
+
+
+def resample(device: Device, ops: Ops, small: tuple[int, int, int], up: bool) -> Work:
+    batch, channels, side = small
+    x, y = (channels_last(device, batch, channels, size, size) for size in (side, 2 * side))
+    return lambda: ops.fir_up(x) if up else ops.fir_down(y, 2, 1), x.nbytes + y.nbytes
+
+
+def search(device: Device, ops: Ops, shape: tuple[int, ...], codes: int) -> Work:
+    """The nearest code of each vector [images,vectors,length], float32."""
     import torch
 
-    given = torch.randn(images, vectors, length, device=device)
-    codebook = torch.randn(codes, length, device=device)
-    name = f"nearest_code {images}x{vectors} in {codes}x{length}"
-    return Pass(name, lambda: ops.nearest_code(given, codebook), size_of(given))
-
-
-def size_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    given = torch.randn(shape, device=device)
+    codebook = torch.randn(codes, shape[-1], device=device)
+    return lambda: ops.nearest_code(given, codebook), given.nbytes

@@ -9,16 +9,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Final
 
 from bench.gpu_report import BATCHES, DATASETS, probes
-from bench.gpu_report.cells import Bench, cell_jobs, compile_job, small
+from bench.gpu_report.cells import Bench, cell_job, cells, compile_job, small
 from bench.gpu_report.journal import DRY, Job, Journal, ended_after
 from bench.gpu_report.rates import measure_rates
 from engine.backends.fused.run import why
 from lddgan.presets import get_preset
-
-NO_COMPILER: Final = "a dry run leaves it out: it takes minutes"
 
 
 def work(journal: Journal, stages: Sequence[str], *, dry: bool) -> None:
@@ -44,16 +41,15 @@ def memory_jobs(bench: Bench) -> list[Job]:
     dry, full, out = bench.dry, get_preset(DATASETS[0]), bench.journal.path.parent
     preset = small(full) if dry else full
     profiled = f"{DATASETS[0]}, fused, batch {BATCHES[0]}"
-    no_gpu, no_time = (DRY, NO_COMPILER) if dry else (None, None)
     return [
         Job("facts", "machine", 0, partial(probes.facts, dry)),
-        Job("noise", "bits", 10, partial(probes.noise, full), why_not=no_gpu),
+        Job("noise", "bits", 10, partial(probes.noise, full), why_not=DRY if dry else None),
         Job("tests", "gpu", 60, partial(probes.tests, out, dry)),
         Job("ceilings", "rates", 10, partial(probes.ceilings, preset, bench.device)),
-        *cell_jobs(bench),
+        *(cell_job(bench, cell) for cell in cells()),
         Job("kernels", "rates", 20, partial(measure_rates, bench.device, dry)),
         Job("profile", profiled, 25, partial(probes.profile, bench, out)),
-        compile_job(bench)._replace(why_not=no_time),
+        compile_job(bench),
     ]
 
 

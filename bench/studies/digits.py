@@ -43,24 +43,37 @@ class DigitsQuality(NamedTuple):
 
 
 def quality(images: Images) -> DigitsQuality:
-    """Measure images uint8 [N,32,32,3].
+    """Measure images uint8 [N,32,32,3]. Needs scikit-learn.
 
     The classifier is SVC(gamma=0.001, C=10) with probabilities, fitted on the first 1,400 scans
     in the order RandomState(0).permutation. Copies are searched among all 1,797, and among what
     enlarging and averaging makes of them (rms 1 away), which is what a copy would look like.
     """
-    scans, classifier, held_out = _classifier()
+    from scipy.spatial.distance import cdist
+    from sklearn.datasets import load_digits
+    from sklearn.svm import SVC
+
+    from lddgan.data.images import digits
+
+    scans, labels = load_digits(return_X_y=True)  # [1797,64]
+    order = np.random.RandomState(0).permutation(len(scans))
+    classifier = SVC(gamma=0.001, C=10, probability=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*probability.*", FutureWarning)
+        classifier.fit(scans[order[:FITTED]], labels[order[:FITTED]])
+
     samples = to_scans(images)
-    probability = classifier.predict_proba(samples)  # [N,10]
-    nearest = nearest_rms(samples, np.concatenate([scans, enlarged_and_averaged()]))
-    found = np.bincount(probability.argmax(axis=1), minlength=10) / len(samples)
+    of_samples, of_scans = map(classifier.predict_proba, (samples, scans[order[FITTED:]]))  # [N,10]
+    enlarged = to_scans(((digits() + 1) * 127.5).permute(0, 2, 3, 1).numpy())
+    apart = cdist(samples, np.concatenate([scans, enlarged])).min(axis=1) / scans.shape[1] ** 0.5
+    found = np.bincount(of_samples.argmax(axis=1), minlength=10) / len(samples)
     return DigitsQuality(
         samples=len(samples),
-        sure=_sure(probability),
-        sure_real=_sure(classifier.predict_proba(held_out)),
-        digits=tuple(float(share) for share in found),
-        copies=float((nearest < COPY_RMS).mean()),
-        nearest=float(np.median(nearest)),
+        sure=float((of_samples.max(axis=1) >= SURE).mean()),
+        sure_real=float((of_scans.max(axis=1) >= SURE).mean()),
+        digits=tuple(map(float, found)),
+        copies=float((apart < COPY_RMS).mean()),
+        nearest=float(np.median(apart)),
     )
 
 
@@ -68,37 +81,6 @@ def to_scans(images: NDArray[Any]) -> NDArray[np.float64]:
     """Levels 0..255 [N,32,32,3] -> scans [N,64] in 0..16, the means of 4x4 squares."""
     squares = images.astype(np.float64).reshape(-1, 8, 4, 8, 4, 3)
     return squares.mean(axis=(2, 4, 5)).reshape(-1, 64) * (16 / 255)
-
-
-def enlarged_and_averaged() -> NDArray[np.float64]:
-    """The training images in the form of scans: [1797,64] in 0..16."""
-    from lddgan.data.images import digits
-
-    return to_scans(((digits() + 1) * 127.5).permute(0, 2, 3, 1).numpy())
-
-
-def nearest_rms(samples: NDArray[np.float64], scans: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of each sample [N,64] to its nearest scan [M,64], rms over the pixels: [N]."""
-    return np.array([((scans - s) ** 2).mean(axis=1).min() for s in samples]) ** 0.5
-
-
-def _sure(probability: NDArray[np.float64]) -> float:
-    return float((probability.max(axis=1) >= SURE).mean())
-
-
-def _classifier() -> tuple[NDArray[np.float64], Any, NDArray[np.float64]]:
-    """(all scans [1797,64], classifier fitted on 1,400 of them, the other 397)."""
-    from sklearn.datasets import load_digits
-    from sklearn.svm import SVC
-
-    data = load_digits()
-    order = np.random.RandomState(0).permutation(len(data.data))
-    fitted, held_out = order[:FITTED], order[FITTED:]
-    classifier = SVC(gamma=0.001, C=10, probability=True, random_state=0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*probability.*", FutureWarning)
-        classifier.fit(data.data[fitted], data.target[fitted])
-    return data.data, classifier, data.data[held_out]
 
 
 def opened(asked: argparse.Namespace) -> Sampler:

@@ -10,36 +10,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
+import numpy as np
 from PIL import Image
 
 from lddgan.data.decode import Pixels
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
 
-SIZE = 32  # side of a crop
-STRIDE = 4  # between training crops
-EVERY = 5  # one square of so many is held out
-TRAIN, HELD_OUT = "train", "held-out"  # folders
+SIZE: Final = 32  # side of a crop
+STRIDE: Final = 4  # between training crops
+EVERY: Final = 5  # one square of so many is held out
 
-
-class Crop(NamedTuple):
-    """A square of SIZE pixels, by its first row and column."""
-
-    top: int
-    left: int
-
-    def overlaps(self, other: Crop) -> bool:
-        """Whether the two share a pixel."""
-        return abs(self.top - other.top) < SIZE and abs(self.left - other.left) < SIZE
-
-
-class Split(NamedTuple):
-    """Numbers of crops."""
-
-    train: int
-    held_out: int
+Crop = tuple[int, int]  # first row and column of a square of SIZE pixels
 
 
 def held_out_crops(height: int, width: int) -> list[Crop]:
@@ -51,7 +35,7 @@ def held_out_crops(height: int, width: int) -> list[Crop]:
     0.2 for the training crops.
     """
     return [
-        Crop(row * SIZE, column * SIZE)
+        (row * SIZE, column * SIZE)
         for row in range(height // SIZE)
         for column in range(width // SIZE)
         if (2 * row + column) % EVERY == 0
@@ -60,13 +44,18 @@ def held_out_crops(height: int, width: int) -> list[Crop]:
 
 def train_crops(height: int, width: int) -> list[Crop]:
     """Every crop on a grid of STRIDE that shares no pixel with a held-out one."""
-    held_out = held_out_crops(height, width)
-    grid = (
-        Crop(top, left)
+    taken = np.zeros((height, width), bool)
+    for top, left in held_out_crops(height, width):
+        taken[top : top + SIZE, left : left + SIZE] = True
+    return [
+        (top, left)
         for top in range(0, height - SIZE + 1, STRIDE)
         for left in range(0, width - SIZE + 1, STRIDE)
-    )
-    return [crop for crop in grid if not any(crop.overlaps(other) for other in held_out)]
+        if not taken[top : top + SIZE, left : left + SIZE].any()
+    ]
+
+
+PARTS: Final = {"train": train_crops, "held-out": held_out_crops}  # folders
 
 
 def photographs() -> dict[str, Pixels]:
@@ -87,30 +76,23 @@ def save(folder: Path, name: str, photo: Pixels, crops: Sequence[Crop]) -> None:
         Image.fromarray(pixels).save(folder / f"{name}-{top:03}-{left:03}.png")
 
 
-def write_photos(out: Path) -> Split:
-    """Write both folders, the same each time.
+def write_photos(out: Path) -> dict[str, int]:
+    """Write both folders, the same each time. Returns the number of crops in each.
 
     Raises BadInput if `out` is not empty, LddganError if it cannot be written.
     """
-    check_empty(out)
-    split = Split(0, 0)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BadInput(f"{out} is not an empty folder; name one that is new or empty")
+    written = dict.fromkeys(PARTS, 0)
     for name, photo in photographs().items():
-        train, held_out = train_crops(*photo.shape[:2]), held_out_crops(*photo.shape[:2])
-        try:
-            save(out / TRAIN, name, photo, train)
-            save(out / HELD_OUT, name, photo, held_out)
-        except OSError as error:
-            raise LddganError(f"cannot write {out}: {error.strerror}") from error
-        split = Split(split.train + len(train), split.held_out + len(held_out))
-    return split
-
-
-def check_empty(out: Path) -> None:
-    """Raise BadInput unless `out` is an empty folder or does not exist."""
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out} already holds something; name a folder that is new or empty")
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file; name a folder that is new or empty")
+        for part, crops_of in PARTS.items():
+            crops = crops_of(*photo.shape[:2])
+            try:
+                save(out / part, name, photo, crops)
+            except OSError as error:
+                raise LddganError(f"cannot write {out}: {error.strerror}") from error
+            written[part] += len(crops)
+    return written
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args(arguments).out
     try:
-        split = write_photos(out)
+        written = write_photos(out)
     except LddganError as error:
         sys.exit(f"error: {error}")
-    print(f"{split.train} crops in {out / TRAIN}, {split.held_out} in {out / HELD_OUT}")
+    print(", ".join(f"{count} crops in {out / part}" for part, count in written.items()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from bench.timing import Side
 from engine.backend import Backend, Made, Program
 from engine.sampler import Sampler
 from engine.timing import HostTimer
@@ -92,6 +91,5 @@ class Fused(Scripted):
         return Made(x_0, self.marked(self.image[:count]))
 
 
-def side(backend: Scripted, preset: Preset, chunk: int) -> Side:
-    sampler = Sampler(backend, preset, random_weights=False, chunk=chunk)
-    return Side(sampler, HostTimer(clock=backend.clock))
+def opened(backend: Scripted, preset: Preset, chunk: int) -> Sampler:
+    return Sampler(backend, preset, random_weights=False, chunk=chunk)

@@ -19,7 +19,6 @@ from bench.ladder import (
     Rung,
     Work,
     Workshop,
-    changing,
     climb,
     run_ladder,
     rungs_of,
@@ -27,12 +26,11 @@ from bench.ladder import (
 )
 from bench.roofline import Ceilings
 from bench.row import Row, newest_session, read_rows, results_file, write_rows
-from bench.run import Subject
 from bench.tables import LADDER, ladder_lines, print_ladder
-from bench.timing import Plan, Side
+from bench.timing import Plan
 from cli import app
 from engine.sampler import Sampler
-from export.bundle import DIGITS, Bundle, open_bundle, store_folder
+from export.bundle import DIGITS, open_bundle
 from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import REWRITES, TAKES, Graphs, Rewrite
@@ -41,7 +39,7 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.preset import Preset
 from lddgan.presets import get_preset
 from tests.bench.rows import CPU
-from tests.bench.scripted import Clock, Scripted, side
+from tests.bench.scripted import Clock, Scripted, opened
 from tests.conftest import TINY, TINY_VQ
 from tests.needs import needs
 
@@ -67,7 +65,7 @@ SHARED: dict[str, Any] = {"machine": CPU, "ceilings": CEILINGS, "notes": ("a not
 def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:
     plan = Plan("cpu", 4, 3, 0, limit)
     fields = SHARED | {"max_seconds": limit}
-    return Work(plan, Subject(PRESET, False), COST, "2025-01-01", fields, log)
+    return Work(plan, COST, {}, "2025-01-01", fields, log)
 
 
 class Grey(Scripted):
@@ -85,10 +83,10 @@ def scripted(name: str, clock: Clock, each: float, level: int = 0, poison: bool 
     """A rung whose image takes `each` seconds: half in four steps, half in the decoder."""
     backend = Grey(level, "torch" if name == "torch" else "ort", clock, [], each / 8, each / 2)
     backend.poison = poison
-    return Rung(name, lambda: side(backend, PRESET, chunk=4))
+    return Rung(name, lambda: opened(backend, PRESET, chunk=4))
 
 
-def closed() -> Side:
+def closed() -> Sampler:
     raise LddganError("no such engine here")
 
 
@@ -228,24 +226,19 @@ def test_a_rewrite_leaves_other_graphs_as_they_are(rewrite: Rewrite, preset: Pre
         assert all(torch.equal(value, before[which][1][name]) for name, value in state.items())
 
 
-def test_a_graph_is_exported_once_for_all_rungs_that_share_it(
+def test_graphs_are_exported_once_for_all_engines(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exported: list[tuple[str, tuple[str, ...]]] = []
+    exported: list[tuple[str, ...]] = []
 
-    def note(_: Model, which: str, precision: str, rewrites: Any, path: Path) -> None:
-        exported.append((which, tuple(rewrites)))
+    def note(model: Model, precision: str, rewrites: tuple[str, ...], folder: Path) -> None:
+        exported.append(rewrites)
 
-    monkeypatch.setattr(ladder_module, "export_one", note)
-    taken = TAKES["fp32"]
-    steps = [taken[:count] for count in range(len(taken) + 1)]
-    paths = [[shop.graph(which, "fp32", s) for which in ("generator", "decoder")] for s in steps]
-    of = {which: sum(which in r.changes for r in REWRITES if r.name in taken) for which in
-          ("generator", "decoder")}  # fmt: skip
-    assert [which for which, _ in exported].count("generator") == 1 + of["generator"]
-    assert [which for which, _ in exported].count("decoder") == 1 + of["decoder"]
-    for (_, before), (_, after), name in zip(paths[:-1], paths[1:], taken, strict=True):
-        assert (before == after) == (name not in changing("decoder", taken))
+    monkeypatch.setattr(ladder_module, "export_graphs", note)
+    monkeypatch.setattr(ladder_module, "open_engine", lambda *_, **__: None)
+    for rewrites, engine in (((), "openvino"), ((), "ort"), (TAKES["fp32"], "ort")):
+        shop.rewritten(rewrites, engine)
+    assert exported == [(), TAKES["fp32"]]
 
 
 def test_what_cannot_be_exported_is_a_reason(
@@ -263,40 +256,17 @@ def test_what_cannot_be_exported_is_a_reason(
         shop.rewritten(())
 
 
-def empty_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports that take no time: files of nothing."""
-    monkeypatch.setattr(ladder_module, "export_one", lambda *given: given[-1].touch())
-
-
-def test_a_rung_that_does_not_open_leaves_nothing_in_the_way(
+def test_a_rung_that_does_not_export_leaves_nothing_in_the_way(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise LddganError("no such engine here")
+    def refuse(*_: Any) -> None:
+        raise LddganError("no such operator")
 
-    empty_graphs(monkeypatch)
-    monkeypatch.setattr(ladder_module, "open_engine", refuse)
+    monkeypatch.setattr(ladder_module, "export_graphs", refuse)
     for engine in ("trt", "ort"):
-        with pytest.raises(LddganError, match="no such engine here"):
+        with pytest.raises(LddganError, match="no such operator"):
             shop.rewritten((), engine)
-    assert {path.suffix for path in shop.folder.iterdir()} == {".onnx"}
-
-
-def test_plans_of_a_plain_export_go_with_its_folder(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stores: list[Path] = []
-
-    def build(bundle: Bundle, *_: Any, **__: Any) -> Sampler:
-        stores.append(store_folder(bundle))
-        stores[0].mkdir()
-        (stores[0] / "decoder.plan").touch()
-        return side(Grey(0, "trt", Clock(), [], 0.0, 0.0), PRESET, chunk=4).sampler
-
-    empty_graphs(monkeypatch)
-    monkeypatch.setattr(ladder_module, "open_engine", build)
-    assert shop.rewritten((), "trt").sampler.backend.name == "trt"
-    assert shop.folder in stores[0].parents and not stores[0].exists()
+    assert not list(shop.folder.iterdir())
 
 
 # ---- One real climb ----
@@ -336,13 +306,13 @@ def test_every_rung_makes_the_baselines_images(
     engines = [row.engine for row in rows if row.ms]
     assert engines == ["torch", "torch", "openvino", "ort", "ort"]
     assert "channels-last" in rows[1].where
-    assert sum(line.startswith("exporting the") for line in log) == 3  # the same generator
+    assert sum(line.startswith("exporting the") for line in log) == 2
 
 
 def test_what_was_measured_before_an_interruption_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted() -> Side:
+    def interrupted() -> Sampler:
         raise KeyboardInterrupt
 
     def two(shop: Workshop) -> list[Rung]:

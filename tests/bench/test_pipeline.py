@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.pipeline import Plan, count, measure_pipeline
 from bench.row import Row, read_rows, write_rows
 from bench.tables import print_training
+from bench.training_step import Plan, measure_pipeline, read
 from lddgan.data.sources import Folder
 from lddgan.errors import BadInput
 from lddgan.preset import with_values
@@ -46,8 +46,8 @@ def test_the_pipelines_count_is_the_images_read(
 ) -> None:
     (images / "9.png").unlink()
     reads: list[int] = []
-    read = Folder.read
-    monkeypatch.setattr(Folder, "read", lambda self, at: reads.append(at) or read(self, at))
+    read_one = Folder.read
+    monkeypatch.setattr(Folder, "read", lambda self, at: reads.append(at) or read_one(self, at))
     row = pipeline(images)
     facts = row.facts
     assert facts["read"] == len(reads) == 6 * 4
@@ -79,9 +79,9 @@ def test_a_pipeline_is_cut_after_one_batch_at_least() -> None:
             clock.now += 1.0
             yield torch.zeros(size)
 
-    assert count(batches(), 1, 2.0, clock)[:] == (12, 2, 8, 2.0)
-    assert count(batches(), 1, 0.0, clock)[:] == (8, 1, 4, 1.0)
-    assert count(batches(), 2, 9.0, clock)[:] == (16, 2, 8, 2.0)
+    assert read(batches(), 1, 2.0, clock) == ([4, 4, 4], 2.0)
+    assert read(batches(), 1, 0.0, clock) == ([4, 4], 1.0)
+    assert read(batches(), 2, 9.0, clock) == ([4, 4, 4, 4], 2.0)
 
 
 def test_all_images_are_a_batch_if_they_are_fewer(images: Path) -> None:

@@ -15,7 +15,6 @@ from bench.cost import Cost
 from bench.roofline import (
     Device,
     Sizes,
-    least_bytes,
     measure_ceilings,
     summary,
     widest,
@@ -42,14 +41,14 @@ def test_least_bytes_are_weights_inputs_and_outputs() -> None:
     latent, z, image = 4 * 32 * 32 * 4, 100 * 4, 256 * 256 * 3  # bytes
     weights = 4 * 10 + 100  # values of T generator calls and the decoder
     each = 4 * (latent + z + latent + latent) + latent + image
-    assert least_bytes(COST, LSUN, "fp16", 1, 100) == 2 * weights + each
-    assert least_bytes(COST, LSUN, "fp32", 100, 32) == 4 * 4 * weights + 100 * each
+    assert work_of(COST, LSUN, "fp16", 1, 100)["least_bytes"] == 2 * weights + each
+    chunked = work_of(COST, LSUN, "fp32", 100, 32)  # 4 chunks
+    assert chunked["least_bytes"] == 4 * 4 * weights + 100 * each
 
 
 def test_work_is_counted_in_the_networks_as_published() -> None:
     work = work_of(COST, LSUN, "fp32", 100, 32)  # 4 chunks
     assert work["flop"] == {"generator": 2 * 100 * 4 * 1_000, "decoder": 2 * 100 * 50_000}
-    assert work["least_bytes"] == least_bytes(COST, LSUN, "fp32", 100, 32)
     generator, decoder = work["intensity"]["generator"], work["intensity"]["decoder"]
     assert generator == pytest.approx(2 * 100 * 1_000 / (4 * (4 * 10 + 100 * 30)))
     assert decoder == pytest.approx(2 * 100 * 50_000 / (4 * (4 * 100 + 100 * 300)))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from bench.run import gpu_at_work, measure, usable_device
-from bench.timing import Plan, Side
+from bench.timing import Plan
+from engine.sampler import Sampler
 from lddgan.errors import LddganError
 from lddgan.presets import get_preset
-from tests.bench.scripted import Clock, Scripted, side
+from tests.bench.scripted import Clock, Scripted, opened
 
 PRESET = get_preset("digits")  # T = 4
 RUN = PRESET.steps + 1  # calls of a backend
@@ -24,12 +25,12 @@ def calls() -> list[Any]:
 
 
 @pytest.fixture
-def worker(calls: list[Any]) -> Side:
-    return side(Scripted("one", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
+def worker(calls: list[Any]) -> Sampler:
+    return opened(Scripted("one", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
 
 
 def test_the_gpu_is_asked_while_the_engine_runs(
-    worker: Side, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    worker: Sampler, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def asked() -> str:
         before, end = len(calls), time.monotonic() + PATIENCE
@@ -44,21 +45,20 @@ def test_the_gpu_is_asked_while_the_engine_runs(
 
 
 def test_it_is_asked_once_when_all_is_warm_and_no_trial_counts(
-    worker: Side, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+    worker: Sampler, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runs: list[tuple[Sampler, int]] = []
+
+    def asked(sampler: Sampler, plan: Plan) -> None:
+        runs.append((sampler, len(calls) // RUN))
+
     monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
-    other = side(Scripted("other", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
-    runs: list[tuple[Side, int]] = []
-    found = measure(
-        lambda: worker,
-        lambda: other,
-        Plan("cuda", 4, 3, 0, float("inf")),
-        lambda _: None,
-        lambda _done, _all: None,
-        watch=lambda given: runs.append((given, len(calls) // RUN)),
-    )
+    monkeypatch.setattr("bench.run.gpu_at_work", asked)
+    other = opened(Scripted("other", Clock(), calls, 0.01, 0.1), PRESET, chunk=4)
+    plan = Plan("cuda", 4, 3, 0, float("inf"))
+    sides, _ = measure([lambda: worker, lambda: other], plan, lambda _: None)
     assert runs == [(worker, 6)]  # three to warm up each
-    assert [len(trials) for trials in found.turns.trials] == [3, 3]
+    assert [len(side.trials) for side in sides] == [3, 3]
 
 
 def test_a_gpu_that_was_asked_for_and_cannot_be_used_is_an_error() -> None:

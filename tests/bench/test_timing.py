@@ -14,19 +14,18 @@ from bench.run import estimate, measure
 from bench.timing import (
     Budget,
     Plan,
-    chunks_of,
     run_trial,
     settle,
     summarise,
     take_turns,
-    trial_seconds,
     warm_up,
 )
 from engine.backend import Backend
+from engine.sampler import Sampler
 from engine.timing import HostTimer
 from lddgan.errors import LddganError, OutOfMemory
 from lddgan.presets import get_preset
-from tests.bench.scripted import Clock, Fused, Scripted, side
+from tests.bench.scripted import Clock, Fused, Scripted, opened
 
 PRESET = get_preset("digits")  # T = 4
 STEP, DECODE = 0.010, 0.100  # seconds an image; 0.14 for a whole one
@@ -46,7 +45,9 @@ def slow(clock: Clock, calls: list[Any] | None = None) -> Scripted:
     return Scripted("slow", clock, [] if calls is None else calls, 3 * STEP, 3 * DECODE)
 
 
-def quiet(_done: int, _asked: int) -> None: ...
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
+    monkeypatch.setattr("bench.run.gpu_at_work", lambda sampler, plan: None)
 
 
 def test_summary_is_percentiles_mean_and_population_deviation() -> None:
@@ -57,25 +58,9 @@ def test_summary_is_percentiles_mean_and_population_deviation() -> None:
     assert summarise([1.0, 2.0]).p90 == pytest.approx(1.9)
 
 
-@pytest.mark.parametrize(
-    ("batch", "chunk", "parts"),
-    [
-        (1, 4, [(0, 1)]),
-        (4, 4, [(0, 4)]),
-        (7, 3, [(0, 3), (3, 2), (5, 2)]),
-        (100, 32, [(0, 25), (25, 25), (50, 25), (75, 25)]),
-        (100, 127, [(0, 100)]),
-    ],
-)
-def test_chunks_cover_the_batch_in_equal_parts(
-    batch: int, chunk: int, parts: list[tuple[int, int]]
-) -> None:
-    assert chunks_of(batch, chunk) == parts
-
-
 def test_a_trial_sums_its_chunks_by_stage(clock: Clock) -> None:
     calls: list[Any] = []
-    trial, images = run_trial(side(fast(clock, calls), PRESET, chunk=3), seed=0, batch=7)
+    trial, images = run_trial(opened(fast(clock, calls), PRESET, chunk=3), seed=0, batch=7)
     assert images.shape == (7, 32, 32, 3)
     assert [count for _, what, count in calls if what == "decode"] == [3, 2, 2]
     assert trial.generator == pytest.approx(4 * 7 * 10)
@@ -88,7 +73,7 @@ def test_a_trial_sums_its_chunks_by_stage(clock: Clock) -> None:
 def test_one_launch_is_the_whole_and_its_stages_are_timed_apart(clock: Clock) -> None:
     calls: list[Any] = []
     backend = Fused(clock, calls, launch=0.005, download=0.1)
-    trial, images = run_trial(side(backend, PRESET, chunk=3), seed=0, batch=7)
+    trial, images = run_trial(opened(backend, PRESET, chunk=3), seed=0, batch=7)
     assert [count for _, what, count in calls if what == "launch"] == [3, 2, 2]
     assert [count for _, what, count in calls if what == "decode"] == [3, 2, 2]
     assert trial.whole == pytest.approx(7 * 5)
@@ -99,27 +84,21 @@ def test_one_launch_is_the_whole_and_its_stages_are_timed_apart(clock: Clock) ->
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(7))
 
 
-def test_a_trial_is_estimated_from_one_image_on_a_cpu(
-    clock: Clock,
-) -> None:
-    calls: list[Any] = []
-    assert trial_seconds(
-        side(fast(clock, calls), PRESET, 127), Plan("cpu", 50, 1, 0, NONE)
-    ) == pytest.approx(50 * 0.14)
-    assert {count for _, _, count in calls} == {1}
-    calls = []
-    opened = side(Fused(clock, calls, launch=0.005, download=0.1), PRESET, 127)
+def test_the_warm_up_estimates_a_trial(clock: Clock) -> None:
+    sampler = opened(fast(clock), PRESET, 3)
+    assert warm_up(sampler, Plan("cpu", 7, 1, 0, NONE), print, clock) == pytest.approx(7 * 0.14)
+    sampler = opened(Fused(clock, [], launch=0.005, download=0.1), PRESET, 127)
     # The launch, two downloads, and the stages that are run apart from it.
     expected = 50 * 0.005 + 2 * 0.1 + 50 * (0.003 + 4 * 0.001 + 0.002)
-    assert trial_seconds(opened, Plan("cuda", 50, 1, 0, NONE)) == pytest.approx(expected)
-    assert {count for _, _, count in calls} == {50}
+    plan = Plan("cuda", 50, 1, 0, NONE)
+    assert warm_up(sampler, plan, print, clock) == pytest.approx(expected)
 
 
 def test_nan_of_a_launch_is_an_error(clock: Clock) -> None:
     backend = Fused(clock, [], launch=0.005, download=0)
     backend.poison = True
     with pytest.raises(LddganError, match="fused fp32 on a script gave NaN or Inf"):
-        run_trial(side(backend, PRESET, chunk=3), seed=0, batch=1)
+        run_trial(opened(backend, PRESET, chunk=3), seed=0, batch=1)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -127,7 +106,7 @@ def test_nan_of_the_decoder_is_an_error(clock: Clock, fused: bool) -> None:
     backend = Fused(clock, [], launch=0.005, download=0) if fused else fast(clock)
     backend.blank = True
     with pytest.raises(LddganError, match="gave an image of one value"):
-        run_trial(side(backend, PRESET, chunk=3), seed=0, batch=4)
+        run_trial(opened(backend, PRESET, chunk=3), seed=0, batch=4)
 
 
 def test_too_little_memory_ends_a_trial(clock: Clock) -> None:
@@ -138,7 +117,7 @@ def test_too_little_memory_ends_a_trial(clock: Clock) -> None:
 
     calls: list[Any] = []
     with pytest.raises(OutOfMemory, match="the GPU is full"):
-        run_trial(side(Small(clock, calls, 0.005, 0), PRESET, chunk=4), seed=0, batch=4)
+        run_trial(opened(Small(clock, calls, 0.005, 0), PRESET, chunk=4), seed=0, batch=4)
     assert calls == [("fused", "launch", 4)]
 
 
@@ -155,22 +134,20 @@ def small(clock: Clock, calls: list[Any]) -> Small:
     return Small("small", clock, calls, STEP, DECODE)
 
 
-@pytest.mark.parametrize("limit", [NONE, 1000.0])
 def test_too_little_memory_in_the_warm_up_halves_the_chunk(
-    clock: Clock, limit: float, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: None)
+    without_gpu(monkeypatch)
     calls: list[Any] = []
     log: list[str] = []
-    opened = side(small(clock, calls), PRESET, chunk=127)
-    plan = Plan("cuda", 10, 2, 0, limit)
-    found = measure(lambda: opened, None, plan, log.append, quiet, clock)
-    assert opened.sampler.chunk == 2  # 10, 5, 2
+    sampler = opened(small(clock, calls), PRESET, chunk=127)
+    sides, _ = measure([lambda: sampler], Plan("cuda", 10, 2, 0, NONE), log.append, clock=clock)
+    assert sampler.chunk == 2  # 10, 5, 2
     assert [line for line in log if "memory" in line] == [
         "no memory for 10 images; measured with 5 images at once instead of 10",
         "no memory for 5 images; measured with 2 images at once instead of 5",
     ]
-    assert [len(trials) for trials in found.turns.trials] == [2]
+    assert [len(side.trials) for side in sides] == [2]
     decoded = [count for _, what, count in calls if what == "decode"]
     assert decoded[-2 * 5 - 3 :] == [2] * (3 + 2 * 5)  # three to warm up, two trials of five chunks
 
@@ -178,35 +155,38 @@ def test_too_little_memory_in_the_warm_up_halves_the_chunk(
 def test_too_little_memory_for_the_least_chunk_is_an_error(clock: Clock) -> None:
     backend = small(clock, [])
     backend.least = 4
-    plan = Plan("cpu", 10, 2, 0, NONE)
     with pytest.raises(OutOfMemory, match="no memory for 5 images"):
-        measure(lambda: side(backend, PRESET, 10), None, plan, lambda _: None, quiet, clock)
+        warm_up(opened(backend, PRESET, 10), Plan("cpu", 10, 2, 0, NONE), print, clock)
 
 
 def test_nan_is_an_error(clock: Clock) -> None:
     backend = fast(clock)
     backend.poison = True
     with pytest.raises(LddganError, match="NaN or Inf"):
-        run_trial(side(backend, PRESET, chunk=3), seed=0, batch=1)
+        run_trial(opened(backend, PRESET, chunk=3), seed=0, batch=1)
 
 
 def test_warm_up_runs_every_stage_of_every_chunk_size(clock: Clock) -> None:
     calls: list[Any] = []
-    warm_up(side(fast(clock, calls), PRESET, chunk=3), Plan("cuda", 7, 1, 0, NONE))
+    warm_up(opened(fast(clock, calls), PRESET, chunk=3), Plan("cuda", 7, 1, 0, NONE), print, clock)
     for stage, each in (("step", 4), ("decode", 1)):
         sizes = [count for _, what, count in calls if what == stage]
-        assert sizes == [2] * 3 * each + [3] * 3 * each
+        assert sizes == [3] * 3 * each + [2] * 3 * each
+
+
+def both(clock: Clock, calls: list[Any], chunk: int) -> list[Sampler]:
+    return [opened(make(clock, calls), PRESET, chunk) for make in (fast, slow)]
 
 
 def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:
     calls: list[Any] = []
     heard: list[tuple[int, int]] = []
-    sides = [side(make(clock, calls), PRESET, 4) for make in (fast, slow)]
-    turns = take_turns(sides, 0, 4, 3, Budget(NONE, clock), lambda *n: heard.append(n))
+    plan, budget = Plan("cpu", 4, 3, 0, NONE), Budget(NONE, clock)
+    first, other = take_turns(both(clock, calls, 4), plan, budget, lambda *n: heard.append(n))
     assert [name for name, what, _ in calls if what == "decode"] == ["fast", "slow"] * 3
-    assert [len(trials) for trials in turns.trials] == [3, 3]
-    assert turns.trials[1][0].whole == pytest.approx(3 * turns.trials[0][0].whole)
-    assert [len(images) for images in turns.images] == [4, 4]
+    assert (len(first.trials), len(other.trials)) == (3, 3)
+    assert other.trials[0].whole == pytest.approx(3 * first.trials[0].whole)
+    assert (len(first.images), len(other.images)) == (4, 4)
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -216,87 +196,69 @@ def test_turns_alternate_and_hear_of_progress(clock: Clock) -> None:
 )
 def test_the_limit_cuts_trials_but_not_the_batch(clock: Clock, limit: float, done: int) -> None:
     calls: list[Any] = []
-    sides = [side(make(clock, calls), PRESET, 3) for make in (fast, slow)]
     budget = Budget(limit, clock)  # one turn of batch 4 takes 4 x 0.14 x (1 + 3) = 2.24 s
-    turns = take_turns(sides, 0, 4, 5, budget, quiet)
-    assert [len(trials) for trials in turns.trials] == [done, done]
+    sides = take_turns(both(clock, calls, 3), Plan("cpu", 4, 5, 0, limit), budget)
+    assert [len(side.trials) for side in sides] == [done, done]
     for name in ("fast", "slow"):
         assert [n for who, what, n in calls if (who, what) == (name, "decode")] == [2, 2] * done
 
 
 def test_no_turn_starts_that_the_slowest_says_would_not_fit(clock: Clock) -> None:
     backend = fast(clock)
-    first = side(backend, PRESET, 4)
 
     def slower(_done: int, _asked: int) -> None:
         backend.step_seconds, backend.decode_seconds = 2 * STEP, 2 * DECODE
 
     # 0.56 s, then 1.12 s: a third would end at 2.8 s.
-    turns = take_turns([first], 0, 4, 9, Budget(2.7, clock), slower)
-    assert len(turns.trials[0]) == 2
+    plan, budget = Plan("cpu", 4, 9, 0, 2.7), Budget(2.7, clock)
+    (side,) = take_turns([opened(backend, PRESET, 4)], plan, budget, slower)
+    assert len(side.trials) == 2
 
 
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        (1000.0, "about 3 s per trial of 20 images, 5 of 5 fit in what is left of 1000 s"),
-        (10.0, "about 3 s per trial of 20 images, 3 of 5 fit in what is left of 10 s"),
-        (
-            2.0,
-            "about 3 s per trial of 20 images, not one fits in what is left of 2 s, "
-            "so one is run all the same",
-        ),
+        (NONE, "about 3 s per trial of 20 images; trials: 5"),
+        (1000.0, "about 3 s per trial of 20 images; trials: 5"),
+        (10.0, "about 3 s per trial of 20 images; trials: 3 of 5, in what is left of 10 s"),
+        (2.0, "about 3 s per trial of 20 images; trials: 1 of 5, in what is left of 2 s"),
     ],
 )
 def test_estimate(clock: Clock, limit: float, said: str) -> None:
     assert estimate(Plan("cpu", 20, 5, 0, limit), 3.0, Budget(limit, clock)) == said
 
 
-def test_the_limit_counts_from_the_first_image(clock: Clock) -> None:
-    budget = Budget(10.0, clock)
-    clock.now += 4
-    assert (budget.elapsed, budget.left, budget.turns(2.0, 9)) == (4, 6, 3)
-
-
-def measured(clock: Clock, plan: Plan, log: list[str]) -> tuple[list[Any], Any]:
+def test_the_engine_is_warm_before_the_baseline_is_opened(clock: Clock) -> None:
     calls: list[Any] = []
+    log: list[str] = []
 
     def opener(make: Any) -> Any:
-        def open_side() -> Any:
-            calls.append(("open", make.__name__, len(log)))
-            return side(make(clock, calls), PRESET, 3)
+        def open_it() -> Sampler:
+            clock.now += 4  # of the engine not counted
+            calls.append(("open", make.__name__, 0))
+            return opened(make(clock, calls), PRESET, 3)
 
-        return open_side
+        return open_it
 
-    found = measure(opener(fast), opener(slow), plan, log.append, quiet, clock)
-    return calls, found
-
-
-def test_the_engine_is_warm_before_the_baseline_is_opened(clock: Clock) -> None:
-    log: list[str] = []
-    calls, found = measured(clock, Plan("cpu", 4, 300, 0, 29.0), log)
-    assert log[0] == "fast fp32 on a script: about 0.56 s per trial"
-    # The two of one image and the warm-up of two come first: 0.56 s, then 0.84 s of baseline.
-    assert log[1] == (
-        "with the PyTorch baseline: about 2.2 s per trial of 4 images, "
-        "12 of 300 fit in what is left of 29 s"
-    )
-    opened = calls.index(("open", "slow", 1))
-    assert {count for _, _, count in calls[1:opened]} == {1, 2}
-    assert [len(trials) for trials in found.turns.trials] == [11, 11]  # a warm-up later
-    assert clock.now - 100 <= 29
+    plan = Plan("cpu", 4, 300, 0, 29.0)
+    sides, _ = measure([opener(fast), opener(slow)], plan, log.append, clock=clock)
+    # Of 29 s the two warm-ups of two images took 4 x 0.28 s, the opening of the baseline 4 s.
+    assert log == ["about 2.2 s per trial of 4 images; trials: 10 of 300, in what is left of 29 s"]
+    first, second = (calls.index(("open", name, 0)) for name in ("fast", "slow"))
+    assert first == 0 and {count for _, _, count in calls[1:second]} == {2}
+    assert [len(side.trials) for side in sides] == [10, 10]
+    assert clock.now - 104 <= 29
 
 
-def test_without_a_limit_nothing_is_estimated(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_read_when_each_is_warm(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = iter([1000.0, 1500.0])
+    without_gpu(monkeypatch)
     monkeypatch.setattr("bench.run.gpu_memory_mib", lambda device: next(asked))
-    log: list[str] = []
-    _, found = measured(clock, Plan("cuda", 4, 5, 0, NONE), log)
-    assert log == []
-    assert len(found.turns.trials[0]) == 5
-    assert [one.gpu_memory_mib for one in found.opened] == [1000, 1500]
+    samplers = both(clock, [], 3)
+    openers = [lambda: samplers[0], lambda: samplers[1]]
+    sides, _ = measure(openers, Plan("cuda", 4, 5, 0, NONE), print, clock=clock)
+    assert len(sides[0].trials) == 5
+    assert [side.gpu_memory_mib for side in sides] == [1000, 1500]
 
 
 def test_settling_waits_for_busy_threads() -> None:
@@ -330,8 +292,6 @@ def test_the_same_noise_goes_to_both(clock: Clock) -> None:
             seen.append(x_0)
             return super().decode(x_0)
 
-    sides = [
-        side(Recording(n, clock, [], STEP, DECODE), PRESET, c) for n, c in (("a", 4), ("b", 4))
-    ]
-    take_turns(sides, 5, 4, 1, Budget(NONE, clock), quiet)
+    samplers = [opened(Recording(name, clock, [], STEP, DECODE), PRESET, 4) for name in "ab"]
+    take_turns(samplers, Plan("cpu", 4, 1, 5, NONE), Budget(NONE, clock))
     np.testing.assert_array_equal(seen[0], seen[1])

@@ -12,7 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench import training_step
-from bench.pipeline import Plan
 from bench.row import Row, read_rows, results_file
 from bench.tables import encoded_ms, print_training, step_ms
 from bench.timing import summarise
@@ -22,18 +21,19 @@ from bench.training_step import (
     EAGER,
     PATIENCE,
     VARIANTS,
-    Job,
+    Plan,
     bench_training,
     default_batch,
     in_child,
     measure,
     measure_stage,
     presets_of,
+    row_to_fill,
     variants_of,
 )
 from cli import app
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.preset import AutoencoderTraining, with_values
+from lddgan.preset import AutoencoderTraining, Preset, with_values
 from lddgan.presets import get_preset
 from lddgan.training.loop import NotFinite
 from lddgan.training.settings import Settings
@@ -47,46 +47,28 @@ PRESET = TINY.model_copy(
         "autoencoder_training": AutoencoderTraining(lr=1e-4, batch=2, epochs=1, disc_start=7),
     }
 )
-JOB = Job(
-    preset=PRESET,
-    training_batch=4,
-    stage="generator",
-    variant=EAGER,
-    device="cpu",
-    trials=2,
-    max_seconds=60.0,
-    load=0.0,
-    session="2025-01-01T00:00:00+00:00",
-)
 PLAN = Plan("cpu", None, 2, 60.0, 0.0)
+JOB = row_to_fill(PRESET, "generator", PLAN).model_copy(update={"variant": EAGER})
+AUTOENCODER = row_to_fill(PRESET, "autoencoder", PLAN).model_copy(update={"variant": EAGER})
 
 
-def in_here(job: Job, limit: float) -> Row:
+def in_here(job: Row, limit: float) -> Row:
     """Instead of a process of its own."""
     return measure(job)
 
 
-def made_up(job: Job = JOB, scale: float = 1.0, **changes: Any) -> Row:
+def made_up(job: Row = JOB, scale: float = 1.0, **changes: Any) -> Row:
     """What a child might find."""
-    times = {"plain": 10.0, "with_r1": 30.0, "encode": 6.0}
-    if job.stage == "autoencoder":
-        times = {"plain": 10.0}
-    times |= changes.pop("times", {})
+    times = {"plain": 10.0}
+    if job.stage == "generator":
+        times |= {"with_r1": 30.0, "encode": 6.0}
     given: dict[str, Any] = {
-        "schema_version": 3,
-        "kind": "training",
-        "session": job.session,
-        "date": job.session,
-        "commit": None,
-        "versions": {},
-        "machine": CPU,
         "trials": 3,
         "peak_memory_mib": 1234.5,
         "facts": {"encode_peak_mib": 2345.6},
         "ms": {name: summarise([scale * ms]) for name, ms in times.items()},
-        **job.fields(),
     }
-    return Row(**(given | changes))
+    return job.model_copy(update=given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +99,7 @@ def test_the_mean_step_is_weighted_by_how_often_r1_comes() -> None:
     row = made_up()
     assert step_ms(row) == pytest.approx((EVERY - 1) / EVERY * 10 + 30 / EVERY)
     assert encoded_ms(row) == pytest.approx(step_ms(row) + 6)
-    of_autoencoder = made_up(JOB.model_copy(update={"stage": "autoencoder"}))
+    of_autoencoder = made_up(AUTOENCODER)
     assert (step_ms(of_autoencoder), encoded_ms(of_autoencoder)) == (10, None)
 
 
@@ -132,8 +114,7 @@ def test_a_row_says_what_was_left_out(stages: list[list[Row]]) -> None:
 
 
 def test_a_child_measures_alone() -> None:
-    job = JOB.model_copy(update={"trials": 2, "max_seconds": 0.0})
-    row = in_child(job, 120.0)
+    row = in_child(JOB.model_copy(update={"max_seconds": 0.0}), 120.0)
     assert row.why_not is None and row.trials == 1  # no second one fits
     assert row.peak_memory_mib is None or row.peak_memory_mib > 50
     assert "as few as 1 of 2 trials: more do not fit in 0 s (--max-seconds)" in row.notes
@@ -170,20 +151,20 @@ def test_what_goes_wrong_is_one_sentence(
     monkeypatch.setattr("bench.training_step.generator_stage", fail)
     with pytest.raises(raised, match=message):
         measure(JOB)
-    assert training_step.main([JOB.model_dump_json()]) == 1
+    assert training_step.main([JOB.line()]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_every_step_may_have_r1() -> None:
-    preset = with_values(PRESET, {"training.r1_every": 1})
-    row = measure(JOB.model_copy(update={"preset": preset, "trials": 1}))
+    preset = with_values(PRESET, {"training.r1_every": 1}).model_dump()
+    row = measure(JOB.model_copy(update={"preset": preset, "trials_asked": 1}))
     assert "plain" not in row.ms and step_ms(row) == row.ms["with_r1"].p50
 
 
 def test_a_variant_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[float] = []
 
-    def child(job: Job, limit: float) -> Row:
+    def child(job: Row, limit: float) -> Row:
         limits.append(limit)
         return made_up(job, why_not="too slow" if job.variant == "bf16 channels-last" else None)
 
@@ -197,13 +178,13 @@ def test_a_variant_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.Monke
 def test_a_stage_without_its_baseline_has_no_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def child(job: Job, limit: float) -> Row:
+    def child(job: Row, limit: float) -> Row:
         return made_up(job, why_not="too large" if job.stage == "generator" else None)
 
     monkeypatch.setattr(training_step, "in_child", child)
     path = tmp_path / "rows.jsonl"
     with pytest.raises(LddganError, match=r"^tiny, generator: the baseline did not run: too large"):
-        bench_training([PRESET], "cpu", out=path, log=lambda _: None)
+        bench_training([PRESET], "cpu", trials=1, out=path, log=lambda _: None)
     assert {row.stage for row in read_rows(path)} == {"autoencoder"}
 
 
@@ -223,10 +204,7 @@ def test_batches_and_variants_of_each_device() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "batch is 0"),
         ({"batch": 6}, "batch is 6, and must be below 4 or a multiple of it"),
-        ({"trials": 0}, "trials is 0"),
-        ({"max_seconds": -1.0}, "max-seconds is -1"),
         (
             {"presets": [TINY.model_copy(update={"autoencoder_training": None})]},
             "does not say how to",
@@ -235,7 +213,7 @@ def test_batches_and_variants_of_each_device() -> None:
     ],
 )
 def test_bad_input(changes: dict[str, Any], message: str) -> None:
-    given = {"presets": [PRESET], "device": "cpu"} | changes
+    given = {"presets": [PRESET], "device": "cpu", "trials": 1} | changes
     with pytest.raises(BadInput, match=message):
         bench_training(**given)
 
@@ -244,7 +222,7 @@ def test_a_file_of_something_else_is_refused_first(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kind":"training"}\n')
     with pytest.raises(BadInput, match="line 1 is not a benchmark row"):
-        bench_training([PRESET], "cpu", out=path)
+        bench_training([PRESET], "cpu", trials=1, out=path)
 
 
 def test_a_stage_is_printed_with_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +231,7 @@ def test_a_stage_is_printed_with_its_ratios(capsys: pytest.CaptureFixture[str]) 
     print_training(
         [made_up(**gpu), made_up(other, 0.5, **gpu), made_up(third, why_not="too slow", **gpu)]
     )
-    print_training([made_up(JOB.model_copy(update={"stage": "autoencoder"}))])
+    print_training([made_up(AUTOENCODER)])
     text = " ".join(capsys.readouterr().out.split())
     for said in (
         "tiny: the generator's step, batch 4, NVIDIA H200; medians",
@@ -308,8 +286,8 @@ def test_the_command_keeps_and_prints_every_row(
 ) -> None:
     asked: list[tuple[str, str, int]] = []
 
-    def child(job: Job, limit: float) -> Row:
-        asked.append((job.preset.name, job.stage, job.batch))
+    def child(job: Row, limit: float) -> Row:
+        asked.append((job.dataset, str(job.stage), job.batch))
         return made_up(job)
 
     monkeypatch.setattr(training_step, "in_child", child)
@@ -331,19 +309,25 @@ def test_the_command_keeps_and_prints_every_row(
     assert {name for name, _, _ in asked} == set(BIG)
 
 
-def test_a_job_reaches_its_process_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[Job, Settings]] = []
+def test_a_row_reaches_its_process_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[tuple[Preset, Settings]] = []
 
-    def stage(job: Job, settings: Settings, _: object) -> Any:
-        given.append((job, settings))
-        return {"plain": [1.0]}, {"facts": {}}
+    def stage(preset: Preset, settings: Settings, *_: object) -> Any:
+        given.append((preset, settings))
+        return {"plain": [1.0]}, {}
 
     monkeypatch.setattr(training_step, "generator_stage", stage)
-    changes = {"variant": COMPILED, "max_seconds": float("inf"), "training_batch": 128}
-    job = JOB.model_copy(update=changes)
-    assert training_step.main([job.model_dump_json()]) == 0
-    ((again, settings),) = given
-    assert again == job and again.preset == PRESET
+    plan = PLAN._replace(batch=1, max_seconds=float("inf"))
+    asked = row_to_fill(PRESET, "generator", plan).model_copy(update={"variant": COMPILED})
+    assert training_step.main([asked.line()]) == 0
+    made = Row.model_validate_json(capsys.readouterr().out)
+    ((preset, settings),) = given
+    assert preset == with_values(PRESET, {"training.batch": 1})
     assert settings.bf16 and settings.channels_last and settings.compile
     assert settings.device == "cpu"
-    assert "batch 4, and 128 in training" in measure(job).notes
+    assert made.model_copy(update={"ms": {}, "facts": {}, "trials": 0, "notes": ()}).line() == (
+        asked.model_copy(update={"notes": ()}).line()
+    )
+    assert "batch 1, and 4 in training" in made.notes

@@ -44,24 +44,18 @@ def calls(folder: Path) -> list[str]:
 def test_every_model_is_exported_built_and_measured(folder: Path) -> None:
     notes = ran(folder, "cifar10")
     limit = 500 - commands.OVERHEAD_SECONDS
-    on = "--device cuda"
-    end = f"--verify --save {folder / 'rows.jsonl'} --json"
-    trt = f"bench --dataset cifar10 --engine trt --precision fp16 {on}"
-    ort = f"bench --dataset cifar10 --engine ort --precision {{}} {on}"
-    first, second = "--batch 100 --trials 50", "--batch 1 --trials 300"
+    end = f"--max-seconds {limit:.0f} --verify --save {folder / 'rows.jsonl'} --json"
+    bench = "bench --dataset cifar10 --engine {} --batch {} --device cuda --trials {} " + end
+    trt, steps = "trt --precision fp16", "trt --precision fp16 --no-cuda-graph"
+    build = "build --dataset cifar10 --precision fp16 --batch"
     assert calls(folder) == [
         "export --dataset cifar10 --precision fp16",
-        "build --dataset cifar10 --precision fp16 --batch 1,100,100",
-        f"{trt} {first} --max-seconds {limit:.0f} {end}",
-        f"{trt} {first} --max-seconds {limit:.0f} --no-cuda-graph {end}",
-        "build --dataset cifar10 --precision fp16 --batch 1,1,1",
-        f"{trt} {second} --max-seconds {limit:.0f} {end}",
-        f"{trt} {second} --max-seconds {limit:.0f} --no-cuda-graph {end}",
-        *(
-            f"{ort.format(precision)} {batch} --max-seconds {limit:.0f} {end}"
-            for batch in (first, second)
-            for precision in ("fp32", "fp16")
-        ),
+        f"{build} 1,100,100",
+        *(bench.format(way, 100, 50) for way in (trt, steps)),
+        f"{build} 1,1,1",
+        *(bench.format(way, 1, 300) for way in (trt, steps)),
+        *(bench.format(f"ort --precision {way}", 100, 50) for way in ("fp32", "fp16")),
+        *(bench.format(f"ort --precision {way}", 1, 300) for way in ("fp32", "fp16")),
     ]
     rows = read_rows(folder / "rows.jsonl")
     assert [(row.engine, row.cuda_graph) for row in rows if row.kind == "engine"] == [

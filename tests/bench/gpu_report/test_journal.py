@@ -29,7 +29,8 @@ def test_what_was_found_is_kept_and_not_measured_again(notes: Notes, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "other", [SITE._replace(gpu="H200"), SITE._replace(commit="0" * 40), SITE._replace(versions={})]
+    "other",
+    [SITE._replace(where="H200"), SITE._replace(commit="0" * 40), SITE._replace(versions={})],
 )
 def test_another_gpu_commit_or_version_is_measured_again(
     notes: Notes, tmp_path: Path, other: Site

@@ -30,13 +30,13 @@ def test_the_noise_is_compared_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> N
     found = probes.noise(TINY, images=3)
     per_image = 4 * 8 * 8 * (1 + TINY.steps) + TINY.steps * TINY.generator.nz
     assert (found["draws"], found["different"]) == (2 * 3 * per_image, 0)
-    true = probes.sampler_noise
+    true = probes.draw
 
-    def shifted(seed: int, first: int, count: int, **shape: Any) -> Any:
-        drawn = true(seed, first, count, **shape)
+    def shifted(*given: Any, **seed: Any) -> Any:
+        drawn = true(*given, **seed)
         drawn.z[0, 0, 0] = -drawn.z[0, 0, 0]
         return drawn
 
-    monkeypatch.setattr(probes, "sampler_noise", shifted)
+    monkeypatch.setattr(probes, "draw", shifted)
     with pytest.raises(LddganError, match=r"^2 of [\d,]+ draws are not numpy's, bit for bit"):
         probes.noise(TINY, images=3)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bench.studies import photos
-from bench.studies.photos import SIZE, Crop, Split, held_out_crops, main, train_crops, write_photos
+from bench.studies.photos import SIZE, Crop, held_out_crops, main, train_crops, write_photos
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError
 
@@ -67,14 +67,6 @@ def test_a_photograph_that_is_too_small_has_no_crops() -> None:
     assert train_crops(31, 640) == held_out_crops(31, 640) == []
 
 
-def test_crops_overlap_when_they_share_a_pixel() -> None:
-    crop = Crop(40, 40)
-    for top, left in ((40, 40), (9, 9), (71, 71), (9, 71)):
-        assert crop.overlaps(Crop(top, left))
-    for top, left in ((8, 40), (40, 72), (72, 72), (8, 8)):
-        assert not crop.overlaps(Crop(top, left))
-
-
 def test_the_photographs_are_in_colour() -> None:
     found = photos.photographs()
     assert list(found) == ["china", "flower"]
@@ -87,9 +79,9 @@ def test_files_hold_the_pixels_that_their_names_say(
     small: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     shape = small["cut"].shape[:2]
-    split = write_photos(tmp_path)
-    assert split == (len(train_crops(*shape)), len(held_out_crops(*shape)))
-    for part, count in zip(("train", "held-out"), split, strict=True):
+    written = write_photos(tmp_path)
+    assert [*written.values()] == [len(train_crops(*shape)), len(held_out_crops(*shape))]
+    for part, count in written.items():
         files = sorted((tmp_path / part).iterdir())
         assert len(files) == len(open_source(tmp_path / part)) == count > 0
         for file in files:
@@ -116,25 +108,24 @@ def test_both_photographs_are_written(
         saved.append(f"{folder.name} {name} {len(crops)}")
 
     monkeypatch.setattr(photos, "save", save)
-    assert write_photos(tmp_path) == Split(9286, 104)
+    assert write_photos(tmp_path) == {"train": 9286, "held-out": 104}
     expected = ["train china 4643", "held-out china 52", "train flower 4643", "held-out flower 52"]
     assert saved == expected
     main([str(tmp_path)])
     assert capsys.readouterr().out == (
-        f"9286 crops in {tmp_path / 'train'}, 104 in {tmp_path / 'held-out'}\n"
+        f"9286 crops in {tmp_path / 'train'}, 104 crops in {tmp_path / 'held-out'}\n"
     )
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(BadInput, match=r"already holds something; name a folder .*[^.]$"):
-        write_photos(tmp_path)
-    with pytest.raises(BadInput, match=r"note is a file; name a folder"):
-        write_photos(tmp_path / "note")
+    for taken in (tmp_path, tmp_path / "note"):
+        with pytest.raises(BadInput, match=r"is not an empty folder; name one that is new"):
+            write_photos(taken)
     with pytest.raises(LddganError, match=r"^cannot write .*Not a directory$"):
         write_photos(tmp_path / "note" / "below")
     assert [file.name for file in tmp_path.iterdir()] == ["note"]
-    with pytest.raises(SystemExit, match=r"^error: .* already holds something"):
+    with pytest.raises(SystemExit, match=r"^error: .* is not an empty folder"):
         main([str(tmp_path)])
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("lddgan", "export", "engine", "bench", "cli")  # each imports those before it
 ROOF = {"lddgan", "lddgan.__main__"}  # the public face, which imports all of them when asked
-FILE_LINES, FUNCTION_LINES, PRODUCT_LINES = 400, 60, 17_000  # raise the last in its own commit
+FILE_LINES, FUNCTION_LINES = 400, 60
+PRODUCT_LINES = 18_950  # on its way to 17,000; raised only in a commit of its own
 STORIES = {"Sampler.stream", "train", "export_bundle"}  # long and linear, a heading for each part
 
 PRODUCT = sorted(path for name in FOLDERS[:-1] for path in (ROOT / name).rglob("*.py"))

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from engine import verify
 from engine.backends.ort import OrtBackend
 from engine.gpu.driver import why_no_gpu
 from engine.sampler import Sampler
@@ -28,6 +27,7 @@ from lddgan.errors import LddganError, OutOfMemory
 from lddgan.names import Precision
 from lddgan.noise import sampler_noise
 from lddgan.preset import Preset
+from lddgan.torch_settings import exact_fp32
 from tests.engine.broken_engines import (
     Jittering,
     NoneFit,
@@ -317,7 +317,7 @@ def test_exact_fp32_leaves_every_setting_as_it_was(change, precision: str) -> No
     change(precision)
     try:
         before = settings()
-        with verify.exact_fp32():
+        with exact_fp32():
             assert torch.get_float32_matmul_precision() == "highest"
             assert not PRODUCTS[0].allow_tf32 and not torch.backends.cudnn.allow_tf32
         assert settings() == before

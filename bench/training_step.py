@@ -67,7 +67,7 @@ LEAST_SECONDS: Final = 900.0  # or this long: torch.compile takes minutes
 CPU_BATCH: Final = 8  # by default
 CPU_LARGE_BATCH: Final = 2  # for the autoencoder of images from LARGE_SIDE on
 LARGE_SIDE: Final = 256
-PROGRAM: Final = (sys.executable, "-m", "bench.training_step")
+PROGRAM: Final = (sys.executable, "-m", f"{__package__}.training_step")
 SEED: Final = 0
 WITH_R1, WITHOUT_R1 = 0, 1  # numbers of steps: those that r1_every divides have R1
 

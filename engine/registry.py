@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
@@ -145,8 +146,9 @@ def _open(
         accept_failed,
         log,
     )
-    backend = record.open(request)
-    try:
+    with ExitStack() as on_failure:
+        backend = record.open(request)
+        on_failure.callback(backend.close)
         sampler = Sampler(
             backend,
             source.preset,
@@ -156,10 +158,8 @@ def _open(
         )
         if batch is not None:
             backend.prepare(equal_parts(batch, sampler.chunk)[0])
-    except BaseException:
-        backend.close()
-        raise
-    return sampler
+        on_failure.pop_all()  # it is open; whoever has it closes it
+        return sampler
 
 
 def choose(

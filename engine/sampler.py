@@ -23,7 +23,7 @@ from lddgan.progress import Log, to_stderr
 T = TypeVar("T")
 
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
-# (docs/performance.md); kernels on a GPU count in 31 bits.
+# (docs/notes.md); kernels on a GPU count in 31 bits.
 LARGEST_TENSOR = {"cpu": 1 << 21, "cuda": (1 << 31) - 1}
 
 

@@ -1,7 +1,7 @@
 """fp32 graphs -> 8-bit graphs for ONNX Runtime on CPUs.
 
 The wide convolutions multiply bytes; everything between them (norms, SiLU, residual sums,
-attention) stays in fp32.  docs/performance.md has what was measured for these choices.
+attention) stays in fp32.  docs/notes.md has what was measured for these choices.
 """
 
 from __future__ import annotations

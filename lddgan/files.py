@@ -53,9 +53,8 @@ def atomic_write(path: Path, data: Any) -> Path:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except BaseException:  # Ctrl-C too leaves nothing behind
+        finally:  # Ctrl-C too leaves nothing behind
             temporary.unlink(missing_ok=True)
-            raise
     return path
 
 
@@ -87,10 +86,9 @@ def atomic_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
                 if replaces and place.exists():
                     os.replace(place, old)
                 os.replace(temporary, place)
-            except BaseException:
+            finally:
                 if old.exists() and not place.exists():
                     os.replace(old, place)
-                raise
             _sync(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -27,7 +27,7 @@ NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that say
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
 
 REINSTALL_GPU = "pip install --force-reinstall --no-deps onnxruntime-gpu"
-WIDE = 256  # channels of a layer from which on OpenVINO is faster (docs/performance.md)
+WIDE = 256  # channels of a layer from which on OpenVINO is faster (docs/notes.md)
 
 OrtValue = Any
 

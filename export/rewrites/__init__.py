@@ -1,7 +1,7 @@
 """Exact rewrites before export: the same function in fewer or better suited operations.
 
 Each changes copies of the networks in place.  `REWRITES` lists them in the order in which they are
-applied; docs/performance.md says why a precision takes one.  The engine `fused` exports nothing and
+applied; docs/notes.md says why a precision takes one.  The engine `fused` exports nothing and
 calls some of the same functions (engine/backends/fused/networks.py).
 """
 
@@ -139,7 +139,7 @@ def convolution_sizes(graph: nn.Module, spec: GraphSpec) -> dict[str, int]:
 
 
 def pays(conv: nn.Conv2d, size: int) -> bool:
-    """Whether Winograd's form is faster on a CPU (docs/performance.md)."""
+    """Whether Winograd's form is faster on a CPU (docs/notes.md)."""
     is_plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
     return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
 

@@ -93,10 +93,6 @@ def verify(
             "--engine (default torch)."
         ),
     ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(help="With --images: put the result into the engine's row in this .jsonl."),
-    ] = None,
     cuda_graph: CudaGraph = True,
     as_json: Json = False,
 ) -> None:
@@ -110,12 +106,10 @@ def verify(
     require("torch", "safetensors")
     opened = chosen_bundle(dataset, bundle)
     if images is not None:
-        refuse_with_images(num, batch)
-        asked = (precision, device)
-        compare_images(images, opened, engine, asked, record, as_json)
+        if num is not None or batch is not None:
+            raise BadInput("--images compares all images of the file; leave out --num and --batch")
+        compare_images(images, opened, engine, (precision, device), as_json)
         return
-    if record is not None:
-        raise BadInput("--record belongs to --images; `lddgan bench --verify` does both at once")
 
     def show(found: Verification) -> None:
         typer.echo(found.model_dump_json()) if as_json else print_verification(found)
@@ -216,17 +210,10 @@ def compare_images(
     opened: Bundle,
     engine: str,
     asked: tuple[Any, Any],
-    rows: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare the images of a file with an engine's, print the result, and record it."""
-    from engine.kept_images import (
-        in_words,
-        read_images,
-        record_images,
-        refuse_images,
-        verify_images,
-    )
+    """Compare the images of a file with an engine's and print the result."""
+    from engine.kept_images import in_words, read_images, refuse_images, verify_images
     from engine.registry import open_engine
 
     images, origin = read_images(path, opened)
@@ -234,17 +221,7 @@ def compare_images(
     sampler = open_engine(opened, reference, *asked, batch=len(images))
     found = verify_images(images, origin, sampler)
     typer.echo(found.model_dump_json() if as_json else in_words(found))
-    if rows is not None:
-        record_images(found, rows)
     refuse_images(found)
-
-
-def refuse_with_images(num: int | None, batch: int | None) -> None:
-    """Raise BadInput for options of the other verification."""
-    from lddgan.errors import BadInput
-
-    if num is not None or batch is not None:
-        raise BadInput("--images compares all images of the file; leave out --num and --batch")
 
 
 def refuse_with_checkpoint(

@@ -12,10 +12,10 @@ import numpy as np
 
 from engine.backend import Backend, Inputs, Made, Native, Program
 from engine.timing import Timer, median_ms
+from engine.tuning import Tuning
 from lddgan.errors import OutOfMemory
 from lddgan.names import Device
 from lddgan.preset import Preset
-from lddgan.progress import Log
 
 MOST_GRAPHS: Final = 8  # captured sizes that are kept; the one unused for longest is dropped
 PARTS: Final = (1, 4)  # into which tuning cuts a batch for the decoder
@@ -42,9 +42,9 @@ class Graphed(Backend):
     device: Device = "cuda"
     draws_on_host = False
 
-    def __init__(self, preset: Preset, *, captures: bool, chunks: dict[int, int], log: Log) -> None:
-        """`chunks` are the decoder's best ones by batch, as far as they are known."""
-        self.preset, self.captures, self.chunks, self.log = preset, captures, chunks, log
+    def __init__(self, preset: Preset, tuning: Tuning, *, captures: bool) -> None:
+        self.preset, self.tuning, self.captures = preset, tuning, captures
+        self.chunks = tuning.read()  # the decoder's best ones by batch
         self.recorded: dict[int, Recorded] = {}  # by batch size, the last used last
 
     @abstractmethod
@@ -66,10 +66,6 @@ class Graphed(Backend):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until the stream has done everything."""
-
-    @abstractmethod
-    def save_chunk(self, batch: int) -> None:
-        """Store what tuning found for `batch` where the next process finds it."""
 
     def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
         self.ask(seed, first)
@@ -103,8 +99,8 @@ class Graphed(Backend):
         x_0 = self.upload(np.random.default_rng(0).standard_normal(shape, np.float32))
         decode = partial(self.decode_in, x_0)
         self.chunks[batch] = best = fastest_chunk(self.timer(), decode, batch, self.least)
-        self.log(f"the decoder is fastest with {best} images at once at batch {batch}")
-        self.save_chunk(batch)
+        self.tuning.log(f"the decoder is fastest with {best} images at once at batch {batch}")
+        self.tuning.add(batch, best)
 
     def facts(self) -> dict[str, Any]:
         return {"decoder_chunk": {str(batch): size for batch, size in self.chunks.items()}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ from export.agreement import (
 )
 from export.bundle import CHECKPOINT, Bundle
 from lddgan.errors import BadInput, LddganError, why_invalid
-from lddgan.files import atomic_write
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
 from lddgan.preset import Preset
@@ -182,27 +180,3 @@ def in_words(found: ImagesVerified) -> str:
         f"1, {found.over_2:.4%} by more than 2), PSNR {found.chain_psnr:.1f} dB\n"
         + ("passed" if found.why_failed is None else f"failed: {found.why_failed}")
     )
-
-
-def record_images(found: ImagesVerified, path: Path) -> None:
-    """Put a result into the newest row of its engine in a file of `lddgan bench --save`.
-
-    Raises BadInput if there is no such row.
-    """
-    one = found.origin
-    wanted = {
-        "kind": "engine",
-        "dataset": one.dataset,
-        "engine": one.engine,
-        "precision": one.precision,
-        "cuda_graph": one.cuda_graph,
-    }
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        same = [row for row in rows if all(row.get(name) == wanted[name] for name in wanted)]
-    except (OSError, ValueError, AttributeError) as error:
-        raise BadInput(f"cannot read the rows of {path}: {error}") from error
-    if not same:
-        raise BadInput(f"{path} holds no row of {one.engine} {one.precision} and {one.dataset}")
-    same[-1]["verification"] = found.model_dump(mode="json")
-    atomic_write(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())

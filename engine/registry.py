@@ -13,7 +13,7 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.names import PRECISIONS, Device, DeviceName, Precision
 
 if TYPE_CHECKING:
-    from engine.backend import Engine
+    from engine.backend import Engine, Request
     from engine.sampler import Sampler
     from export.bundle import Bundle
     from lddgan.checkpoint import Model
@@ -86,11 +86,14 @@ def open_engine(
     There is no fallback.  Raises BadInput for a bundle that cannot be read, LddganError for an
     engine that cannot run, with the cause and what mends it.
     """
+    from engine.backend import Request
     from export.bundle import Bundle, open_bundle
+    from lddgan.progress import to_stderr
 
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     chosen = choose(engine, device, precision, opened.precisions, opened.preset)
-    return _open(opened, chosen, chunk, batch, cuda_graph, stream, accept_failed, log)
+    asked = (chunk, batch, cuda_graph, stream, accept_failed, log or to_stderr)
+    return _open(chosen.engine, Request(opened, chosen.device, chosen.precision, *asked))
 
 
 def open_model(
@@ -109,43 +112,25 @@ def open_model(
 
     The engine leaves the model as it is.  Everything else as in `open_engine`.
     """
+    from engine.backend import Request
+    from lddgan.progress import to_stderr
+
     runs_models = [name for name in ENGINES if not find_engine(name).needs_graphs]
     if engine not in runs_models:
         raise BadInput(
             f"a model without graphs is run by {', '.join(runs_models)}, not by {engine}"
         )
     chosen = choose(engine, device, precision, (), model.preset)
-    return _open(model, chosen, chunk, batch, cuda_graph, stream, False, log)
+    asked = (chunk, batch, cuda_graph, stream, False, log or to_stderr)
+    return _open(chosen.engine, Request(model, chosen.device, chosen.precision, *asked))
 
 
-def _open(
-    source: Bundle | Model,
-    chosen: Chosen,
-    chunk: int | None,
-    batch: int | None,
-    cuda_graph: bool,
-    stream: object | None,
-    accept_failed: bool,
-    log: Log | None,
-) -> Sampler:
-    from engine.backend import Request
+def _open(engine: str, request: Request) -> Sampler:
     from engine.sampler import Sampler, equal_parts
-    from lddgan.progress import to_stderr
 
-    record, log = find_engine(chosen.engine), log or to_stderr
-    if not record.captures and (stream is not None or not cuda_graph):
-        raise BadInput(f"the {chosen.engine} engine takes no stream and captures no CUDA graph")
-    request = Request(
-        source,
-        chosen.device,
-        chosen.precision,
-        chunk,
-        batch,
-        cuda_graph,
-        stream,
-        accept_failed,
-        log,
-    )
+    record, source = find_engine(engine), request.source
+    if not record.captures and (request.stream is not None or not request.cuda_graph):
+        raise BadInput(f"the {engine} engine takes no stream and captures no CUDA graph")
     with ExitStack() as on_failure:
         backend = record.open(request)
         on_failure.callback(backend.close)
@@ -153,11 +138,11 @@ def _open(
             backend,
             source.preset,
             random_weights=source.has_random_weights,
-            chunk=chunk,
-            log=log,
+            chunk=request.chunk,
+            log=request.log,
         )
-        if batch is not None:
-            backend.prepare(equal_parts(batch, sampler.chunk)[0])
+        if request.batch is not None:
+            backend.prepare(equal_parts(request.batch, sampler.chunk)[0])
         on_failure.pop_all()  # it is open; whoever has it closes it
         return sampler
 

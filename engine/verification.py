@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from export.agreement import (
-    LEVELS_TOLERANCE,
-    Differences,
-    limits_of,
-    passed_limit,
-)
+from export.agreement import LEVELS_TOLERANCE, Differences, limits_of, passed_limit
 from lddgan.errors import LddganError
 from lddgan.frozen import Frozen
 from lddgan.names import Precision
-
-if TYPE_CHECKING:
-    pass
 
 REMEDIES: Final[dict[Precision, str]] = {
     "fp16": "use --precision fp32, or --engine fused --precision bf16",

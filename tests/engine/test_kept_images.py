@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.row import read_rows, write_rows
 from engine.kept_images import (
     ImagesVerified,
     Origin,
     in_words,
     read_images,
-    record_images,
     refuse_images,
     verify_images,
 )
@@ -28,7 +26,6 @@ from engine.sampler import Sampler
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
 from lddgan.pictures import npz
-from tests.bench.rows import row
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED, FIRST = 5, 7, 3
@@ -155,26 +152,6 @@ def test_a_file_of_something_else_is_refused(kept: Path, bundle: Bundle, tmp_pat
         read_images(tmp_path / "x.npy", bundle)
     with pytest.raises(BadInput, match="No such file"):
         read_images(tmp_path / "none.npz", bundle)
-
-
-def test_the_result_goes_into_the_newest_row_of_the_engine(
-    kept: Path, bundle: Bundle, torch: Sampler, tmp_path: Path
-) -> None:
-    found, path = changed(kept, bundle, torch, nothing), tmp_path / "rows.jsonl"
-    ort = row(dataset="tiny")
-    write_rows([ort, ort, row("trt", dataset="tiny"), row("torch", dataset="tiny"), row()], path)
-    record_images(found, path)
-    held = [one.verification for one in read_rows(path)]
-    assert [one is None for one in held] == [True, False, True, True, True]
-    assert ImagesVerified.model_validate(held[1]) == found
-    of_trt = {"engine": "trt", "precision": "fp16", "cuda_graph": True}
-    other = found.model_copy(update={"origin": found.origin.model_copy(update=of_trt)})
-    with pytest.raises(BadInput, match="holds no row of trt fp16 and tiny"):
-        record_images(other, path)
-    path.write_text("my notes\n")
-    with pytest.raises(BadInput, match="cannot read the rows of"):
-        record_images(found, path)
-    assert path.read_text() == "my notes\n"
 
 
 def test_an_origin_names_what_ran(torch: Sampler) -> None:

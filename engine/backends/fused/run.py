@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -17,13 +17,11 @@ from engine.backends.fused.reference import PLAIN, Ops
 from engine.graphed import Graphed, Recorded
 from engine.requirements import one_line
 from engine.timing import Timer
+from engine.tuning import Tuning
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
 from lddgan.torch_settings import memory_named, where
-
-if TYPE_CHECKING:
-    from engine.backends.fused.engine import Store
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,
@@ -149,19 +147,12 @@ class FusedOnGpu(Graphed, FusedBackend):
         gpu: Gpu,
         *,
         cuda_graph: bool,
-        store: Store,
+        tuning: Tuning,
     ) -> None:
-        self.gpu, self.store = gpu, store
-        self.machine = f"{gpu.where}, {precision}"
+        self.gpu = gpu
         self.precision = precision  # of `running`
         FusedBackend.__init__(self, model, precision, ops, gpu.torch_device)
-        Graphed.__init__(
-            self,
-            model.preset,
-            captures=cuda_graph,
-            chunks=store.chunks(self.machine),
-            log=store.log,
-        )
+        Graphed.__init__(self, model.preset, tuning, captures=cuda_graph)
         self.where = gpu.where
         self.request = self.upload(np.zeros(2, np.int64))  # seed, first index: read by every launch
 
@@ -208,9 +199,6 @@ class FusedOnGpu(Graphed, FusedBackend):
                 graph.replay()
 
         return Recorded(launch, made, graph)
-
-    def save_chunk(self, batch: int) -> None:
-        self.store.save(self.machine, batch, self.chunks[batch])
 
     def close(self) -> None:
         Graphed.close(self)

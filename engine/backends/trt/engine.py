@@ -70,21 +70,17 @@ def open_tensorrt(request: Request, *, name: LibraryName) -> Backend:
             f"chunk is {request.chunk}, the engine {plans.folder.name} takes {profile.min}.."
             f"{profile.max}; `lddgan build --batch` makes another"
         )
-    backend = run_plans(
-        tools, plans, request.bundle.preset, cuda_graph=request.cuda_graph, log=request.log
-    )
+    backend = run_plans(tools, plans, request.bundle.preset, cuda_graph=request.cuda_graph)
     if request.batch is None:
         backend.prepare(request.chunk or profile.max)
     return backend
 
 
-def run_plans(
-    tools: Tools, plans: PlanSet, preset: Preset, *, cuda_graph: bool, log: Log
-) -> Backend:
+def run_plans(tools: Tools, plans: PlanSet, preset: Preset, *, cuda_graph: bool) -> Backend:
     """Load plans into a backend."""
     from engine.backends.trt.run import TrtBackend
 
-    return TrtBackend(tools.gpu, tools.library, plans, preset, cuda_graph=cuda_graph, log=log)
+    return TrtBackend(tools.gpu, tools.library, plans, preset, cuda_graph=cuda_graph)
 
 
 def suitable_plans(
@@ -163,7 +159,7 @@ def build_plans(
         rebuild=rebuild,
         workspace=tools.workspace,
     )
-    with closing(run_plans(tools, plans, bundle.preset, cuda_graph=False, log=log)) as backend:
+    with closing(run_plans(tools, plans, bundle.preset, cuda_graph=False)) as backend:
         backend.prepare(options.profile.opt)
     return plans
 

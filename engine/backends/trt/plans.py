@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from engine.backends.trt.build import BuildOptions, build_graph
 from engine.backends.trt.key import GpuIdentity, PlanKey, Which, plan_key
 from engine.backends.trt.library import Library
 from engine.backends.trt.progress import DONE
 from engine.backends.trt.timing_cache import read_timing_cache, save_timing_cache
+from engine.tuning import Tuning
 from export.bundle import Bundle, FileEntry, store_folder
-from export.graphs import MAX_BATCH, graph_specs
+from export.graphs import graph_specs
 from lddgan.errors import LddganError, why_invalid
 from lddgan.files import (
     atomic_folder,
@@ -60,18 +61,12 @@ class Stamped(Frozen):
     content: dict[str, Any]
 
 
-class Tuning(Frozen):
-    """The decoder's best chunk for each batch size."""
-
-    chunks: dict[int, Annotated[int, Field(ge=1, le=MAX_BATCH)]] = Field(default_factory=dict)
-
-
 class PlanSet:
     """The plans of both graphs, checked, in one folder of the store."""
 
     def __init__(self, folder: Path, record: PlanRecord, log: Log) -> None:
         self.folder, self.record, self.log = folder, record, log
-        self._tuning = self._load(TUNING, Tuning) or Tuning()
+        self.tuning = Tuning(folder / TUNING, record.key.digest, log)
 
     @property
     def key(self) -> PlanKey:
@@ -98,22 +93,6 @@ class PlanSet:
             self._save(VERIFICATION, found)
         except LddganError as error:
             self.log(f"the verification is not kept: {error}")
-
-    @property
-    def tuning(self) -> dict[int, int]:
-        """Batch size -> the decoder's best chunk."""
-        return self._tuning.chunks
-
-    def save_tuning(self, found: dict[int, int]) -> None:
-        """Keep what was measured beside what is known.
-
-        It lasts for this process only, which is logged, if the store cannot be written.
-        """
-        self._tuning = Tuning(chunks={**self.tuning, **found})
-        try:
-            self._save(TUNING, self._tuning)
-        except LddganError as error:
-            self.log(f"the tuning is not kept: {error}")
 
     @property
     def _digests(self) -> dict[str, str]:
@@ -206,28 +185,6 @@ def best_first(known: Iterable[Sized], batches: Sequence[int | None]) -> list[Si
     return [one for _, one in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def others(folder: Path, key: PlanKey) -> list[str]:
-    """Describe each plan of this engine and precision that was made elsewhere, in a sentence."""
-    sentences = []
-    for record in records(folder, lambda _: None):
-        other = record.key
-        if (other.engine, other.precision) != (key.engine, key.precision):
-            continue
-        causes = [
-            f"{what} {theirs}, not {ours}"
-            for what, theirs, ours in (
-                ("version", other.version, key.version),
-                ("GPU", other.gpu, key.gpu),
-            )
-            if theirs != ours
-        ]
-        causes += ["other graphs of this data set"] if other.graphs != key.graphs else []
-        causes += ["other builder flags"] if not causes and other.flags != key.flags else []
-        if causes:
-            sentences.append(f"{folder / other.folder_name} is of {' and '.join(causes)}")
-    return sentences
-
-
 def places(folder: Path) -> list[Path]:
     """List the folders of the store that have their final name."""
     return sorted(folder.glob("[!.]*/"))
@@ -293,12 +250,12 @@ def ensure(
     found = None if rebuild or looked else find(folder, key, log)
     if found is not None:
         return found
-    for sentence in others(folder, key):
-        log(f"{sentence}: building anew")
     with build_lock(folder, key.folder_name, log):
         sweep(folder, RECORD, held=key.folder_name)
         found = None if rebuild else find(folder, key, lambda _: None)
-        return found or build(bundle, library, key, options, folder, log, workspace)
+        if found is not None:
+            return PlanSet(found.folder, found.record, log)
+        return build(bundle, library, key, options, folder, log, workspace)
 
 
 def build(

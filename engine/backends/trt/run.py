@@ -19,7 +19,6 @@ from engine.verification import Verification
 from export.graphs import BATCH, GraphSpec, TensorSpec, graph_specs
 from lddgan.errors import BadInput
 from lddgan.preset import Preset
-from lddgan.progress import Log
 
 ALIGNMENT: Final = 256  # bytes; TensorRT refuses other addresses of tensors
 
@@ -119,9 +118,8 @@ class TrtBackend(Graphed):
         preset: Preset,
         *,
         cuda_graph: bool,
-        log: Log,
     ) -> None:
-        super().__init__(preset, captures=cuda_graph, chunks=dict(plans.tuning), log=log)
+        super().__init__(preset, plans.tuning, captures=cuda_graph)
         self.gpu, self.library, self.plans = gpu, library, plans
         self.specs = graph_specs(preset)
         self.name, self.precision = library.name, plans.key.precision
@@ -250,9 +248,6 @@ class TrtBackend(Graphed):
             super().prepare(batch)
         finally:
             self._forget_contexts()
-
-    def save_chunk(self, batch: int) -> None:
-        self.plans.save_tuning({batch: self.chunks[batch]})
 
     def close(self) -> None:
         super().close()

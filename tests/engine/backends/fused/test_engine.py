@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.backend import Made
 from engine.backends.fused import engine
-from engine.backends.fused.engine import TUNING, Store
+from engine.backends.fused.engine import TUNING
 from engine.backends.fused.gpu import _Array
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.fused.run import FusedBackend, FusedOnGpu, why
@@ -25,6 +25,7 @@ from engine.gpu.noise_kernel import checked_sizes
 from engine.graphed import MOST_GRAPHS
 from engine.registry import open_engine
 from engine.sampler import Sampler
+from engine.tuning import Tuning
 from engine.verify import verify_engine
 from export.bundle import DIGITS
 from lddgan.checkpoint import Model
@@ -116,8 +117,8 @@ def open_on(gpu: PlayedGpu, model: Model, *, cuda_graph: bool = True) -> Sampler
         return call
 
     ops = Ops(*map(on_stream, PLAIN[:-1]))  # all but the errors
-    store = Store(None, lambda _: None)
-    backend = FusedOnGpu(model, "fp32", ops, gpu, cuda_graph=cuda_graph, store=store)
+    tuning = Tuning(None, "", lambda _: None)
+    backend = FusedOnGpu(model, "fp32", ops, gpu, cuda_graph=cuda_graph, tuning=tuning)
     return Sampler(backend, model.preset, random_weights=True, chunk=100, log=lambda _: None)
 
 
@@ -317,25 +318,23 @@ def test_tuning_is_kept_by_gpu_precision_and_batch(
 ) -> None:
     monkeypatch.setattr(FusedOnGpu, "timer", lambda self: None)
     monkeypatch.setattr("engine.graphed.fastest_chunk", lambda timer, decode, batch, least: 1)
-    monkeypatch.setattr(PlayedGpu, "where", "an H100")
     said: list[str] = []
     kept = tmp_path / "engines" / TUNING
 
-    def tuned(batch: int, precision: Precision = "fp32") -> list[str]:
+    def tuned(batch: int, precision: Precision = "fp32", gpu_name: str = "an H100") -> list[str]:
         """Prepare a new engine for a batch; what it logs."""
         said.clear()
-        store = Store(kept, said.append)
-        FusedOnGpu(tiny_model, precision, PLAIN, gpu, cuda_graph=True, store=store).prepare(batch)
+        tuning = Tuning(kept, f"{gpu_name}, {precision}", said.append)
+        FusedOnGpu(tiny_model, precision, PLAIN, gpu, cuda_graph=True, tuning=tuning).prepare(batch)
         return said
 
     assert tuned(2) == ["the decoder is fastest with 1 images at once at batch 2"]
     assert json.loads(kept.read_text()) == {"chunks": {"an H100, fp32, batch 2": 1}}
     assert tuned(2) == []  # known from the file
     assert tuned(3) and tuned(2, "fp16")
-    monkeypatch.setattr(PlayedGpu, "where", "an H200")
-    assert tuned(2) and len(json.loads(kept.read_text())["chunks"]) == 4
-    kept.write_text('{"chunks": {"an H200, fp32, batch 2": 0}}')
-    assert tuned(2)[0].startswith(f"{kept} is left aside: chunks.an H200")
+    assert tuned(2, gpu_name="an H200") and len(json.loads(kept.read_text())["chunks"]) == 4
+    kept.write_text('{"chunks": {"an H100, fp32, batch 2": 0}}')
+    assert tuned(2)[0].startswith(f"{kept} is left aside: chunks.an H100")
     kept.unlink()
     kept.mkdir()
     assert tuned(2)[-1].startswith(f"the tuning is not kept: cannot write {kept}")

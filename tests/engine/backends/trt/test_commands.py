@@ -126,6 +126,7 @@ def test_a_store_of_another_user_is_used_as_it_is(
 
     lddgan("build")
     monkeypatch.setattr(plans, "atomic_write", refuse)
+    monkeypatch.setattr("engine.tuning.atomic_write", refuse)
     _, err = lddgan("sample", "--num", 2, "--out", "two.npz")
     assert "the tuning is not kept: cannot write" in err and Path("two.npz").exists()
     out, err = lddgan("verify", "--num", 2, "--json")

@@ -7,25 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends.trt.plans import choose, options_before, others
+from engine.backends.trt.plans import choose, options_before
 from lddgan.errors import LddganError
 from lddgan.frozen import Frozen
-from tests.engine.backends.trt.scripted import BOTH, STRONG
+from tests.engine.backends.trt.scripted import STRONG
 from tests.engine.backends.trt.store import OPTIONS, OTHER_GPU, Store, flip, sized
-
-
-def test_plans_made_elsewhere_are_explained(store: Store) -> None:
-    old = store.ensure(gpu=OTHER_GPU, version=STRONG)
-    store.ensure()
-    assert store.said(
-        f"{old.folder} is of version {STRONG}, not {BOTH} and GPU NVIDIA GeForce RTX 4090 (8.9), "
-        "not NVIDIA H200 (9.0): building anew"
-    )
-
-
-def test_other_sizes_of_the_same_are_not_elsewhere(store: Store) -> None:
-    store.ensure(sized(1, 2, 3))
-    assert others(store.folder, store.key()) == []
 
 
 @pytest.mark.parametrize(
@@ -113,23 +99,21 @@ def test_findings_are_kept_with_the_plans(store: Store) -> None:
     plans = store.ensure()
     assert plans.verification(Finding) is None
     plans.save_verification(Finding(psnr=41.5, passed=True))
-    plans.save_tuning({100: 20})
-    plans.save_tuning({16: 8})
+    plans.tuning.add(100, 20)
+    plans.tuning.add(16, 8)
     found = store.ensure()
     assert found.verification(Finding) == Finding(psnr=41.5, passed=True)
-    assert found.tuning == {100: 20, 16: 8}
+    assert found.tuning.read() == {100: 20, 16: 8}
 
 
-def test_what_cannot_be_kept_is_said_and_the_tuning_used(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_kept_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, data: bytes) -> None:
         raise LddganError(f"cannot write {path}: Permission denied")
 
     plans = store.ensure()
-    monkeypatch.setattr("engine.backends.trt.plans.atomic_write", refuse)
-    plans.save_tuning({100: 20})
-    assert plans.tuning == {100: 20}
+    for module in ("engine.backends.trt.plans", "engine.tuning"):
+        monkeypatch.setattr(f"{module}.atomic_write", refuse)
+    plans.tuning.add(100, 20)
     assert store.lines[-1].startswith("the tuning is not kept: cannot write ")
     plans.save_verification(Finding(psnr=41.5, passed=True))
     assert store.lines[-1].startswith("the verification is not kept: cannot write ")
@@ -139,22 +123,22 @@ def test_what_cannot_be_kept_is_said_and_the_tuning_used(
 def test_findings_about_other_plans_are_left_aside(store: Store) -> None:
     small, large = store.ensure(), store.ensure(sized(1, 2, 3))
     small.save_verification(Finding(psnr=41.5, passed=True))
-    small.save_tuning({16: 8})
+    small.tuning.add(16, 8)
     for name in ("verification.json", "tuning.json"):
         shutil.copy(small.folder / name, large.folder / name)
     again = store.ensure(sized(1, 2, 3))
     assert again.verification(Finding) is None
-    assert again.tuning == {}
-    assert sum("it is of other plans" in line for line in store.lines) == 2
+    assert again.tuning.read() == {}
+    assert store.said("it is of other plans")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"plans": {}, "content": {"chunks": {"16": 0}}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"chunks": {"16": 0}}'])
 def test_findings_that_do_not_parse_are_left_aside(store: Store, content: str) -> None:
     folder = store.ensure().folder
     for name in ("verification.json", "tuning.json"):
         (folder / name).write_text(content)
     plans = store.ensure()
-    assert plans.verification(Finding) is None and plans.tuning == {}
+    assert plans.verification(Finding) is None and plans.tuning.read() == {}
     assert store.said(f"{folder / 'tuning.json'} is left aside: ")
     assert store.said(f"{folder / 'verification.json'} is left aside: ")
 

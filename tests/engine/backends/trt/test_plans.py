@@ -93,7 +93,6 @@ def test_a_bundle_exported_again_has_other_plans(tmp_path: Path, store: Store) -
     other = Store(make_bundle(tmp_path / "again", b"another graph"), store.script)
     shutil.copytree(store.folder, other.folder)
     assert other.ensure().folder.name != old.folder.name
-    assert other.said("is of other graphs of this data set: building anew")
 
 
 def truncate(folder: Path) -> None:
@@ -184,11 +183,11 @@ def test_a_failed_second_graph_publishes_nothing_but_the_timing_cache(store: Sto
 
 def test_rebuilding_builds_again_in_the_same_place(store: Store) -> None:
     first = store.ensure()
-    first.save_tuning({16: 4})
+    first.tuning.add(16, 4)
     second = store.ensure(rebuild=True)
     assert first.folder == second.folder
     assert store.script.builds == ["generator", "decoder"] * 2
-    assert second.tuning == {}
+    assert second.tuning.read() == {}
 
 
 def test_the_timing_cache_goes_from_build_to_build(store: Store) -> None:

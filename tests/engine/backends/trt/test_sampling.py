@@ -256,7 +256,7 @@ def test_tuning_keeps_the_fastest_chunk_beside_the_plans(trt, machine, monkeypat
     backend.prepare(20)
     assert backend.chunks == {20: 5}
     again = plans.choose(backend.plans.folder.parent, backend.plans.key, [20], print)
-    assert again is not None and again.tuning == {20: 5}
+    assert again is not None and again.tuning.read() == {20: 5}
 
 
 def test_tuning_gives_its_memory_back(trt, monkeypatch: pytest.MonkeyPatch) -> None:

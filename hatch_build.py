@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PACKAGE = "lddgan"
 MOVED = ("engine", "export", "bench", "cli")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "studies", "results")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "gpu_report", "studies", "results")
 
 
 class OnePackage(BuildHookInterface):

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("lddgan", "export", "engine", "bench", "cli")  # each imports those before it
 ROOF = {"lddgan", "lddgan.__main__"}  # the public face, which imports all of them when asked
 FILE_LINES, FUNCTION_LINES = 400, 60
-PRODUCT_LINES = 18_950  # on its way to 17,000; raised only in a commit of its own
+PRODUCT_LINES = 18_000  # on its way to 17,000; raised only in a commit of its own
+TOOLS = ("bench/gpu_report", "bench/studies")  # run from the repository, in no wheel
+TOOL_LINES = 1_200
 STORIES = {"Sampler.stream", "train", "export_bundle"}  # long and linear, a heading for each part
 
 PRODUCT = sorted(path for name in FOLDERS[:-1] for path in (ROOT / name).rglob("*.py"))
@@ -80,4 +82,7 @@ def test_files_functions_and_the_whole_stay_small() -> None:
         if count > FUNCTION_LINES and name not in STORIES
     ]
     assert long == []
-    assert sum(lines[path] for path in PRODUCT) <= PRODUCT_LINES
+    tools = [path for path in PRODUCT if str(path.relative_to(ROOT)).startswith(TOOLS)]
+    tool_lines = sum(lines[path] for path in tools)
+    assert tool_lines <= TOOL_LINES
+    assert sum(lines[path] for path in PRODUCT) - tool_lines <= PRODUCT_LINES

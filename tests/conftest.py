@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from engine.gpu.driver import find_gpu
 from lddgan.networks.configs import KlConfig, NcsnppConfig, SmallConfig, VqConfig
 from lddgan.preset import Preset, Training
+from tests.bundles import exported
 from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their names
     pytest_collection_modifyitems,
     pytest_configure,
@@ -20,8 +19,6 @@ from tests.fake_cuda.plugin import (  # noqa: F401 - pytest finds hooks by their
     pytest_runtest_setup,
 )
 
-ROOT = Path(__file__).parents[1]
-EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 OURS = ("lddgan", "export", "engine", "bench", "cli", "tests")
 
 
@@ -123,49 +120,31 @@ def tiny_vq_model():  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_model) -> Path:  # type: ignore[no-untyped-def]
     """The KL model exported in fp32 and fp16. Tests that change files copy it first."""
-    return exported_once(tiny_model, ("fp32", "fp16"))
+    pytest.importorskip("onnxscript")
+    return exported(tiny_model, ("fp32", "fp16"))
 
 
 @pytest.fixture(scope="session")
 def tiny_vq_bundle(tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
     """The VQ model exported in fp32."""
-    return exported_once(tiny_vq_model, ("fp32",))
+    pytest.importorskip("onnxscript")
+    return exported(tiny_vq_model, ("fp32",))
 
 
 @pytest.fixture(scope="session")
 def bare_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model) -> Path:  # type: ignore[no-untyped-def]
     """The KL model without graphs, for the engines that need none; made without onnx."""
-    return exported(tmp_path_factory.mktemp("bare") / "tiny", tiny_model, ())
+    return bare(tmp_path_factory.mktemp("bare") / "tiny", tiny_model)
 
 
 @pytest.fixture(scope="session")
 def bare_vq_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
     """The VQ model without graphs."""
-    return exported(tmp_path_factory.mktemp("bare") / "tiny_vq", tiny_vq_model, ())
+    return bare(tmp_path_factory.mktemp("bare") / "tiny_vq", tiny_vq_model)
 
 
-def exported(folder: Path, model, precisions) -> Path:  # type: ignore[no-untyped-def]
-    if precisions:
-        pytest.importorskip("onnxscript")
+def bare(folder: Path, model) -> Path:  # type: ignore[no-untyped-def]
     from export.exporter import export_bundle
 
-    export_bundle(model, folder, precisions)
+    export_bundle(model, folder, ())
     return folder
-
-
-def exported_once(model, precisions) -> Path:  # type: ignore[no-untyped-def]
-    """A bundle that all test processes share, made anew when what makes it has changed."""
-    pytest.importorskip("onnxscript")
-    from lddgan.extras import version_of
-
-    digest = hashlib.sha256(repr([version_of(name) for name in EXPORTERS]).encode())
-    for path in sorted(
-        path for folder in ("export", "lddgan") for path in (ROOT / folder).rglob("*.py")
-    ):
-        digest.update(path.read_bytes())
-    folder = ROOT / "build" / "test-bundles" / f"{model.preset.name}-{digest.hexdigest()[:16]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        return (
-            folder if (folder / "manifest.json").exists() else exported(folder, model, precisions)
-        )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from export.bundle import open_bundle
+from tests.bundles import PEAK, exported_by_command, peak_gb, python
 
 EXPORT_GB, SAMPLE_GB = 6.0, 4.0  # at most, of memory
 
@@ -19,49 +18,25 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 def lddgan(*args: object, cwd: Path) -> str:
     """Standard output of `lddgan ARGS`, which must succeed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lddgan", *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def peak_gb(*args: object, cwd: Path) -> float:
-    """Largest resident size of `lddgan ARGS` in GB."""
-    program = (
-        "import resource, subprocess, sys\n"
-        "subprocess.run([sys.executable, '-m', 'lddgan', *sys.argv[1:]], check=True)\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, args)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.splitlines()[-1]) / 1e6
+    return python("-m", "lddgan", *args, cwd=cwd)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
 def test_export_bench_sample(dataset: str, tmp_path: Path) -> None:
-    assert peak_gb("export", "--dataset", dataset, cwd=tmp_path) < EXPORT_GB
-    assert open_bundle(tmp_path / "exports" / dataset).precisions == ("fp32", "fp16")
-    verified = lddgan("verify", "--engine", "ort", "--num", 2, "--json", cwd=tmp_path)
+    folder = exported_by_command(dataset)
+    assert float((folder / PEAK).read_text()) < EXPORT_GB
+    assert open_bundle(folder / "exports" / dataset).precisions == ("fp32", "fp16")
+    verified = lddgan("verify", "--engine", "ort", "--num", 2, "--json", cwd=folder)
     found = json.loads(verified)
     assert found["images"] == 2 and found["why_failed"] is None
-    measured = lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=tmp_path)
+    measured = lddgan("bench", "--batch", 2, "--trials", 3, "--json", cwd=folder)
     row = json.loads(measured.splitlines()[0])
     assert row["grey_levels"] <= 1
     assert row["preset"]["name"] == dataset
-    many = ("sample", "--engine", "ort", "--num", 4, "--batch", 100, "--out", "four.npz")
-    assert peak_gb(*many, cwd=tmp_path) < SAMPLE_GB
-    images = np.load(tmp_path / "four.npz")["images"]
+    out = tmp_path / "four.npz"
+    many = ("sample", "--engine", "ort", "--num", 4, "--batch", 100, "--out", out)
+    assert peak_gb(*many, cwd=folder) < SAMPLE_GB
+    images = np.load(out)["images"]
     assert images.shape[0] == 4
     assert len({image.tobytes() for image in images}) == 4
 
@@ -77,7 +52,7 @@ def test_published_files_to_the_recorded_latents(tmp_path: Path) -> None:
     files = ("--generator", generator, "--autoencoder", autoencoder, "--out", "cifar10.safetensors")
     out = lddgan("import", "--dataset", "cifar10", *files, cwd=tmp_path)
     assert "autoencoder: 3 tensors under loss. are not needed" in out
-    lddgan("export", "--checkpoint", "cifar10.safetensors", cwd=tmp_path)
+    lddgan("export", "--checkpoint", "cifar10.safetensors", "--precision", "fp32", cwd=tmp_path)
     case = {name: tensor.numpy() for name, tensor in recorded("cifar10_sampler").items()}
     sampler = open_engine(tmp_path / "exports" / "cifar10", engine="ort", device="cpu")
     assert not sampler.random_weights

@@ -17,9 +17,8 @@ from export.fp16 import to_half
 from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from export.rewrites import TAKES
 from export.to_onnx import export_graph
-from lddgan.checkpoint import Model, build_model
-from lddgan.networks.registry import create
-from lddgan.presets import get_preset
+from lddgan.checkpoint import Model
+from tests.bundles import exported_by_command
 
 LARGEST = 2**31 - 1  # elements of one tensor
 SLICE = 512  # codes that the search looks at together
@@ -271,11 +270,9 @@ def test_older_parsers_read_the_same_shipped_graphs() -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("which", TINY_TENSORS)
-def test_older_parsers_read_the_same_cifar10_graphs(tmp_path: Path, which: str) -> None:
-    model = zero_model("cifar10")
-    path = tmp_path / f"{which}.onnx"
-    export_graph(graph_modules(model, TAKES["fp32"])[which], graph_specs(model.preset)[which], path)
-    check_older_parsers_read(path)
+def test_older_parsers_read_the_same_cifar10_graphs(which: str) -> None:
+    bundle = exported_by_command("cifar10") / "exports" / "cifar10"
+    check_older_parsers_read(bundle / f"{which}.fp32.onnx")
 
 
 def check_older_parsers_read(path: Path) -> None:
@@ -337,12 +334,8 @@ def test_search_never_holds_more_than_a_slice_of_the_codebook(tiny_vq_bundle: Pa
 @pytest.mark.full
 @pytest.mark.parametrize("which", ["generator", "decoder"])
 @pytest.mark.parametrize("dataset", ["celeba_256", "lsun"])
-def test_no_tensor_of_the_big_graphs_passes_the_index_limit(
-    tmp_path: Path, dataset: str, which: str
-) -> None:
-    model = zero_model(dataset)
-    path = tmp_path / f"{which}.onnx"
-    export_graph(graph_modules(model, TAKES["fp32"])[which], graph_specs(model.preset)[which], path)
+def test_no_tensor_of_the_big_graphs_passes_the_index_limit(dataset: str, which: str) -> None:
+    path = exported_by_command(dataset) / "exports" / dataset / f"{which}.fp32.onnx"
     check_older_parsers_read(path)
     graph, types = inferred(path, MAX_BATCH)
     largest = max(map(elements, types.values()))
@@ -352,11 +345,3 @@ def test_no_tensor_of_the_big_graphs_passes_the_index_limit(
         if dataset == "celeba_256":
             found = max(elements(types[name]) for node in search(graph) for name in node.output)
             assert found == MAX_BATCH * 4096 * SLICE
-
-
-def zero_model(dataset: str) -> Model:
-    preset = get_preset(dataset)
-    with torch.device("meta"):
-        shapes = [create(part, preset).state_dict() for part in ("generator", "autoencoder")]
-    zeros = [{name: torch.zeros(t.shape) for name, t in part.items()} for part in shapes]
-    return build_model(preset, *zeros, {})

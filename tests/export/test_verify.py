@@ -23,15 +23,12 @@ from export.agreement import (
     relative_error,
 )
 from export.bundle import Agreement
-from export.exporter import export_bundle, graph_modules
-from export.graphs import graph_specs
-from export.rewrites import TAKES
-from export.to_onnx import export_graph
+from export.exporter import export_bundle
 from export.verify import code_flips, refuse_disagreement
-from lddgan.checkpoint import Model, random_model, random_tensor
+from lddgan.checkpoint import Model, random_tensor
 from lddgan.diffusion import sample
 from lddgan.errors import LddganError
-from lddgan.presets import get_preset
+from tests.bundles import exported_by_command
 from tests.reference import weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -298,21 +295,10 @@ def test_random_tensors_follow_the_rule_of_the_recorded_cases() -> None:
             assert np.array_equal(random_tensor(name, tuple(shape)), expected), name
 
 
-@pytest.fixture(scope="module")
-def cifar10_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = random_model(get_preset("cifar10"))
-    path = tmp_path_factory.mktemp("cifar10") / "generator.onnx"
-    export_graph(
-        graph_modules(model, TAKES["fp32"])["generator"],
-        graph_specs(model.preset)["generator"],
-        path,
-    )
-    return path
-
-
 @pytest.mark.full
-def test_exported_cifar10_gives_the_recorded_latents(cifar10_generator: Path) -> None:
-    session = onnxruntime.InferenceSession(cifar10_generator, providers=["CPUExecutionProvider"])
+def test_exported_cifar10_gives_the_recorded_latents() -> None:
+    path = exported_by_command("cifar10") / "exports" / "cifar10" / "generator.fp32.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with np.load(REFERENCE / "cifar10_sampler.npz") as case:
         x, expected = case["x_T"], case["x_0"]
         for k in range(4):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,12 @@ from export.bundle import DIGITS, graph_file, open_bundle
 from export.graphs import GraphSpec, graph_specs
 from lddgan.names import Precision
 from lddgan.presets import get_preset
+from tests.bundles import exported_by_command
 from tests.engine.backends.trt import setup_cpu_builder as fixture
 from tests.engine.backends.trt.conftest import RunWith, python_with
 
 HERE = Path(__file__).resolve().parent
-PROGRAM = HERE / "export_and_build.py"
+PROGRAM = HERE / "build_plans.py"
 PROFILE = "1,16,127"
 KERNELS = 10e6  # bytes of code in a plan, at most
 MOST = {"fp16": 1.3, "fp32": 2.0}  # of the file: Winograd's weights are 4 times as large
@@ -37,7 +35,7 @@ def listed(spec: GraphSpec) -> list[list[Any]]:
 
 def check_built(run: RunWith, dataset: str, precision: Precision, files: list[Path]) -> None:
     """Build plans of both graphs; their bytes, tensors and progress are what they should be."""
-    done = run(PROGRAM, "build", dataset, precision, PROFILE, *files)
+    done = run(PROGRAM, dataset, precision, PROFILE, *files)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     specs = graph_specs(get_preset(dataset))
@@ -73,7 +71,7 @@ def test_a_graph_that_the_real_parser_refuses(
     path = tmp_path / "decoder.fp32.onnx"
     content = SHIPPED.graph("decoder", "fp32").read_bytes()
     path.write_bytes(content[: len(content) // 2] if kind == "truncated" else b"not a graph")
-    done = ready_builder(PROGRAM, "build", "digits", "fp32", PROFILE, path)
+    done = ready_builder(PROGRAM, "digits", "fp32", PROFILE, path)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("lddgan.errors.BadInput: TensorRT 11.4.0.106 does not take")
@@ -135,10 +133,8 @@ def test_digits_after_set_up(installed: Path, precision: Precision) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("dataset", ["digits", "cifar10", "celeba_256", "lsun"])
-def test_every_preset(installed: Path, tmp_path: Path, dataset: str, precision: Precision) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[3])}
-    exporting = [sys.executable, str(PROGRAM), "export", dataset, str(tmp_path), precision]
-    subprocess.run(exporting, check=True, env=environment, stdout=subprocess.DEVNULL)
-    files = [tmp_path / graph_file(w, precision) for w in graph_specs(get_preset(dataset))]
+@pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
+def test_every_preset(installed: Path, dataset: str, precision: Precision) -> None:
+    bundle = exported_by_command(dataset) / "exports" / dataset
+    files = [bundle / graph_file(w, precision) for w in graph_specs(get_preset(dataset))]
     check_built(python_with(installed / "builder"), dataset, precision, files)

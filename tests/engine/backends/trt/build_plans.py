@@ -1,7 +1,6 @@
-"""Export graphs of random weights, or build plans of graphs with the real builder.
+"""Build plans of graphs with the real builder; prints what they are, in JSON.
 
-usage: export_and_build.py export DATASET FOLDER PRECISION           needs torch
-       export_and_build.py build DATASET PRECISION PROFILE FILE...   needs `tensorrt`; prints JSON
+usage: build_plans.py DATASET PRECISION PROFILE FILE...   needs `tensorrt`
 """
 
 from __future__ import annotations
@@ -11,24 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.bundle import graph_file
 from export.graphs import GraphSpec, graph_specs
 from lddgan.names import Precision
 from lddgan.presets import get_preset
-
-
-def export(dataset: str, folder: str, precision: Precision) -> None:
-    from export.exporter import graph_modules
-    from export.fp16 import to_half
-    from export.rewrites import TAKES
-    from export.to_onnx import export_graph
-    from lddgan.checkpoint import random_model
-
-    preset = get_preset(dataset)
-    for which, module in graph_modules(random_model(preset), TAKES[precision]).items():
-        whole = to_half(module) if precision == "fp16" else module
-        path = Path(folder) / graph_file(which, precision)
-        export_graph(whole, graph_specs(preset)[which], path)
 
 
 def build(dataset: str, precision: Precision, profile: str, *files: str) -> None:
@@ -83,5 +67,4 @@ def tensors(library: Any, path: Path) -> list[tuple[str, list[int], str]]:
 
 
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:]
-    {"export": export, "build": build}[command](*arguments)
+    build(*sys.argv[1:])

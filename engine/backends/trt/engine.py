@@ -13,7 +13,7 @@ from engine.backends.trt.library import Library, LibraryName, load, why_missing
 from engine.backends.trt.plans import RECORD, PlanSet, choose, ensure, options_before
 from engine.gpu.device import Gpu, open_gpu, why_no_cuda_core
 from engine.gpu.driver import why_no_gpu
-from engine.verification import Verification, refuse
+from engine.verification import refuse
 from export.bundle import Bundle, store_folder
 from export.graphs import MAX_BATCH
 from lddgan.errors import BadInput, LddganError
@@ -62,7 +62,7 @@ def open_tensorrt(request: Request, *, name: LibraryName) -> Backend:
     tools = Tools(load(name), open_gpu(request.stream))
     wanted = request.batch or request.chunk
     plans = suitable_plans(request.bundle, tools, request.precision, wanted, request.log)
-    profile, verification = plans.key.profile, plans.verification(Verification)
+    profile, verification = plans.key.profile, plans.verification()
     if verification is not None and not request.accept_failed:
         refuse(verification)
     if request.chunk is not None and not profile.holds(request.chunk):

@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from engine.backends.trt.build import BuildOptions, build_graph
 from engine.backends.trt.key import GpuIdentity, PlanKey, Which, plan_key
@@ -21,6 +20,7 @@ from engine.backends.trt.library import Library
 from engine.backends.trt.progress import DONE
 from engine.backends.trt.timing_cache import read_timing_cache, save_timing_cache
 from engine.tuning import Tuning
+from engine.verification import Verification
 from export.bundle import Bundle, FileEntry, store_folder
 from export.graphs import graph_specs
 from lddgan.errors import LddganError, why_invalid
@@ -41,7 +41,6 @@ VERIFICATION = "verification.json"
 TUNING = "tuning.json"
 SUFFIX = ".plan"
 
-Model = TypeVar("Model", bound=BaseModel)
 Sized = TypeVar("Sized", "PlanKey", BuildOptions)
 
 
@@ -55,10 +54,10 @@ class PlanRecord(Frozen):
 
 
 class Stamped(Frozen):
-    """A later finding about two plans, and their sha256."""
+    """A verification of two plans, and their sha256."""
 
     plans: dict[Which, str]
-    content: dict[str, Any]
+    content: Verification
 
 
 class PlanSet:
@@ -83,31 +82,11 @@ class PlanSet:
             raise LddganError(f"{path} changed since it was checked; run it again")
         return content
 
-    def verification(self, model: type[Model]) -> Model | None:
+    def verification(self) -> Verification | None:
         """The stored verification of these plans. Returns None if there is no valid one."""
-        return self._load(VERIFICATION, model)
-
-    def save_verification(self, found: BaseModel) -> None:
-        """Keep a verification. Logs the reason if the store cannot be written."""
-        try:
-            self._save(VERIFICATION, found)
-        except LddganError as error:
-            self.log(f"the verification is not kept: {error}")
-
-    @property
-    def _digests(self) -> dict[str, str]:
-        return {which: entry.sha256 for which, entry in self.record.plans.items()}
-
-    def _save(self, name: str, found: BaseModel) -> None:
-        content = json.loads(found.model_dump_json())
-        stamped = Stamped.model_validate({"plans": self._digests, "content": content})
-        atomic_write(self.folder / name, stamped.model_dump_json(indent=1).encode())
-
-    def _load(self, name: str, model: type[Model]) -> Model | None:
-        path = self.folder / name
+        path = self.folder / VERIFICATION
         try:
             stamped = Stamped.model_validate_json(path.read_bytes())
-            found = model.model_validate_json(json.dumps(stamped.content))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -116,7 +95,19 @@ class PlanSet:
         if dict(stamped.plans) != self._digests:
             self.log(f"{path} is left aside: it is of other plans")
             return None
-        return found
+        return stamped.content
+
+    def save_verification(self, found: Verification) -> None:
+        """Keep a verification. Logs the reason if the store cannot be written."""
+        stamped = Stamped.model_validate({"plans": self._digests, "content": found})
+        try:
+            atomic_write(self.folder / VERIFICATION, stamped.model_dump_json(indent=1).encode())
+        except LddganError as error:
+            self.log(f"the verification is not kept: {error}")
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        return {which: entry.sha256 for which, entry in self.record.plans.items()}
 
 
 def reason(error: OSError | ValidationError) -> str:

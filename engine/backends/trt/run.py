@@ -229,7 +229,7 @@ class TrtBackend(Graphed):
     # ---- what is kept beside the plans ----
 
     def facts(self) -> dict[str, Any]:
-        key, found = self.plans.key, self.plans.verification(Verification)
+        key, found = self.plans.key, self.plans.verification()
         return super().facts() | {
             "verification": None if found is None else found.model_dump(mode="json"),
             "library": str(self.library),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine.backends.trt.plans import choose, options_before
+from engine.verification import LatentError, Verification
 from lddgan.errors import LddganError
-from lddgan.frozen import Frozen
+from tests.engine.backends.trt.conftest import AGREEMENT
 from tests.engine.backends.trt.scripted import STRONG
 from tests.engine.backends.trt.store import OPTIONS, OTHER_GPU, Store, flip, sized
 
@@ -84,25 +85,35 @@ def test_no_plan_holds_the_batch(store: Store) -> None:
     assert choose(store.folder, store.key(gpu=OTHER_GPU), [None], store.lines.append) is None
 
 
-class Finding(Frozen):
-    """Stands for a verification."""
-
-    psnr: float
-    passed: bool
-
-
-class Other(Frozen):
-    name: str
+PASSED = Verification(
+    **AGREEMENT.model_dump(exclude={"batches", "fp16_largest", "fp16_psnr"}),
+    images=1,
+    seed=0,
+    engine="trt",
+    precision="fp16",
+    where="a GPU",
+    reference="PyTorch",
+    date="2026-11-30",
+    calls=(),
+    decoder_mean=0.0,
+    latents=LatentError(largest=0.0, mean=0.0),
+    over_1=0.0,
+    over_2=0.0,
+    finite=True,
+    noise_identical=True,
+    drawn_levels=0,
+    why_failed=None,
+)
 
 
 def test_findings_are_kept_with_the_plans(store: Store) -> None:
     plans = store.ensure()
-    assert plans.verification(Finding) is None
-    plans.save_verification(Finding(psnr=41.5, passed=True))
+    assert plans.verification() is None
+    plans.save_verification(PASSED)
     plans.tuning.add(100, 20)
     plans.tuning.add(16, 8)
     found = store.ensure()
-    assert found.verification(Finding) == Finding(psnr=41.5, passed=True)
+    assert found.verification() == PASSED
     assert found.tuning.read() == {100: 20, 16: 8}
 
 
@@ -115,19 +126,19 @@ def test_what_cannot_be_kept_is_said(store: Store, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"{module}.atomic_write", refuse)
     plans.tuning.add(100, 20)
     assert store.lines[-1].startswith("the tuning is not kept: cannot write ")
-    plans.save_verification(Finding(psnr=41.5, passed=True))
+    plans.save_verification(PASSED)
     assert store.lines[-1].startswith("the verification is not kept: cannot write ")
-    assert plans.verification(Finding) is None
+    assert plans.verification() is None
 
 
 def test_findings_about_other_plans_are_left_aside(store: Store) -> None:
     small, large = store.ensure(), store.ensure(sized(1, 2, 3))
-    small.save_verification(Finding(psnr=41.5, passed=True))
+    small.save_verification(PASSED)
     small.tuning.add(16, 8)
     for name in ("verification.json", "tuning.json"):
         shutil.copy(small.folder / name, large.folder / name)
     again = store.ensure(sized(1, 2, 3))
-    assert again.verification(Finding) is None
+    assert again.verification() is None
     assert again.tuning.read() == {}
     assert store.said("it is of other plans")
 
@@ -138,13 +149,6 @@ def test_findings_that_do_not_parse_are_left_aside(store: Store, content: str) -
     for name in ("verification.json", "tuning.json"):
         (folder / name).write_text(content)
     plans = store.ensure()
-    assert plans.verification(Finding) is None and plans.tuning.read() == {}
+    assert plans.verification() is None and plans.tuning.read() == {}
     assert store.said(f"{folder / 'tuning.json'} is left aside: ")
     assert store.said(f"{folder / 'verification.json'} is left aside: ")
-
-
-def test_a_finding_of_another_shape_is_left_aside(store: Store) -> None:
-    plans = store.ensure()
-    plans.save_verification(Finding(psnr=41.5, passed=True))
-    assert plans.verification(Other) is None
-    assert store.said("verification.json is left aside: name: Field required")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost, measure_cost
 from bench.machine import gpu, load, machine, torch_settings
-from bench.roofline import Device, measure_ceilings, summary
+from bench.roofline import measure_ceilings, summary
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
@@ -28,7 +28,7 @@ from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from lddgan.errors import LddganError
 from lddgan.extras import require
 from lddgan.files import atomic_folder
-from lddgan.names import DeviceName, Precision
+from lddgan.names import Device, DeviceName, Precision
 from lddgan.progress import Log
 
 if TYPE_CHECKING:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost
 from engine.registry import BASELINE, find_engine
 from engine.timing import median_ms, torch_timer
 from lddgan.frozen import Frozen
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
 from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Device = Literal["cpu", "cuda"]
 
 
 class Sizes(NamedTuple):

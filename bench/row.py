@@ -15,12 +15,12 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, ValidationError
 
 from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
-from bench.roofline import Ceilings, Device, comparable
+from bench.roofline import Ceilings, comparable
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
 from lddgan.frozen import Frozen
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
 
 RESULTS: Final = Path("bench") / "results"  # in the repository
 REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GPU

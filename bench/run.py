@@ -20,7 +20,7 @@ from bench.machine import (
     peak_memory_mib,
     torch_settings,
 )
-from bench.roofline import Ceilings, Device, measure_ceilings, work_of
+from bench.roofline import Ceilings, measure_ceilings, work_of
 from bench.row import Row, new_row, now
 from bench.timing import (
     Budget,
@@ -44,7 +44,7 @@ from export.agreement import Differences, changed, grey_levels, psnr
 from export.bundle import Bundle
 from lddgan.errors import LddganError
 from lddgan.extras import require
-from lddgan.names import DeviceName, Precision
+from lddgan.names import Device, DeviceName, Precision
 from lddgan.pictures import png
 from lddgan.progress import Log
 

@@ -107,8 +107,7 @@ def show(
     out.width = max(out.width, WIDTH, table.__rich_measure__(out, wide).maximum)
     if title:
         out.print(title, style="italic", markup=False, highlight=False)
-    if table.columns:
-        out.print(table)
+    out.print(table)
     for sentence in sentences:
         out.print(sentence, markup=False, highlight=False)
     for note in notes:
@@ -292,11 +291,8 @@ TRAINING: Final[dict[str | None, TrainingColumns]] = {
 
 
 def print_training(rows: Sequence[Row]) -> None:
-    """Write one stage of a training, every variant, eager fp32 first; or a data pipeline."""
+    """Write one stage of a training, every variant, eager fp32 first."""
     first = rows[0]
-    if first.kind == "pipeline":
-        show("", (), (), [pipeline(first)], first.notes)
-        return
     columns = TRAINING[first.stage]
     lines = [
         did_not_run(row.variant, len(columns))
@@ -313,17 +309,6 @@ def print_training(rows: Sequence[Row]) -> None:
     said += [f"{row.variant}: {row.why_not}" for row in rows if row.why_not]
     notes = tuple(dict.fromkeys(note for row in rows for note in row.notes))
     show(title, ("variant", *columns), lines, said, notes)
-
-
-def pipeline(row: Row) -> str:
-    """A data pipeline in one line."""
-    facts = row.facts
-    return (
-        f"{row.dataset}: the data pipeline alone gives {number(facts['timed'] / facts['seconds'])} "
-        f"images/s of {facts['image_size']}x{facts['image_size']}, {facts['workers']} workers, "
-        f"batch {row.batch}: {facts['timed']:,} images in {number(facts['seconds'])} s, from "
-        f"{facts['source']} ({facts['images']:,} images, {facts['bad']:,} bad)"
-    )
 
 
 # ---- The presets ----

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from engine.sampler import Sampler, equal_parts
 from engine.timing import Clock, Timer
 from lddgan.errors import OutOfMemory
 from lddgan.frozen import Frozen
+from lddgan.names import Device
 from lddgan.progress import Log
 
 Progress = Callable[[int, int], None]  # trials done, trials asked for
@@ -28,7 +29,7 @@ WARM_UPS: Final = {"cpu": 2, "cuda": 3}  # runs of each chunk size before any is
 class Plan(NamedTuple):
     """What is to be measured."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     batch: int
     trials: int
     seed: int

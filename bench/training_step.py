@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory, and its data pipeline: `lddgan bench --train`.
+"""What a training step costs in time and memory: `lddgan bench --train`.
 
 Each variant of each stage is measured in a process of its own, whose peak memory is its own:
 python -m bench.training_step ROW prints that row, in JSON, with what was measured. Eager fp32 comes
@@ -22,18 +22,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
-from bench.roofline import Device
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import usable_device, why_no_baseline
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
-from engine.timing import Clock, torch_timer
-from lddgan.data.images import ImageFiles, to_float
-from lddgan.data.open_source import open_source
+from engine.timing import torch_timer
+from lddgan.data.images import to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.names import DeviceName
+from lddgan.names import Device, DeviceName
 from lddgan.networks.registry import create
 from lddgan.preset import GROUP, Preset, with_values
-from lddgan.presets import get_preset
 from lddgan.progress import Log, to_stderr
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.autoencoder import AutoencoderGan, training_of
@@ -82,11 +79,6 @@ class Plan(NamedTuple):
     load: float  # of the machine before
 
 
-def presets_of(dataset: str | None) -> list[Preset]:
-    """The preset of a name, or the big ones. Raises BadInput for an unknown name."""
-    return [get_preset(name) for name in (BIG if dataset is None else (dataset,))]
-
-
 def bench_training(
     presets: Sequence[Preset],
     device: DeviceName,
@@ -94,13 +86,11 @@ def bench_training(
     trials: int,
     batch: int | None = None,
     max_seconds: float | None = None,
-    data: Path | None = None,
-    workers: int = 0,
     out: Path | None = None,
     show: Callable[[list[Row]], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> None:
-    """Measure both stages of each preset, and before them the pipeline of `data` if given.
+    """Measure both stages of each preset.
 
     `auto` is the GPU if torch can use one. `max_seconds` (None: MAX_SECONDS) cuts the trials of
     each variant. Every row is added to `out` (None: `results_file`) as soon as it exists; the rows
@@ -109,8 +99,6 @@ def bench_training(
     """
     if batch is not None and batch % min(batch, GROUP):
         raise BadInput(f"batch is {batch}, and must be below {GROUP} or a multiple of it")
-    if data is not None and len(presets) != 1:
-        raise BadInput("--data holds the images of one model; name it with --dataset")
     for preset in presets:
         training_of(preset)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
@@ -119,11 +107,6 @@ def bench_training(
     for path in files.values():
         if path.exists():
             read_rows(path)  # refused now rather than after the first row
-
-    if data is not None:
-        log(f"{presets[0].name}: the data pipeline")
-        pipeline = measure_pipeline(presets[0], data, plan, workers, log)
-        show(keep_each([pipeline], files[presets[0].name]))
     failed = []
     for preset, stage in itertools.product(presets, STAGES):
         try:
@@ -213,68 +196,6 @@ def in_child(asked: Row, limit: float) -> Row:
         except (IndexError, ValidationError):
             why_not = "it ended without a result"
     return asked.model_copy(update={"why_not": why_not})
-
-
-# ---- The data pipeline ----
-
-
-def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
-    """Read batches of the images at `data` as the generator's training does.
-
-    The batch of a plan without one is the preset's, or all images if they are fewer. Batches are
-    timed as the trials of a plan. Raises BadInput for no images, or too few for the batch.
-    """
-    images = ImageFiles(open_source(data), preset.image_size)
-    size = min(preset.training.batch, len(images)) if plan.batch is None else plan.batch
-    settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
-    first = max(1, workers)  # they come while the workers start, one from each
-    with joined(plan.device) as ranks:
-        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
-        sizes, taken = read(feed.batches(0, first + plan.trials), first, plan.max_seconds)
-    notes, timed = [], sizes[first:]
-    if len(timed) < plan.trials:
-        limit = seconds(plan.max_seconds)
-        notes.append(f"{len(timed)} of {plan.trials} batches: more do not fit in {limit}")
-    if sum(sizes) > len(images):
-        times = sum(sizes) / len(images)
-        notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
-    return new_row(
-        "pipeline",
-        now(),
-        notes,
-        dataset=preset.name,
-        batch=size,
-        machine=machine(plan.load, None),
-        facts={
-            "source": str(data),
-            "images": len(images),
-            "image_size": preset.image_size,
-            "workers": workers,
-            "bad": len(feed.bad),
-            "read": sum(sizes),
-            "timed": sum(timed),
-            "seconds": taken,
-        },
-    )
-
-
-def read(
-    batches: Iterator[Tensor], first: int, limit: float, clock: Clock = time.perf_counter
-) -> tuple[list[int], float]:
-    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed.
-
-    Returns the sizes of all, and the seconds of those that were timed.
-    """
-    started = now = clock()
-    sizes: list[int] = []
-    for rows in batches:
-        sizes.append(len(rows))
-        now = clock()
-        if len(sizes) <= first:
-            started = now
-        elif now - started >= limit:
-            break
-    return sizes, now - started
 
 
 # ---- In the process of a variant ----

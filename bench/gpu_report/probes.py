@@ -15,13 +15,14 @@ import numpy as np
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
 from bench.machine import HOME, gpu, load, output_of
-from bench.roofline import Device, measure_ceilings
+from bench.roofline import measure_ceilings
 from bench.timing import run_trial
 from engine.doctor import examine
 from engine.gpu.device import open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.timing import median_ms
 from lddgan.errors import LddganError
+from lddgan.names import Device
 from lddgan.noise import draw
 from lddgan.preset import Preset
 

@@ -13,7 +13,6 @@ from engine.commands import CudaGraph, Engine, EnginePrecision
 from export.commands import BundleFolder, chosen_bundle
 from lddgan.errors import BadInput
 from lddgan.extras import require
-from lddgan.names import DeviceName, Precision
 from lddgan.options import Dataset, Device, Json, Seed, note, print_json
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure an engine, or every one (--ladder), against the PyTorch baseline; or training."""
-    limits: dict[str, Any] = {"trials": trials, "max_seconds": max_seconds}
+    given: dict[str, Any] = {"device": device, "trials": trials, "max_seconds": max_seconds}
     chosen = engine != "auto" or precision is not None or not cuda_graph or verify
     if training:
         if chosen or bundle or seed or ladder or plot:
@@ -95,13 +94,13 @@ def bench(
                 "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
                 "--no-cuda-graph, --verify, --ladder and --plot"
             )
-        measure_training(dataset, device, save, as_json, limits | {"batch": batch})
+        measure_training(dataset, as_json, out=save, batch=batch, **given)
         return
     opened = chosen_bundle(dataset, bundle)
-    limits |= {"batch": batch or 100, "seed": seed}
+    given |= {"batch": batch or 100, "seed": seed}
     if not (ladder or plot):
-        limits |= {"cuda_graph": cuda_graph, "verify": verify}
-        measure_engine((opened, engine, precision, device), save, as_json, limits)
+        given |= {"engine": engine, "precision": precision}
+        measure_engine(opened, save, as_json, cuda_graph=cuda_graph, verify=verify, **given)
         return
     if chosen:
         raise BadInput(
@@ -112,7 +111,7 @@ def bench(
         from bench.ladder import run_ladder
         from bench.tables import print_ladder
 
-        rows = run_ladder(opened, device, out=save, log=note, **limits)
+        rows = run_ladder(opened, out=save, log=note, **given)
         print_rows(rows, as_json, print_ladder)
     if plot:
         from bench.plot import draw
@@ -129,32 +128,21 @@ def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]]
         print_table(rows)
 
 
-def measure_engine(
-    asked: tuple[Bundle, str, Precision | None, DeviceName],
-    save: Path | None,
-    as_json: bool,
-    limits: dict[str, Any],
-) -> None:
+def measure_engine(opened: Bundle, save: Path | None, as_json: bool, **given: Any) -> None:
     """Measure one engine beside the baseline; print its rows and keep them."""
     from bench.row import add_rows
     from bench.run import benchmark
     from bench.tables import print_engine
     from lddgan.progress import Meter
 
-    with Meter("measuring", 0, limits["trials"], None, unit="trials") as meter:
-        rows = benchmark(*asked, **limits, log=note, progress=meter.follow)
+    with Meter("measuring", 0, given["trials"], None, unit="trials") as meter:
+        rows = benchmark(opened, **given, log=note, progress=meter.follow)
     print_rows(rows, as_json, print_engine)
     if save is not None:
         add_rows(rows, save)
 
 
-def measure_training(
-    dataset: str | None,
-    device: DeviceName,
-    out: Path | None,
-    as_json: bool,
-    limits: dict[str, Any],
-) -> None:
+def measure_training(dataset: str | None, as_json: bool, **given: Any) -> None:
     """Measure the training's steps; the rows of a stage are printed when they exist."""
     require("torch", "safetensors")
     from bench.tables import print_training
@@ -163,4 +151,4 @@ def measure_training(
 
     presets = [get_preset(name) for name in (BIG if dataset is None else (dataset,))]
     show = partial(print_rows, as_json=as_json, print_table=print_training)
-    bench_training(presets, device, out=out, show=show, log=note, **limits)
+    bench_training(presets, show=show, log=note, **given)

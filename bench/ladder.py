@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost, measure_cost
-from bench.machine import gpu, load, machine, torch_settings
+from bench.machine import gpu, machine, torch_settings
 from bench.roofline import measure_ceilings, summary
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import Exported, beside, side_fields, usable_device
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
 MAX_SECONDS: Final = 30.0  # for the turns of one rung, unless asked otherwise
-NEEDED: Final = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
 EXPORTED: Final[dict[Device, Precision]] = {"cpu": "fp32", "cuda": "fp16"}  # graphs made for it
 BUNDLED: Final[dict[Device, tuple[Precision, ...]]] = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
@@ -77,17 +76,20 @@ def run_ladder(
     that cannot run is a row that says why.
     """
     check_request(1, seed, 0, batch)
-    require(*NEEDED)
+    require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     where = usable_device(device, why_no_gpu())
     path = out or results_file(bundle.preset.name, where, "ladder")
     if path.exists():
         read_rows(path)  # refused now rather than after the first rung
     plan = Plan(where, batch, trials, seed, MAX_SECONDS if max_seconds is None else max_seconds)
-    before, ceilings = load(), measure_ceilings(bundle.preset, where)
+    here, ceilings = machine(), measure_ceilings(bundle.preset, where)
     log(summary(ceilings))
     fields = {
-        "machine": machine(before, gpu() if where == "cuda" else None),
-        "torch_settings": torch_settings() if where == "cuda" else None,
+        "dataset": bundle.preset.name,
+        "batch": batch,
+        "device": where,
+        "machine": here.model_copy(update={"gpu": gpu() if where == "cuda" else None}),
+        "torch_settings": torch_settings(where),
         "max_seconds": plan.max_seconds,
         "ceilings": ceilings,
     }
@@ -106,22 +108,21 @@ def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -
     baseline, plan = rungs[0].open(), work.plan
     for place, rung in enumerate(rungs):
         work.log(f"{place + 1} of {len(rungs)}: {rung.name}")
-        fields: dict[str, Any]
+        fields = work.fields | {"rung": rung.name}
         try:
             sampler = rung.open() if place else baseline
-            fields = measure_rung(sampler, baseline, work, clock)
+            fields |= measure_rung(sampler, baseline, work, clock)
             del sampler  # its memory, before the next one is opened
         except LddganError as error:
             if place == 0:
                 raise
-            fields = {"why_not": str(error), "dataset": baseline.preset.name}
-            fields |= {"batch": plan.batch, "device": plan.device}
+            fields["why_not"] = str(error)
         gc.collect()  # modules of a closed rung hold cycles
         if plan.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
-        row = new_row("rung", work.session, rung=rung.name, **work.fields, **fields)
+        row = new_row("rung", work.session, **fields)
         work.log(sentence(row))
         yield row
 

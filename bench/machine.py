@@ -39,16 +39,10 @@ PAPERS_SETTINGS: Final = {  # of torch.backends: PyTorch's defaults, with which 
     "cudnn.allow_tf32": True,
     "cudnn.benchmark": False,
 }
-GPU_FIELDS: Final = {  # field of Gpu -> field of nvidia-smi
-    "name": "name",
-    "driver": "driver_version",
-    "sm_clock": "clocks.sm",
-    "power_limit": "power.limit",
-    "sm_clock_max": "clocks.max.sm",
-    "memory_clock": "clocks.mem",
-    "power_draw": "power.draw",
-    "temperature": "temperature.gpu",
-}
+GPU_FIELDS: Final = (  # of nvidia-smi, in the order of Gpu's
+    *("name", "driver_version", "clocks.sm", "power.limit", "clocks.max.sm", "clocks.mem"),
+    *("power.draw", "temperature.gpu"),
+)
 
 
 class Gpu(Frozen):
@@ -70,17 +64,13 @@ class Machine(Frozen):
     cpu: str
     cores: int  # usable by this process
     load: float  # runnable processes in the minute before the run
-    gpu: Gpu | None  # during the run; None for a run on the CPU
+    gpu: Gpu | None = None  # during the run; None for a run on the CPU
 
 
-def load() -> float:
-    """Read the number of runnable processes, averaged over the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def machine(before: float, gpu: Gpu | None) -> Machine:
-    """Describe this machine, with its load before a run and its GPU during the run."""
-    return Machine(cpu=processor_name(), cores=usable_cores(), load=before, gpu=gpu)
+def machine() -> Machine:
+    """Describe this machine before a run on the CPU; for a run on a GPU, set `gpu` during it."""
+    load = round(os.getloadavg()[0], 2)
+    return Machine(cpu=processor_name(), cores=usable_cores(), load=load)
 
 
 def gpu() -> Gpu:
@@ -90,12 +80,12 @@ def gpu() -> Gpu:
     """
     if shutil.which(PROGRAM) is None and (name := find_gpu().description) is not None:
         return Gpu(name=name, driver=NO_SMI, sm_clock=NO_SMI, power_limit=NO_SMI)
-    values = [part.strip() for part in ask_driver(",".join(GPU_FIELDS.values())).split(",")]
+    values = [part.strip() for part in ask_driver(",".join(GPU_FIELDS)).split(",")]
     if len(values) != len(GPU_FIELDS):
         raise LddganError(
             f"nvidia-smi gave {len(values)} values and not {len(GPU_FIELDS)}: {values}"
         )
-    return Gpu.model_validate(dict(zip(GPU_FIELDS, values, strict=True)))
+    return Gpu.model_validate(dict(zip(Gpu.model_fields, values, strict=True)))
 
 
 def gpu_memory_mib(device: str) -> float | None:
@@ -111,9 +101,9 @@ def gpu_memory_mib(device: str) -> float | None:
     return (total - free) / 2**20 if result == driver.CUresult.CUDA_SUCCESS else None
 
 
-def torch_settings() -> dict[str, bool] | None:
-    """Read PyTorch's current switches for fp32, by name. Returns None without torch."""
-    if why_missing("torch") is not None:
+def torch_settings(device: str) -> dict[str, bool] | None:
+    """Read PyTorch's switches for fp32, by name. Returns None on the CPU or without torch."""
+    if device != "cuda" or why_missing("torch") is not None:
         return None
     import torch
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, ValidationError
 
 from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
-from bench.roofline import Ceilings, comparable
+from bench.roofline import Ceilings
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
@@ -121,13 +121,17 @@ class Row(Frozen):
         return None if self.least_bytes is None else self.least_bytes / self.whole_ms / 1e6
 
     def share_of(self, ceiling: str) -> float | None:
-        """What is reached of a ceiling by its name. Returns None if nothing can be compared."""
+        """What is reached of a ceiling by its name. Returns None if nothing can be compared.
+
+        FLOP are compared in the ceilings' precision alone; bf16 runs at the rate of fp16.
+        """
         copied = ceiling == "copy_gb_per_second"
-        known: float | None = getattr(self.ceilings, ceiling, None)
         rate = self.gb_per_second if copied else self.tflops()
+        known: float | None = getattr(self.ceilings, ceiling, None)
         if rate is None or known is None or self.ceilings is None:
             return None
-        return rate / known if copied or comparable(self.ceilings, self.precision) else None
+        precision = "fp16" if self.precision == "bf16" else self.precision
+        return rate / known if copied or precision == self.ceilings.precision else None
 
     def line(self) -> str:
         """The row as JSON."""

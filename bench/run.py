@@ -15,7 +15,6 @@ from bench.machine import (
     Machine,
     gpu,
     gpu_memory_mib,
-    load,
     machine,
     peak_memory_mib,
     torch_settings,
@@ -34,10 +33,9 @@ from bench.timing import (
     take_turns,
     warm_up,
 )
-from engine.backend import Images
 from engine.registry import BASELINE, BASELINE_PRECISION, choose, open_engine, survey
 from engine.sampler import Sampler, check_request
-from engine.timing import Clock
+from engine.timing import Clock, HostTimer, median_ms
 from engine.verification import Verification
 from engine.verify import verify_opened
 from export.agreement import Differences, changed, grey_levels, psnr
@@ -110,7 +108,8 @@ def benchmark(
     else:
         on_gpu = plan.device == "cuda"
         extras["ceilings"] = measure_ceilings(bundle.preset, "cuda") if on_gpu else None
-        extras["png_ms"] = png_ms(sides[0].images)
+        images = sides[0].images
+        extras["png_ms"] = median_ms(HostTimer(), lambda: [*map(png, images)], runs=1, warm_ups=0)
     exported = bundle.manifest.verification
     rows = make_rows(sides, here, plan, notes, exported=exported, **extras)
     if verify:
@@ -157,9 +156,9 @@ def usable_device(asked: DeviceName, why_no_gpu: str | None) -> Device:
     return "cpu" if asked == "cpu" or why_no_gpu is not None else "cuda"
 
 
-def why_no_baseline(device: str) -> str | None:
+def why_no_baseline(device: Device) -> str | None:
     """Why the PyTorch baseline cannot run on a device. Returns None if it can."""
-    return next(one.why_not for one in survey() if (one.engine, one.device) == (BASELINE, device))
+    return next(survey(BASELINE, device)).why_not
 
 
 def measure(
@@ -174,7 +173,7 @@ def measure(
     The engine, which is the first, is warm before the baseline is loaded, so that its peak memory
     is its own.
     """
-    before, turn = load(), 0.0
+    here, turn = machine(), 0.0
     engine = openers[0]()
     budget = Budget(plan.max_seconds, clock)
     samplers, memory = [], []
@@ -183,7 +182,8 @@ def measure(
         samplers.append(sampler)
         memory.append((peak_memory_mib(), gpu_memory_mib(plan.device)))
     log(estimate(plan, turn, budget))
-    here = machine(before, gpu_at_work(engine, plan) if plan.device == "cuda" else None)
+    if plan.device == "cuda":
+        here = here.model_copy(update={"gpu": gpu_at_work(engine, plan)})
     sides = take_turns(samplers, plan, budget, progress)
     return [
         side._replace(peak_memory_mib=own, gpu_memory_mib=all_of_gpu)
@@ -225,7 +225,7 @@ def make_rows(
         fields[0] |= beside(sides[0], sides[1])
     common: dict[str, Any] = {
         "machine": here,
-        "torch_settings": torch_settings() if plan.device == "cuda" else None,
+        "torch_settings": torch_settings(plan.device),
         "preset": first.preset.model_dump(),
         "max_seconds": None if plan.max_seconds == float("inf") else plan.max_seconds,
         "ceilings": ceilings,
@@ -272,11 +272,3 @@ def beside(side: Side, baseline: Side) -> dict[str, Any]:
         "changed": changed(side.images, baseline.images),
         "psnr": psnr(side.images, baseline.images),
     }
-
-
-def png_ms(images: Images, clock: Clock = time.perf_counter) -> float:
-    """Milliseconds to encode uint8 [N,H,W,3] as PNGs, one after the other."""
-    started = clock()
-    for image in images:
-        png(image)
-    return (clock() - started) * 1e3

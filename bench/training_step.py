@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
+from bench.machine import Machine, gpu, machine, peak_memory_mib, run_child, torch_settings
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import usable_device, why_no_baseline
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
     batch: int | None  # None: that of each stage
     trials: int
     max_seconds: float  # of the trials of each variant; one of each kind is always made
-    load: float  # of the machine before
+    machine: Machine  # before
 
 
 def bench_training(
@@ -102,7 +102,7 @@ def bench_training(
     for preset in presets:
         training_of(preset)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
-    plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, load())
+    plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, machine())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
         if path.exists():
@@ -159,18 +159,17 @@ def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
         batch=batch,
         trials_asked=plan.trials,
         max_seconds=plan.max_seconds,
-        machine=machine(plan.load, None),
-        torch_settings=torch_settings() if plan.device == "cuda" else None,
+        machine=plan.machine,
+        torch_settings=torch_settings(plan.device),
     )
 
 
 def default_batch(preset: Preset, stage: StageName, device: Device) -> int:
     """The training's batch on a GPU, a few images on a CPU."""
     whole = training_batch(preset, stage)
-    if device == "cuda":
-        return whole
     large = stage == "autoencoder" and preset.image_size >= LARGE_SIDE
-    return min(whole, CPU_LARGE_BATCH if large else CPU_BATCH)
+    few = CPU_LARGE_BATCH if large else CPU_BATCH
+    return whole if device == "cuda" else min(whole, few)
 
 
 def training_batch(preset: Preset, stage: StageName) -> int:
@@ -226,8 +225,8 @@ def measure(asked: Row) -> Row:
         limit = f"{seconds(asked.max_seconds or 0.0)} (--max-seconds)"
         few = f"as few as {fewest} of {trials} trials: more do not fit in {limit}"
         found["notes"] = (*asked.notes, few)
-    if device == "cuda":
-        found["machine"] = machine(asked.machine.load if asked.machine else 0.0, gpu())
+    if device == "cuda" and asked.machine is not None:
+        found["machine"] = asked.machine.model_copy(update={"gpu": gpu()})
     return asked.model_copy(update=found)
 
 
@@ -239,24 +238,19 @@ def generator_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: 
     if preset.training.r1_every > 1:
         steps["plain"] = lambda: gan.step(moments, WITHOUT_R1, 0.0)
     times, peak = time_all(steps), peak_mib(ranks.device)
-    encode = encoder(preset, settings, ranks)
-    times |= time_all({"encode": encode})
-    gan.step(encode(), WITH_R1, 0.0)
-    encoded = {"encode_peak_mib": peak_mib(ranks.device)}
-    return times, {"peak_memory_mib": peak, "facts": encoded}
 
-
-def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
-    """Encodes a batch of images as `train_generator` does without stored latents."""
     autoencoder = create("autoencoder", preset).eval().requires_grad_(False)
     autoencoder.to(ranks.device, **settings.layout())
     rows = pixels(preset, preset.training.batch, ranks.device)
 
-    def encode() -> Tensor:
+    def encode() -> Tensor:  # as `train_generator` does without stored latents
         with settings.autocast(ranks.device):
             return encode_moments(autoencoder, to_float(rows)).float()
 
-    return encode
+    times |= time_all({"encode": encode})
+    gan.step(encode(), WITH_R1, 0.0)
+    encoded = {"encode_peak_mib": peak_mib(ranks.device)}
+    return times, {"peak_memory_mib": peak, "facts": encoded}
 
 
 def autoencoder_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: TimeAll) -> Found:

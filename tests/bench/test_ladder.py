@@ -59,7 +59,14 @@ CEILINGS = Ceilings(
     convolution="1x8x8x8",
     copy_gb_per_second=1e-3,
 )
-SHARED: dict[str, Any] = {"machine": CPU, "ceilings": CEILINGS, "notes": ("a note",)}
+SHARED: dict[str, Any] = {
+    "dataset": "digits",
+    "batch": 4,
+    "device": "cpu",
+    "machine": CPU,
+    "ceilings": CEILINGS,
+    "notes": ("a note",),
+}
 
 
 def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:

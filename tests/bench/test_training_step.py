@@ -45,7 +45,7 @@ PRESET = TINY.model_copy(
         "autoencoder_training": AutoencoderTraining(lr=1e-4, batch=2, epochs=1, disc_start=7),
     }
 )
-PLAN = Plan("cpu", None, 2, 60.0, 0.0)
+PLAN = Plan("cpu", None, 2, 60.0, CPU)
 JOB = row_to_fill(PRESET, "generator", PLAN).model_copy(update={"variant": EAGER})
 AUTOENCODER = row_to_fill(PRESET, "autoencoder", PLAN).model_copy(update={"variant": EAGER})
 

@@ -20,7 +20,6 @@ from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
 from bench.timing import Budget, Plan, take_turns, warm_up
-from engine.gpu.driver import why_no_gpu
 from engine.registry import BASELINE, BASELINE_PRECISION, ENGINES, find_engine, open_engine
 from engine.sampler import Sampler, check_request
 from engine.timing import Clock
@@ -70,14 +69,14 @@ def run_ladder(
 ) -> list[Row]:
     """Measure every rung of a bundle and add each row to `out` as soon as it exists.
 
-    `auto` is the GPU if there is one. `out` (None: `results_file`) keeps what it holds.
+    `auto` is the GPU if PyTorch can use it. `out` (None: `results_file`) keeps what it holds.
     `max_seconds` (None: MAX_SECONDS) cuts the trials of each rung, never the batch.
     Raises BadInput for unusable arguments, LddganError if the baseline cannot run; any other rung
     that cannot run is a row that says why.
     """
     check_request(1, seed, 0, batch)
     require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
-    where = usable_device(device, why_no_gpu())
+    where = usable_device(device)
     path = out or results_file(bundle.preset.name, where, "ladder")
     if path.exists():
         read_rows(path)  # refused now rather than after the first rung
@@ -155,9 +154,7 @@ def sentence(row: Row) -> str:
 class Workshop:
     """Where rungs are made: one bundle on one device, and a folder for graphs of their own."""
 
-    def __init__(
-        self, bundle: Bundle, device: Device, batch: int, folder: Path, log: Log = lambda _: None
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: Device, batch: int, folder: Path, log: Log) -> None:
         self.bundle, self.device, self.folder, self.log = bundle, device, folder, log
         self.options: dict[str, Any] = {"batch": batch, "log": log}
         self.exported: dict[tuple[str, ...], Bundle] = {}  # by rewrites
@@ -221,8 +218,7 @@ def rungs_of(shop: Workshop) -> list[Rung]:
     """The rungs in their order; the first is the baseline."""
     from export.rewrites import TAKES
 
-    fp32: Precision = BASELINE_PRECISION
-    device = shop.device
+    fp32, device = BASELINE_PRECISION, shop.device
     rungs = [
         Rung("torch", partial(shop.torch, fp32)),
         Rung("torch, channels-last", partial(shop.torch, fp32, nhwc=True)),

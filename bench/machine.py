@@ -80,12 +80,10 @@ def gpu() -> Gpu:
     """
     if shutil.which(PROGRAM) is None and (name := find_gpu().description) is not None:
         return Gpu(name=name, driver=NO_SMI, sm_clock=NO_SMI, power_limit=NO_SMI)
-    values = [part.strip() for part in ask_driver(",".join(GPU_FIELDS)).split(",")]
-    if len(values) != len(GPU_FIELDS):
-        raise LddganError(
-            f"nvidia-smi gave {len(values)} values and not {len(GPU_FIELDS)}: {values}"
-        )
-    return Gpu.model_validate(dict(zip(Gpu.model_fields, values, strict=True)))
+    got = [part.strip() for part in ask_driver(",".join(GPU_FIELDS)).split(",")]
+    if len(got) != len(GPU_FIELDS):
+        raise LddganError(f"nvidia-smi gave {len(got)} values and not {len(GPU_FIELDS)}: {got}")
+    return Gpu.model_validate(dict(zip(Gpu.model_fields, got, strict=True)))
 
 
 def gpu_memory_mib(device: str) -> float | None:

@@ -106,10 +106,9 @@ def roofline_figure(rows: Sequence[Row]) -> Figure:
     assert ceilings.copy_gb_per_second
     figure, axes = blank(f"{ladder_title(best)}\nthe fastest in its precision: {best.rung}")
     copied = ceilings.copy_gb_per_second / 1e3  # TB/s
-    convolution = f"3x3 convolution {ceilings.convolution}"
     roofs = (
         ("matrix product", ceilings.matmul_tflops, "-"),
-        (convolution, ceilings.convolution_tflops, "--"),
+        (f"3x3 convolution {ceilings.convolution}", ceilings.convolution_tflops, "--"),
     )
     seen = [*best.intensity.values(), *(peak / copied for _, peak, _ in roofs)]
     left, right = min(seen) / 4, max(seen) * 4

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,10 +104,8 @@ def covered(points: Features, by: Features, k: int) -> float:
     """Share of points [N,D] within the distance of a row of `by` [M,D] to its k-th neighbour."""
     from sklearn.metrics import pairwise_distances_chunked
 
-    def distances(rows: Features) -> Iterator[NDArray[np.float64]]:
-        found = pairwise_distances_chunked(rows, by, metric="sqeuclidean")  # 0 for equal rows
-        return cast("Iterator[NDArray[np.float64]]", found)
-
+    # Squared, and 0 for equal rows.
+    distances = partial(pairwise_distances_chunked, Y=by, metric="sqeuclidean")
     # [M]; the 0-th neighbour is the row itself
     radii = np.concatenate([np.partition(part, k, axis=1)[:, k] for part in distances(by)])
     inside = [(part <= radii).any(axis=1) for part in distances(points)]
@@ -155,20 +154,6 @@ def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> d
     }
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The facts of real images, if asked for, then of the checkpoints. Raises LddganError."""
-    require("torch", "sklearn")
-    check_request(options.count, options.seed, first=0, batch=None)
-    held_out = read_images(options.held_out)
-    found = []
-    if options.train is not None:
-        real = read_images(options.train, options.count, options.seed)
-        found.append(quality(str(options.train), real, held_out))
-    for path in options.checkpoints:
-        found.append(checkpoint_quality(path, held_out, options.count, options.seed))
-    return found
-
-
 def print_table(found: Sequence[dict[str, Any]]) -> None:
     """Write the facts as a table."""
     columns = ("", "images", "precision", "recall", "Frechet", "mean error", "PSNR")
@@ -195,8 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.checkpoints and options.train is None:
         parser.error("name a checkpoint, or --train FOLDER")
+    found = []
     try:
-        found = measured(options)
+        require("torch", "sklearn")
+        check_request(options.count, options.seed, first=0, batch=None)
+        held_out = read_images(options.held_out)
+        if options.train is not None:
+            real = read_images(options.train, options.count, options.seed)
+            found.append(quality(str(options.train), real, held_out))
+        for path in options.checkpoints:
+            found.append(checkpoint_quality(path, held_out, options.count, options.seed))
     except LddganError as error:
         sys.exit(f"error: {error}")
     if not options.json:

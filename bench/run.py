@@ -49,7 +49,6 @@ from lddgan.progress import Log
 MAX_SECONDS: Final = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
 POWER_SECONDS: Final = 1.0  # over which drivers average the power that they report
 LEAST_VERIFIED: Final = 4  # images
-LEFT_OUT: Final = "ceilings and PNG files were left out: the trials took all of --max-seconds"
 ONE_LAUNCH: Final = (
     "the whole is one CUDA graph launch and includes drawing the noise, as the paper's loop does; "
     "the stages are of the same steps launched one by one"
@@ -78,9 +77,8 @@ def benchmark(
 
     `max_seconds` (None: MAX_SECONDS of the device) limits the run from its first image, including
     the loading of the baseline and the warm-up; it cuts trials, never the batch, and one trial is
-    always run. `cuda_graph` False: the steps are launched one by one. `verify`: afterwards compare
-    the engine with PyTorch fp32 on as many images, even if it failed before. `log` gets the
-    estimate before the trials.
+    always run. `verify`: afterwards compare the engine with PyTorch fp32 on as many images, even if
+    it failed before. Other arguments are those of `open_engine`.
     Raises BadInput for unusable arguments, LddganError if the engine cannot run or makes NaN.
     """
     check_request(1, seed, 0, batch)
@@ -90,28 +88,25 @@ def benchmark(
     limit = MAX_SECONDS[chosen.device] if max_seconds is None else max_seconds
     plan = Plan(chosen.device, batch, trials, seed, limit)
 
-    def opener(name: str, precision: Precision, cuda_graph: bool) -> Opener:
-        options: dict[str, Any] = {"batch": batch, "accept_failed": verify, "log": log}
-        options |= {"cuda_graph": cuda_graph}
-        return partial(open_engine, bundle, name, precision, chosen.device, **options)
-
-    openers, notes = [opener(chosen.engine, chosen.precision, cuda_graph)], []
+    options: dict[str, Any] = {"batch": batch, "accept_failed": verify, "log": log}
+    opener = partial(open_engine, bundle, device=chosen.device, **options)
+    openers = [partial(opener, chosen.engine, chosen.precision, cuda_graph=cuda_graph)]
+    notes: list[str] = []
     why_not = why_no_baseline(chosen.device)
     if why_not is None:
-        openers.append(opener(BASELINE, BASELINE_PRECISION, True))
+        openers.append(partial(opener, BASELINE, BASELINE_PRECISION))
     else:
         notes.append(f"no PyTorch baseline: {why_not}")
     sides, here = measure(openers, plan, log, progress)
     extras: dict[str, Any] = {}
     if max_seconds is not None and len(sides[0].trials) < trials:
-        notes.append(LEFT_OUT)
+        notes.append("ceilings and PNG files were left out: the trials took all of --max-seconds")
     else:
-        on_gpu = plan.device == "cuda"
-        extras["ceilings"] = measure_ceilings(bundle.preset, "cuda") if on_gpu else None
         images = sides[0].images
         extras["png_ms"] = median_ms(HostTimer(), lambda: [*map(png, images)], runs=1, warm_ups=0)
-    exported = bundle.manifest.verification
-    rows = make_rows(sides, here, plan, notes, exported=exported, **extras)
+        if plan.device == "cuda":
+            extras["ceilings"] = measure_ceilings(bundle.preset, "cuda")
+    rows = make_rows(sides, here, plan, notes, exported=bundle.manifest.verification, **extras)
     if verify:
         rows[0] = verified(rows[0], sides[0].sampler, bundle, log)
     return rows
@@ -149,11 +144,12 @@ def gpu_at_work(sampler: Sampler, plan: Plan) -> Gpu:
     return asked.result()
 
 
-def usable_device(asked: DeviceName, why_no_gpu: str | None) -> Device:
-    """`auto` is the GPU if it can be used. Raises LddganError if it was asked for and cannot."""
-    if asked == "cuda" and why_no_gpu is not None:
-        raise LddganError(why_no_gpu)
-    return "cpu" if asked == "cpu" or why_no_gpu is not None else "cuda"
+def usable_device(asked: DeviceName) -> Device:
+    """`auto` is the GPU if the baseline can use it. Raises LddganError if `cuda` cannot be used."""
+    why_not = None if asked == "cpu" else why_no_baseline("cuda")
+    if asked == "cuda" and why_not is not None:
+        raise LddganError(why_not)
+    return "cpu" if asked == "cpu" or why_not is not None else "cuda"
 
 
 def why_no_baseline(device: Device) -> str | None:
@@ -214,9 +210,8 @@ def make_rows(
     done, session, cost = len(sides[0].trials), now(), known_cost(first.preset)
     said = list(notes)
     if done < plan.trials:
-        said.insert(
-            0, f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)}"
-        )
+        limit = seconds(plan.max_seconds)
+        said.insert(0, f"{done} of {plan.trials} trials: more do not fit in {limit}")
     if first.backend.captures:
         said.append(ONE_LAUNCH)
     fields = [side_fields(side, plan, cost, exported or {}) for side in sides]

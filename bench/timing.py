@@ -6,13 +6,14 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from engine.backend import Images, Made
 from engine.sampler import Sampler, equal_parts
-from engine.timing import Clock, Timer
+from engine.timing import Clock, HostTimer, Timer, median_ms
 from lddgan.errors import OutOfMemory
 from lddgan.frozen import Frozen
 from lddgan.names import Device
@@ -86,9 +87,7 @@ def seconds(value: float) -> str:
 class Budget:
     """A limit on the seconds since it was made, `gone` ones before that included."""
 
-    def __init__(
-        self, limit: float, clock: Clock = time.perf_counter, *, gone: float = 0.0
-    ) -> None:
+    def __init__(self, limit: float, clock: Clock = time.perf_counter, gone: float = 0.0) -> None:
         self.limit, self.clock, self.started = limit, clock, clock() - gone
 
     @property
@@ -151,17 +150,12 @@ def warm_up(sampler: Sampler, plan: Plan, log: Log, clock: Clock = time.perf_cou
     Begins again with half the images at once while memory is too small. Raises OutOfMemory if the
     least that the engine takes does not fit.
     """
-
-    def run(size: int) -> float:
-        started = clock()
-        run_trial(sampler, plan.seed, size)
-        return clock() - started
-
+    timer, runs = HostTimer(clock), WARM_UPS[plan.device] - 1  # after a first one, not timed
     while True:
         sizes = Counter(equal_parts(plan.batch, sampler.chunk))
         try:
             return sum(
-                times * min(run(size) for _ in range(WARM_UPS[plan.device]))
+                times * median_ms(timer, partial(run_trial, sampler, plan.seed, size), runs) / 1e3
                 for size, times in sizes.items()
             )
         except OutOfMemory as error:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.machine import Machine, gpu, machine, peak_memory_mib, run_child, torch_settings
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
-from bench.run import usable_device, why_no_baseline
+from bench.run import usable_device
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import torch_timer
 from lddgan.data.images import to_float
@@ -92,7 +92,7 @@ def bench_training(
 ) -> None:
     """Measure both stages of each preset.
 
-    `auto` is the GPU if torch can use one. `max_seconds` (None: MAX_SECONDS) cuts the trials of
+    `auto` is the GPU if PyTorch can use it. `max_seconds` (None: MAX_SECONDS) cuts the trials of
     each variant. Every row is added to `out` (None: `results_file`) as soon as it exists; the rows
     of a stage are shown together. Raises BadInput for unusable arguments, LddganError at the end if
     a baseline failed: that stage has no rows.
@@ -102,7 +102,7 @@ def bench_training(
     for preset in presets:
         training_of(preset)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
-    plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, machine())
+    plan = Plan(usable_device(device), batch, trials, limit, machine())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
         if path.exists():

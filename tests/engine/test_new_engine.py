@@ -47,7 +47,7 @@ def test_the_commands_take_it(bare_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_it_has_a_rung_and_a_bar_of_its_own_colour(bare_bundle: Path, tmp_path: Path) -> None:
-    rungs = rungs_of(Workshop(open_bundle(bare_bundle), "cpu", 2, tmp_path))
+    rungs = rungs_of(Workshop(open_bundle(bare_bundle), "cpu", 2, tmp_path, print))
     (name,) = (rung.name for rung in rungs if rung.name.startswith("toy"))
     assert name == "toy fp32, the bundle"
     bars = [row("torch", kind="rung", rung="torch"), row("toy", kind="rung", rung=name)]

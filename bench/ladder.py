@@ -145,10 +145,8 @@ def sentence(row: Row) -> str:
     """One rung for the log."""
     if row.why_not is not None:
         return f"{row.rung}: did not run: {row.why_not}"
-    return (
-        f"{row.rung}: {number(row.whole_ms)} ms, {row.ratio:.2f} times as fast as the baseline, "
-        f"{row.trials} trials"
-    )
+    times = f"{row.ratio:.2f} times as fast as the baseline"
+    return f"{row.rung}: {number(row.whole_ms)} ms, {times}, {row.trials} trials"
 
 
 class Workshop:
@@ -188,13 +186,10 @@ class Workshop:
                 export_graphs(self.load(), precision, rewrites, temporary)
             files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
             self.exported[rewrites] = Bundle(folder, files)
-        bundle = self.exported[rewrites]
-        return open_engine(bundle, engine, precision, self.device, **self.options)
+        return open_engine(self.exported[rewrites], engine, precision, self.device, **self.options)
 
 
-def export_graphs(
-    model: Model, precision: Precision, rewrites: Sequence[str], folder: Path
-) -> None:
+def export_graphs(model: Model, precision: Precision, rewrites: Sequence[str], out: Path) -> None:
     """Write both graphs. Raises LddganError if the exporter cannot."""
     import onnx
     import torch
@@ -206,7 +201,7 @@ def export_graphs(
 
     specs = graph_specs(model.preset)
     for which, module in graph_modules(model, rewrites).items():
-        path = folder / graph_file(which, precision)
+        path = out / graph_file(which, precision)
         try:
             export_graph(to_half(module) if precision == "fp16" else module, specs[which], path)
         except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:

@@ -110,12 +110,10 @@ def torch_settings(device: str) -> dict[str, bool] | None:
 
 def in_words(settings: dict[str, bool]) -> str:
     """Write `torch_settings` as a sentence."""
-    products, convolutions, benchmark = (
-        "on" if settings[name] else "off" for name in PAPERS_SETTINGS
-    )
+    products, conv, benchmark = ("on" if settings[name] else "off" for name in PAPERS_SETTINGS)
     protocol = "" if settings == PAPERS_SETTINGS else "not "
     return (
-        f"PyTorch's fp32: TF32 {convolutions} in convolutions and {products} in matrix products, "
+        f"PyTorch's fp32: TF32 {conv} in convolutions and {products} in matrix products, "
         f"cudnn.benchmark {benchmark}, which is {protocol}the paper's protocol"
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.row import Row, newest_session, results_file
 from bench.tables import ladder_title, number, psnr
-from engine.registry import DEVICES, ENGINES, find_engine
+from engine.registry import DEVICES, find_engine
 from lddgan.extras import require
 from lddgan.progress import Log
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 INCHES: Final = (9.0, 5.5)
 DPI: Final = 150
-UNKNOWN: Final = "#718096"  # an engine that is no longer registered
 INT8: Final = "#6b46c1"
 
 
@@ -90,9 +89,7 @@ def beside(row: Row) -> str:
 
 def colour(row: Row) -> str:
     """The colour of a rung's bar."""
-    if row.precision == "int8":
-        return INT8
-    return find_engine(row.engine).color if row.engine in ENGINES else UNKNOWN
+    return INT8 if row.precision == "int8" else find_engine(row.engine).color
 
 
 def roofline_figure(rows: Sequence[Row]) -> Figure:

@@ -121,16 +121,13 @@ class Row(Frozen):
         return None if self.least_bytes is None else self.least_bytes / self.whole_ms / 1e6
 
     def share_of(self, ceiling: str) -> float | None:
-        """What is reached of a ceiling by its name. Returns None if nothing can be compared.
-
-        FLOP are compared in the ceilings' precision alone; bf16 runs at the rate of fp16.
-        """
+        """Share of a ceiling, by its name, that is reached. Returns None if not comparable."""
         copied = ceiling == "copy_gb_per_second"
         rate = self.gb_per_second if copied else self.tflops()
         known: float | None = getattr(self.ceilings, ceiling, None)
         if rate is None or known is None or self.ceilings is None:
             return None
-        precision = "fp16" if self.precision == "bf16" else self.precision
+        precision = "fp16" if self.precision == "bf16" else self.precision  # of the same rate
         return rate / known if copied or precision == self.ceilings.precision else None
 
     def line(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,9 +172,9 @@ def measure(
     engine = openers[0]()
     budget = Budget(plan.max_seconds, clock)
     samplers, memory = [], []
-    for sampler in itertools.chain([engine], (open_it() for open_it in openers[1:])):
-        turn += warm_up(sampler, plan, log, clock)
-        samplers.append(sampler)
+    for place, open_it in enumerate(openers):
+        samplers.append(open_it() if place else engine)
+        turn += warm_up(samplers[-1], plan, log, clock)
         memory.append((peak_memory_mib(), gpu_memory_mib(plan.device)))
     log(estimate(plan, turn, budget))
     if plan.device == "cuda":

@@ -167,11 +167,7 @@ def warm_up(sampler: Sampler, plan: Plan, log: Log, clock: Clock = time.perf_cou
 
 
 def settle() -> None:
-    """Wait until this process's threads rest.
-
-    Those of ONNX Runtime spin for about 60 ms after a run and would take a core from the other
-    side.
-    """
+    """Wait until this process's threads rest: ONNX Runtime's spin for about 60 ms after a run."""
     deadline = time.perf_counter() + MAX_REST_SECONDS
     while time.perf_counter() < deadline:
         used = time.process_time()
@@ -197,10 +193,7 @@ def take_turns(
     budget: Budget,
     progress: Progress = lambda _done, _asked: None,
 ) -> list[Side]:
-    """Time samplers one after the other, `plan.trials` times or as often as fits in the budget.
-
-    Before each run the threads of the one before have come to rest.
-    """
+    """Time samplers one after the other, `plan.trials` times or as often as fits in the budget."""
     trials: list[list[Trial]] = [[] for _ in samplers]
     images: list[Images] = []
     for turn in turns_within(budget, plan.trials):

@@ -135,8 +135,8 @@ def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Ite
 
 def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
     """The row of a stage before a variant is measured."""
-    whole = training_batch(preset, stage)
-    batch = plan.batch or default_batch(preset, stage, plan.device)
+    whole = preset.training.batch if stage == "generator" else training_of(preset).batch
+    batch = plan.batch or (whole if plan.device == "cuda" else min(whole, cpu_batch(preset, stage)))
     notes = ["weights as initialised, random images and latents in memory: timing only"]
     if batch != whole:
         notes.append(f"batch {batch}, and {whole} in training")
@@ -164,17 +164,10 @@ def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
     )
 
 
-def default_batch(preset: Preset, stage: StageName, device: Device) -> int:
-    """The training's batch on a GPU, a few images on a CPU."""
-    whole = training_batch(preset, stage)
+def cpu_batch(preset: Preset, stage: StageName) -> int:
+    """The largest batch on a CPU, unless asked otherwise."""
     large = stage == "autoencoder" and preset.image_size >= LARGE_SIDE
-    few = CPU_LARGE_BATCH if large else CPU_BATCH
-    return whole if device == "cuda" else min(whole, few)
-
-
-def training_batch(preset: Preset, stage: StageName) -> int:
-    """The batch that a stage is trained with. Raises BadInput if the preset does not say."""
-    return preset.training.batch if stage == "generator" else training_of(preset).batch
+    return CPU_LARGE_BATCH if large else CPU_BATCH
 
 
 def variants_of(stage: StageName, device: Device) -> list[str]:

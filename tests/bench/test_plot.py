@@ -62,7 +62,6 @@ def test_the_bars_are_the_times_from_top_to_bottom(rows: list[Row]) -> None:
 def test_eight_bits_have_a_colour_of_their_own(rows: list[Row]) -> None:
     assert colour(rows[1]) == find_engine("ort").color
     assert colour(rows[1].model_copy(update={"precision": "int8"})) == INT8
-    assert colour(rows[1].model_copy(update={"engine": "toy"}))  # one that the table does not know
 
 
 def test_the_roofline_shows_ceilings_and_the_fastest_rung(rows: list[Row]) -> None:

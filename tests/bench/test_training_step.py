@@ -22,7 +22,6 @@ from bench.training_step import (
     VARIANTS,
     Plan,
     bench_training,
-    default_batch,
     in_child,
     measure,
     measure_stage,
@@ -189,10 +188,10 @@ def test_a_stage_without_its_baseline_has_no_rows(
 def test_batches_and_variants_of_each_device() -> None:
     lsun, cifar10 = get_preset("lsun"), get_preset("cifar10")
     for stage, whole, few in (("generator", 128, 8), ("autoencoder", 16, 2)):
-        assert default_batch(lsun, stage, "cuda") == whole
-        assert default_batch(lsun, stage, "cpu") == few
-    assert default_batch(cifar10, "autoencoder", "cpu") == 8
-    assert default_batch(PRESET, "generator", "cpu") == 4
+        assert row_to_fill(lsun, stage, PLAN._replace(device="cuda")).batch == whole
+        assert row_to_fill(lsun, stage, PLAN).batch == few
+    assert row_to_fill(cifar10, "autoencoder", PLAN).batch == 8
+    assert row_to_fill(PRESET, "generator", PLAN).batch == 4
     assert variants_of("generator", "cuda") == list(VARIANTS) and COMPILED in VARIANTS
     eager = [name for name in VARIANTS if name != COMPILED]
     assert variants_of("autoencoder", "cuda") == variants_of("generator", "cpu") == eager

@@ -12,8 +12,8 @@ import typer
 from engine.commands import CudaGraph, Engine, EnginePrecision
 from export.commands import BundleFolder, chosen_bundle
 from lddgan.errors import BadInput
-from lddgan.names import DeviceName, Precision
-from lddgan.options import Dataset, Device, Json, Seed, note, print_json, workers_for
+from lddgan.extras import require
+from lddgan.options import Dataset, Device, Json, Seed, note, print_json
 
 if TYPE_CHECKING:
     from bench.row import Row
@@ -28,8 +28,7 @@ Verify = Annotated[
 Save = Annotated[
     Path | None,
     typer.Option(
-        "--save",
-        "--out",
+        *("--save", "--out"),
         help="Append to this .jsonl file; a ladder without it is kept under bench/results/.",
     ),
 ]
@@ -56,10 +55,6 @@ Train = Annotated[
         help="Steps of the training instead, of --dataset or the three big models; default batch "
         "the training's, on a CPU a few images; --max-seconds is for each variant, default 60.",
     ),
-]
-Data = Annotated[Path | None, typer.Option(help="With --train: images, to time reading them too.")]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="With --data: processes that read; default 4.")
 ]
 
 
@@ -88,12 +83,10 @@ def bench(
     ladder: Ladder = False,
     plot: Plot = False,
     training: Train = False,
-    data: Data = None,
-    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Measure an engine, or every one (--ladder), against the PyTorch baseline; or training."""
-    limits: dict[str, Any] = {"trials": trials, "max_seconds": max_seconds}
+    given: dict[str, Any] = {"device": device, "trials": trials, "max_seconds": max_seconds}
     chosen = engine != "auto" or precision is not None or not cuda_graph or verify
     if training:
         if chosen or bundle or seed or ladder or plot:
@@ -101,18 +94,13 @@ def bench(
                 "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
                 "--no-cuda-graph, --verify, --ladder and --plot"
             )
-        if workers is not None and data is None:
-            raise BadInput("--workers read the images of --data; give both or neither")
-        limits |= {"batch": batch, "data": data, "workers": workers_for(data, workers)}
-        measure_training(dataset, device, save, as_json, limits)
+        measure_training(dataset, as_json, out=save, batch=batch, **given)
         return
-    if data is not None or workers is not None:
-        raise BadInput("--data and --workers belong to --train")
     opened = chosen_bundle(dataset, bundle)
-    limits |= {"batch": batch or 100, "seed": seed}
+    given |= {"batch": batch or 100, "seed": seed}
     if not (ladder or plot):
-        limits |= {"cuda_graph": cuda_graph, "verify": verify}
-        measure_engine((opened, engine, precision, device), save, as_json, limits)
+        given |= {"engine": engine, "precision": precision}
+        measure_engine(opened, save, as_json, cuda_graph=cuda_graph, verify=verify, **given)
         return
     if chosen:
         raise BadInput(
@@ -120,7 +108,11 @@ def bench(
             "--no-cuda-graph and --verify"
         )
     if ladder:
-        climb_ladder(opened, device, save, as_json, limits)
+        from bench.ladder import run_ladder
+        from bench.tables import print_ladder
+
+        rows = run_ladder(opened, out=save, log=note, **given)
+        print_rows(rows, as_json, print_ladder)
     if plot:
         from bench.plot import draw
 
@@ -130,56 +122,33 @@ def bench(
 
 def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]], None]) -> None:
     """Print rows as JSON, a line each, or as a table."""
-    if not as_json:
+    if as_json:
+        typer.echo("\n".join(row.line() for row in rows))
+    else:
         print_table(rows)
-        return
-    for row in rows:
-        typer.echo(row.line())
 
 
-def measure_engine(
-    asked: tuple[Bundle, str, Precision | None, DeviceName],
-    save: Path | None,
-    as_json: bool,
-    limits: dict[str, Any],
-) -> None:
+def measure_engine(opened: Bundle, save: Path | None, as_json: bool, **given: Any) -> None:
     """Measure one engine beside the baseline; print its rows and keep them."""
     from bench.row import add_rows
     from bench.run import benchmark
     from bench.tables import print_engine
     from lddgan.progress import Meter
 
-    with Meter("measuring", 0, limits["trials"], None, unit="trials") as meter:
-        rows = benchmark(*asked, **limits, log=note, progress=meter.follow)
+    with Meter("measuring", 0, given["trials"], None, unit="trials") as meter:
+        rows = benchmark(opened, **given, log=note, progress=meter.follow)
     print_rows(rows, as_json, print_engine)
     if save is not None:
         add_rows(rows, save)
 
 
-def measure_training(
-    dataset: str | None,
-    device: DeviceName,
-    out: Path | None,
-    as_json: bool,
-    limits: dict[str, Any],
-) -> None:
+def measure_training(dataset: str | None, as_json: bool, **given: Any) -> None:
     """Measure the training's steps; the rows of a stage are printed when they exist."""
-    from lddgan.extras import require
-
     require("torch", "safetensors")
     from bench.tables import print_training
-    from bench.training_step import bench_training, presets_of
+    from bench.training_step import BIG, bench_training
+    from lddgan.presets import get_preset
 
+    presets = [get_preset(name) for name in (BIG if dataset is None else (dataset,))]
     show = partial(print_rows, as_json=as_json, print_table=print_training)
-    bench_training(presets_of(dataset), device, out=out, show=show, log=note, **limits)
-
-
-def climb_ladder(
-    opened: Bundle, device: DeviceName, out: Path | None, as_json: bool, limits: dict[str, Any]
-) -> None:
-    """Measure every rung and print the table."""
-    from bench.ladder import run_ladder
-    from bench.tables import print_ladder
-
-    rows = run_ladder(opened, device, out=out, log=note, **limits)
-    print_rows(rows, as_json, print_ladder)
+    bench_training(presets, show=show, log=note, **given)

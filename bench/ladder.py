@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost, measure_cost
-from bench.machine import gpu, load, machine, torch_settings
-from bench.roofline import Device, measure_ceilings, summary
+from bench.machine import gpu, machine, torch_settings
+from bench.roofline import measure_ceilings, summary
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
 from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
 from bench.timing import Budget, Plan, take_turns, warm_up
-from engine.gpu.driver import why_no_gpu
 from engine.registry import BASELINE, BASELINE_PRECISION, ENGINES, find_engine, open_engine
 from engine.sampler import Sampler, check_request
 from engine.timing import Clock
@@ -28,14 +27,13 @@ from export.bundle import CHECKPOINT, Bundle, file_entries, graph_file
 from lddgan.errors import LddganError
 from lddgan.extras import require
 from lddgan.files import atomic_folder
-from lddgan.names import DeviceName, Precision
+from lddgan.names import Device, DeviceName, Precision
 from lddgan.progress import Log
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
 MAX_SECONDS: Final = 30.0  # for the turns of one rung, unless asked otherwise
-NEEDED: Final = ("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
 EXPORTED: Final[dict[Device, Precision]] = {"cpu": "fp32", "cuda": "fp16"}  # graphs made for it
 BUNDLED: Final[dict[Device, tuple[Precision, ...]]] = {"cpu": ("fp32", "int8"), "cuda": ("fp16",)}
 
@@ -71,23 +69,26 @@ def run_ladder(
 ) -> list[Row]:
     """Measure every rung of a bundle and add each row to `out` as soon as it exists.
 
-    `auto` is the GPU if there is one. `out` (None: `results_file`) keeps what it holds.
+    `auto` is the GPU if PyTorch can use it. `out` (None: `results_file`) keeps what it holds.
     `max_seconds` (None: MAX_SECONDS) cuts the trials of each rung, never the batch.
     Raises BadInput for unusable arguments, LddganError if the baseline cannot run; any other rung
     that cannot run is a row that says why.
     """
     check_request(1, seed, 0, batch)
-    require(*NEEDED)
-    where = usable_device(device, why_no_gpu())
+    require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
+    where = usable_device(device)
     path = out or results_file(bundle.preset.name, where, "ladder")
     if path.exists():
         read_rows(path)  # refused now rather than after the first rung
     plan = Plan(where, batch, trials, seed, MAX_SECONDS if max_seconds is None else max_seconds)
-    before, ceilings = load(), measure_ceilings(bundle.preset, where)
+    here, ceilings = machine(), measure_ceilings(bundle.preset, where)
     log(summary(ceilings))
     fields = {
-        "machine": machine(before, gpu() if where == "cuda" else None),
-        "torch_settings": torch_settings() if where == "cuda" else None,
+        "dataset": bundle.preset.name,
+        "batch": batch,
+        "device": where,
+        "machine": here.model_copy(update={"gpu": gpu() if where == "cuda" else None}),
+        "torch_settings": torch_settings(where),
         "max_seconds": plan.max_seconds,
         "ceilings": ceilings,
     }
@@ -106,22 +107,21 @@ def climb(rungs: Sequence[Rung], work: Work, clock: Clock = time.perf_counter) -
     baseline, plan = rungs[0].open(), work.plan
     for place, rung in enumerate(rungs):
         work.log(f"{place + 1} of {len(rungs)}: {rung.name}")
-        fields: dict[str, Any]
+        fields = work.fields | {"rung": rung.name}
         try:
             sampler = rung.open() if place else baseline
-            fields = measure_rung(sampler, baseline, work, clock)
+            fields |= measure_rung(sampler, baseline, work, clock)
             del sampler  # its memory, before the next one is opened
         except LddganError as error:
             if place == 0:
                 raise
-            fields = {"why_not": str(error), "dataset": baseline.preset.name}
-            fields |= {"batch": plan.batch, "device": plan.device}
+            fields["why_not"] = str(error)
         gc.collect()  # modules of a closed rung hold cycles
         if plan.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
-        row = new_row("rung", work.session, rung=rung.name, **work.fields, **fields)
+        row = new_row("rung", work.session, **fields)
         work.log(sentence(row))
         yield row
 
@@ -145,18 +145,14 @@ def sentence(row: Row) -> str:
     """One rung for the log."""
     if row.why_not is not None:
         return f"{row.rung}: did not run: {row.why_not}"
-    return (
-        f"{row.rung}: {number(row.whole_ms)} ms, {row.ratio:.2f} times as fast as the baseline, "
-        f"{row.trials} trials"
-    )
+    times = f"{row.ratio:.2f} times as fast as the baseline"
+    return f"{row.rung}: {number(row.whole_ms)} ms, {times}, {row.trials} trials"
 
 
 class Workshop:
     """Where rungs are made: one bundle on one device, and a folder for graphs of their own."""
 
-    def __init__(
-        self, bundle: Bundle, device: Device, batch: int, folder: Path, log: Log = lambda _: None
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: Device, batch: int, folder: Path, log: Log) -> None:
         self.bundle, self.device, self.folder, self.log = bundle, device, folder, log
         self.options: dict[str, Any] = {"batch": batch, "log": log}
         self.exported: dict[tuple[str, ...], Bundle] = {}  # by rewrites
@@ -190,13 +186,10 @@ class Workshop:
                 export_graphs(self.load(), precision, rewrites, temporary)
             files = self.bundle.manifest.model_copy(update={"files": file_entries(folder)})
             self.exported[rewrites] = Bundle(folder, files)
-        bundle = self.exported[rewrites]
-        return open_engine(bundle, engine, precision, self.device, **self.options)
+        return open_engine(self.exported[rewrites], engine, precision, self.device, **self.options)
 
 
-def export_graphs(
-    model: Model, precision: Precision, rewrites: Sequence[str], folder: Path
-) -> None:
+def export_graphs(model: Model, precision: Precision, rewrites: Sequence[str], out: Path) -> None:
     """Write both graphs. Raises LddganError if the exporter cannot."""
     import onnx
     import torch
@@ -208,7 +201,7 @@ def export_graphs(
 
     specs = graph_specs(model.preset)
     for which, module in graph_modules(model, rewrites).items():
-        path = folder / graph_file(which, precision)
+        path = out / graph_file(which, precision)
         try:
             export_graph(to_half(module) if precision == "fp16" else module, specs[which], path)
         except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
@@ -220,8 +213,7 @@ def rungs_of(shop: Workshop) -> list[Rung]:
     """The rungs in their order; the first is the baseline."""
     from export.rewrites import TAKES
 
-    fp32: Precision = BASELINE_PRECISION
-    device = shop.device
+    fp32, device = BASELINE_PRECISION, shop.device
     rungs = [
         Rung("torch", partial(shop.torch, fp32)),
         Rung("torch, channels-last", partial(shop.torch, fp32, nhwc=True)),

@@ -1,4 +1,4 @@
-"""The machine and the code that a result is measured with, and commands run in a process each."""
+"""Describes the machine and the code of a measurement, and runs commands as child processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from engine.doctor import processor_name
 from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
@@ -24,41 +25,28 @@ from lddgan.extras import usable_cores, version_of, why_missing
 from lddgan.frozen import Frozen
 
 HOME = Path(__file__).resolve().parent.parent
-COMMIT: Final = "LDDGAN_COMMIT"  # environment: the commit of a copy without git's history
+COMMIT: Final = "LDDGAN_COMMIT"  # environment variable: the commit, for a copy without git
 CODE: Final = ("lddgan", "export", "engine", "bench", "cli.py", ":!bench/results")
 PACKAGES: Final = (
-    "torch",
-    "triton",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-core",
-    "numpy",
+    *("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("cuda-core", "numpy"),
 )
-PIPE_SECONDS: Final = 5.0  # for what a child has left in its pipe
+PIPE_SECONDS: Final = 5.0  # to read what a child left in its pipe
 NO_SMI: Final = "unknown: nvidia-smi is missing"
 NO_COMMIT: Final = f"commit unknown: this is no checkout of git; {COMMIT} names it"
-PAPERS_SETTINGS: Final = {  # PyTorch as it comes, which is how the paper measures
+PAPERS_SETTINGS: Final = {  # of torch.backends: PyTorch's defaults, with which the paper measures
     "cuda.matmul.allow_tf32": False,
     "cudnn.allow_tf32": True,
     "cudnn.benchmark": False,
 }
-GPU_FIELDS: Final = {  # of Gpu -> of nvidia-smi
-    "name": "name",
-    "driver": "driver_version",
-    "sm_clock": "clocks.sm",
-    "power_limit": "power.limit",
-    "sm_clock_max": "clocks.max.sm",
-    "memory_clock": "clocks.mem",
-    "power_draw": "power.draw",
-    "temperature": "temperature.gpu",
-}
+GPU_FIELDS: Final = (  # of nvidia-smi, in the order of Gpu's
+    *("name", "driver_version", "clocks.sm", "power.limit", "clocks.max.sm", "clocks.mem"),
+    *("power.draw", "temperature.gpu"),
+)
 
 
 class Gpu(Frozen):
-    """The state of the first GPU at one moment, in the driver's own words. It is never set."""
+    """State of the first GPU at one moment, as text of nvidia-smi. lddgan never sets any of it."""
 
     name: str
     driver: str
@@ -71,41 +59,37 @@ class Gpu(Frozen):
 
 
 class Machine(Frozen):
-    """Where a result was measured."""
+    """Hardware of a result."""
 
     cpu: str
-    cores: int  # that this process may use
-    load: float  # runnable processes of the last minute, when the run began
-    gpu: Gpu | None  # while the engine worked; None if the run was on the CPU
+    cores: int  # usable by this process
+    load: float  # runnable processes in the minute before the run
+    gpu: Gpu | None = None  # during the run; None for a run on the CPU
 
 
-def load() -> float:
-    """Runnable processes of the last minute."""
-    return round(os.getloadavg()[0], 2)
-
-
-def machine(before: float, gpu: Gpu | None) -> Machine:
-    """This machine, its load before a run and its GPU during the run, if it was on one."""
-    return Machine(cpu=processor_name(), cores=usable_cores(), load=before, gpu=gpu)
+def machine() -> Machine:
+    """Describe this machine before a run on the CPU; for a run on a GPU, set `gpu` during it."""
+    load = round(os.getloadavg()[0], 2)
+    return Machine(cpu=processor_name(), cores=usable_cores(), load=load)
 
 
 def gpu() -> Gpu:
-    """The state of the first GPU now; only its name where there is no nvidia-smi.
+    """Read the state of the first GPU, or only its name if nvidia-smi is missing.
 
     Raises LddganError if there is no GPU or nvidia-smi does not answer.
     """
     if shutil.which(PROGRAM) is None and (name := find_gpu().description) is not None:
         return Gpu(name=name, driver=NO_SMI, sm_clock=NO_SMI, power_limit=NO_SMI)
-    said = [part.strip() for part in ask_driver(",".join(GPU_FIELDS.values())).split(",")]
-    if len(said) != len(GPU_FIELDS):
-        raise LddganError(f"nvidia-smi gave {len(said)} values and not {len(GPU_FIELDS)}: {said}")
-    return Gpu.model_validate(dict(zip(GPU_FIELDS, said, strict=True)))
+    got = [part.strip() for part in ask_driver(",".join(GPU_FIELDS)).split(",")]
+    if len(got) != len(GPU_FIELDS):
+        raise LddganError(f"nvidia-smi gave {len(got)} values and not {len(GPU_FIELDS)}: {got}")
+    return Gpu.model_validate(dict(zip(Gpu.model_fields, got, strict=True)))
 
 
 def gpu_memory_mib(device: str) -> float | None:
-    """MiB in use on the GPU by all processes. Returns None on the CPU or if CUDA does not say.
+    """Read the MiB that all processes use on the GPU. Returns None on the CPU or if CUDA fails.
 
-    CUDA is asked, in a process that uses it: nvidia-smi may take a second.
+    Asks CUDA, because nvidia-smi can take a second. CUDA must be in use in this process.
     """
     if device != "cuda" or why_missing("cuda.bindings") is not None:
         return None
@@ -115,36 +99,29 @@ def gpu_memory_mib(device: str) -> float | None:
     return (total - free) / 2**20 if result == driver.CUresult.CUDA_SUCCESS else None
 
 
-def torch_settings() -> dict[str, bool] | None:
-    """PyTorch's switches for fp32 as they are now. Returns None without torch."""
-    if why_missing("torch") is not None:
+def torch_settings(device: str) -> dict[str, bool] | None:
+    """Read PyTorch's switches for fp32, by name. Returns None on the CPU or without torch."""
+    if device != "cuda" or why_missing("torch") is not None:
         return None
     import torch
 
-    cudnn: Any = torch.backends.cudnn
-    return {
-        "cuda.matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "cudnn.allow_tf32": cudnn.allow_tf32,
-        "cudnn.benchmark": cudnn.benchmark,
-    }
+    return {name: attrgetter(name)(torch.backends) for name in PAPERS_SETTINGS}
 
 
 def in_words(settings: dict[str, bool]) -> str:
-    """`torch_settings` as a sentence."""
-    products, convolutions, benchmark = (
-        "on" if settings[name] else "off" for name in PAPERS_SETTINGS
-    )
+    """Write `torch_settings` as a sentence."""
+    products, conv, benchmark = ("on" if settings[name] else "off" for name in PAPERS_SETTINGS)
     protocol = "" if settings == PAPERS_SETTINGS else "not "
     return (
-        f"PyTorch's fp32: TF32 {convolutions} in convolutions and {products} in matrix products, "
+        f"PyTorch's fp32: TF32 {conv} in convolutions and {products} in matrix products, "
         f"cudnn.benchmark {benchmark}, which is {protocol}the paper's protocol"
     )
 
 
 def commit() -> str | None:
-    """The commit of this code: that in COMMIT, or of git with "+dirty" if files were changed.
+    """Read the commit of this code: from COMMIT, or from git ("+dirty" if files were changed).
 
-    Returns None outside a checkout. Raises BadInput if COMMIT holds no hash.
+    Returns None if neither is there. Raises BadInput if COMMIT is not a hash.
     """
     named = os.environ.get(COMMIT)
     if named is not None:
@@ -153,42 +130,38 @@ def commit() -> str | None:
                 f"the commit is '{named}', and must be a hash of git (--commit, {COMMIT})"
             )
         return named
-    return checked_out()
+    return checked_out_commit()
 
 
 @cache
-def checked_out() -> str | None:
-    """The commit of the checkout that this code lies in, as it was when first asked."""
+def checked_out_commit() -> str | None:
+    """Ask git for the commit of this code, once per process. Returns None outside a checkout."""
     git = ("git", "-C", str(HOME))
-    top = output_of(*git, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != HOME:
-        return None
-    head = output_of(*git, "rev-parse", "HEAD")
-    if head is None:
+    found = output_of(*git, "rev-parse", "--show-toplevel", "HEAD")
+    folder, _, head = (found or "").partition("\n")
+    if not head or Path(folder).resolve() != HOME:
         return None
     return head + ("+dirty" if output_of(*git, "status", "--porcelain", "--", *CODE) else "")
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that compute, where installed."""
+    """List the versions of Python and of the installed packages that compute."""
     found = {"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES}
     return {package: version for package, version in found.items() if version is not None}
 
 
 def peak_memory_mib() -> float | None:
-    """Peak resident memory of this process so far (VmHWM). Returns None if this is not Linux.
+    """Read the peak resident memory of this process (VmHWM). Returns None if this is not Linux.
 
-    It holds the interpreter, libraries, weights and activations. `ru_maxrss` is not used: a process
-    inherits it from the one that started it.
+    Includes the interpreter and libraries. `ru_maxrss` would include the parent process's peak.
     """
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")]
-    return peaks[0] if peaks else None
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(peak[1]) / 1024 if peak else None
 
 
 def output_of(*command: str) -> str | None:
-    """What a program prints. Returns None if it is missing or fails."""
+    """Run a program and return what it prints. Returns None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -198,10 +171,10 @@ def output_of(*command: str) -> str | None:
 def run_child(
     command: Sequence[str], seconds: float, *, stdout: IO[str] | int | None = subprocess.DEVNULL
 ) -> str | None:
-    """Run a command for at most `seconds`. Returns why it failed, or None.
+    """Run a command for at most `seconds`. Returns why it failed: the last line of its stderr.
 
-    Its stderr is passed on, and the last line of it is the reason. Its stdout goes to `stdout`, or
-    to that of this process if None. All processes that it started end with it.
+    Returns None if it succeeded. Passes its stderr on, and writes its stdout to `stdout` (None:
+    this process's stdout). Ends all processes that the command started.
     """
     process = subprocess.Popen(
         command,
@@ -220,7 +193,9 @@ def run_child(
     except subprocess.TimeoutExpired:
         return f"not done within {seconds:.0f} s"
     finally:
-        _end(process)
+        with suppress(ProcessLookupError):  # no process of its group is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         relay.join(PIPE_SECONDS)
     if code < 0:
         return f"ended by signal {-code} ({signal.Signals(-code).name})"
@@ -233,9 +208,3 @@ def _relay(pipe: IO[str], last: deque[str]) -> None:
         sys.stderr.write(line)
         if line.strip():
             last.append(line.strip())
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):  # none is left, not even one that it started
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

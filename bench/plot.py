@@ -1,4 +1,4 @@
-"""Ladders as pictures: bars, a roofline, and speed against batch size. Nothing is measured."""
+"""Ladders as pictures: bars and a roofline. Measures nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.readme import newest
-from bench.roofline import Device
-from bench.row import RESULTS, Row, kept_rows, newest_session, results_file
-from bench.tables import engine_name, hardware, ladder_title, number, psnr
-from engine.registry import ENGINES, find_engine
+from bench.row import Row, newest_session, results_file
+from bench.tables import ladder_title, number, psnr
+from engine.registry import DEVICES, find_engine
 from lddgan.extras import require
 from lddgan.progress import Log
 
@@ -18,53 +16,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DOCS: Final = Path("docs")  # in the repository
 INCHES: Final = (9.0, 5.5)
 DPI: Final = 150
-UNKNOWN: Final = "#718096"  # an engine that is no longer registered
 INT8: Final = "#6b46c1"
-DEVICES: Final[tuple[Device, ...]] = ("cuda", "cpu")
 
 
 def draw(dataset: str, out: Path | None, log: Log = lambda _: None) -> list[Path]:
-    """Draw the newest ladder of every device as PNGs into DOCS, or the one in `out` beside it.
+    """Draw the newest ladder of every device as PNGs into docs/, or the one in `out` beside it.
 
-    `log` gets what could not be drawn and why. Raises LddganError without a ladder or matplotlib.
+    `log` gets why there is no roofline. Raises LddganError without a ladder or matplotlib.
     """
     require("matplotlib")
-    paths = [results_file(dataset, device, "ladder") for device in DEVICES]
-    kept = [path for path in paths if path.exists()] or paths[-1:]
-    folder = DOCS if out is None else out.parent
-    ladders = [newest_session(path, "rung") for path in ([out] if out is not None else kept)]
+    kept = [results_file(dataset, device, "ladder") for device in DEVICES]
+    paths = [out] if out is not None else [path for path in kept if path.exists()] or kept[-1:]
+    folder = Path("docs") if out is None else out.parent
+    ladders = [newest_session(path, "rung") for path in paths]
     return [made for rows in ladders for made in draw_ladder(rows, folder, log)]
 
 
 def draw_ladder(rows: Sequence[Row], folder: Path, log: Log) -> list[Path]:
-    """The pictures of one ladder: ladder-lsun-cpu.png, roofline-lsun-cpu.png, batch-lsun-cpu.png"""
+    """Draw ladder-lsun-cpu.png and, if there are ceilings, roofline-lsun-cpu.png."""
     first = rows[0]
     figures = {"ladder": ladder_figure(rows)}
     if first.ceilings is None or first.ceilings.note is not None:
         log(f"no roofline: {first.ceilings.note if first.ceilings else 'no ceilings'}")
     else:
         figures["roofline"] = roofline_figure(rows)
-    where = hardware(first.machine)
-    alike = [
-        row
-        for row in kept_rows(RESULTS, "engine")
-        if row.dataset == first.dataset and hardware(row.machine) == where
-    ]
-    if len({row.batch for row in newest(alike)}) > 1:
-        figures["batch"] = batch_figure(alike)
-    else:
-        log(
-            f"no speed against batch size: {RESULTS} has no rows of two batch sizes of "
-            f"{first.dataset} on {where}"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, figure in figures.items():
-        name = results_file(first.dataset, first.device or "cpu", kind).stem
-        paths.append(folder / f"{name}.png")
+        name = results_file(first.dataset, first.device or "cpu", kind)
+        paths.append(folder / name.with_suffix(".png").name)
         figure.savefig(paths[-1], dpi=DPI, metadata={"Software": None})
     return paths
 
@@ -107,9 +89,7 @@ def beside(row: Row) -> str:
 
 def colour(row: Row) -> str:
     """The colour of a rung's bar."""
-    if row.precision == "int8":
-        return INT8
-    return find_engine(row.engine).color if row.engine in ENGINES else UNKNOWN
+    return INT8 if row.precision == "int8" else find_engine(row.engine).color
 
 
 def roofline_figure(rows: Sequence[Row]) -> Figure:
@@ -123,10 +103,9 @@ def roofline_figure(rows: Sequence[Row]) -> Figure:
     assert ceilings.copy_gb_per_second
     figure, axes = blank(f"{ladder_title(best)}\nthe fastest in its precision: {best.rung}")
     copied = ceilings.copy_gb_per_second / 1e3  # TB/s
-    convolution = f"3x3 convolution {ceilings.convolution}"
     roofs = (
         ("matrix product", ceilings.matmul_tflops, "-"),
-        (convolution, ceilings.convolution_tflops, "--"),
+        (f"3x3 convolution {ceilings.convolution}", ceilings.convolution_tflops, "--"),
     )
     seen = [*best.intensity.values(), *(peak / copied for _, peak, _ in roofs)]
     left, right = min(seen) / 4, max(seen) * 4
@@ -148,25 +127,3 @@ def fastest(rows: Sequence[Row]) -> Row:
     ran = [row for row in rows if row.why_not is None]
     same = [row for row in ran if row.ceilings and row.precision == row.ceilings.precision]
     return min(same or ran, key=lambda row: row.whole_ms)
-
-
-def batch_figure(rows: Sequence[Row]) -> Figure:
-    """Images per second of every engine, and of PyTorch, by batch size."""
-    figure, axes = blank(f"{rows[0].dataset}, {hardware(rows[0].machine)}")
-    for name, points in by_engine(rows).items():
-        axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
-    axes.set(xscale="log", xlabel="images per batch", ylabel="images/s (median)")
-    axes.set_ylim(bottom=0)
-    batches = sorted({row.batch for row in rows})
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.xaxis.minorticks_off()
-    axes.legend(fontsize=8)
-    return figure
-
-
-def by_engine(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
-    """Engine -> batch -> images/s of the newest row."""
-    found: dict[str, dict[int, float]] = {}
-    for row in sorted(rows, key=lambda row: row.date):
-        found.setdefault(engine_name(row), {})[row.batch] = row.images_per_second
-    return found

@@ -7,16 +7,7 @@ average: a photograph and its slightly blurred copy are the same to them.
 
 Precision and recall (Kynkaanniemi et al., arXiv 1904.06991, k = 3) are on averages of 8x8, 192
 values. The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
-singular for the 104 held-out crops of bench/studies/photos.py. Against those, 2,000 images get
-
-                                           precision  recall  Frechet
-    training crops (--train)                    0.82    0.62    0.048
-    training crops of one photograph            0.83    0.27    1.5
-    mean colours of training crops              0.99    0.03    0.29
-    noise                                       0.24    0.00    5.2
-
-Precision alone says little. Recall falls as the images become more, also for real ones, and
-differences below 0.1 are within its error (0.05). Compare rows of one --count and one --held-out.
+singular for 104 held-out crops. docs/photos.md has the figures of images that are known.
 
 The last two figures are of the checkpoint's autoencoder, on the held-out images: mean absolute
 error in grey levels, and PSNR over all pixels of all images in dB.
@@ -26,24 +17,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.row import new_row, now
 from bench.tables import show
-from engine.sampler import Sampler, check_request
+from engine.sampler import check_request
 from export.agreement import Images, mean_levels, psnr
 from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
-
-if TYPE_CHECKING:
-    from lddgan.checkpoint import Model
 
 Features = NDArray[np.float64]  # [N,D]
 
@@ -115,10 +104,8 @@ def covered(points: Features, by: Features, k: int) -> float:
     """Share of points [N,D] within the distance of a row of `by` [M,D] to its k-th neighbour."""
     from sklearn.metrics import pairwise_distances_chunked
 
-    def distances(rows: Features) -> Iterator[NDArray[np.float64]]:
-        found = pairwise_distances_chunked(rows, by, metric="sqeuclidean")  # 0 for equal rows
-        return cast("Iterator[NDArray[np.float64]]", found)
-
+    # Squared, and 0 for equal rows.
+    distances = partial(pairwise_distances_chunked, Y=by, metric="sqeuclidean")
     # [M]; the 0-th neighbour is the row itself
     radii = np.concatenate([np.partition(part, k, axis=1)[:, k] for part in distances(by)])
     inside = [(part <= radii).any(axis=1) for part in distances(points)]
@@ -146,44 +133,25 @@ def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
 
 def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> dict[str, Any]:
     """Facts of a checkpoint: `count` images of a seed, in PyTorch on the CPU; its autoencoder."""
+    import torch
+
     from engine.registry import open_model
     from lddgan.checkpoint import load_checkpoint
+    from lddgan.data.images import to_float
 
     model = load_checkpoint(path)
     sampler = open_model(model, device="cpu")
-    decoded = reconstructed(model, sampler, held_out)
+
+    def reconstruct(start: int, size: int) -> Images:
+        part = torch.from_numpy(held_out[start : start + size])
+        x_0 = model.encode(to_float(part.permute(0, 3, 1, 2)))
+        return sampler.backend.download(sampler.decode(x_0))
+
+    decoded = np.concatenate(list(sampler.in_parts(len(held_out), reconstruct)))
     return quality(str(path), sampler.sample(count, seed), held_out) | {
         "mean_error": mean_levels(decoded, held_out),  # of 0..255
         "psnr": psnr(decoded, held_out),  # dB
     }
-
-
-def reconstructed(model: Model, sampler: Sampler, images: Images) -> Images:
-    """Images uint8 [N,S,S,3], encoded and decoded."""
-    import torch
-
-    from lddgan.data.images import to_float
-
-    def decoded(start: int, size: int) -> Images:
-        part = torch.from_numpy(images[start : start + size])
-        x_0 = model.encode(to_float(part.permute(0, 3, 1, 2)))
-        return sampler.backend.download(sampler.decode(x_0))
-
-    return np.concatenate(list(sampler.in_parts(len(images), decoded)))
-
-
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The facts of real images, if asked for, then of the checkpoints. Raises LddganError."""
-    require("torch", "sklearn")
-    check_request(options.count, options.seed, first=0, batch=None)
-    held_out = read_images(options.held_out)
-    found = []
-    if options.train is not None:
-        real = read_images(options.train, options.count, options.seed)
-        found.append(quality(str(options.train), real, held_out))
-    for path in options.checkpoints:
-        found.append(checkpoint_quality(path, held_out, options.count, options.seed))
-    return found
 
 
 def print_table(found: Sequence[dict[str, Any]]) -> None:
@@ -212,8 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.checkpoints and options.train is None:
         parser.error("name a checkpoint, or --train FOLDER")
+    found = []
     try:
-        found = measured(options)
+        require("torch", "sklearn")
+        check_request(options.count, options.seed, first=0, batch=None)
+        held_out = read_images(options.held_out)
+        if options.train is not None:
+            real = read_images(options.train, options.count, options.seed)
+            found.append(quality(str(options.train), real, held_out))
+        for path in options.checkpoints:
+            found.append(checkpoint_quality(path, held_out, options.count, options.seed))
     except LddganError as error:
         sys.exit(f"error: {error}")
     if not options.json:

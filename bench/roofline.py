@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bench.cost import Cost
 from engine.registry import BASELINE, find_engine
 from engine.timing import median_ms, torch_timer
 from lddgan.frozen import Frozen
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
 from lddgan.preset import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Device = Literal["cpu", "cuda"]
 
 
 class Sizes(NamedTuple):
@@ -57,8 +56,8 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
     """Measure the CPU or the first GPU, in seconds. CUDA is started by torch."""
     size, channels = preset.image_size, widest(preset)
     images = max(1, SIZES[device].pixels // size**2)
-    found: dict[str, Any] = {"precision": SIZES[device].precision}
-    found["convolution"] = f"{images}x{channels}x{size}x{size}"
+    convolution = f"{images}x{channels}x{size}x{size}"
+    ceilings = partial(Ceilings, precision=SIZES[device].precision, convolution=convolution)
     why_not = find_engine(BASELINE).why_not(device)
     if why_not is None:
         import torch
@@ -66,15 +65,14 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
         if device == "cuda":
             torch.cuda.empty_cache()
         try:
-            rates: dict[str, Any] = {
-                "matmul_tflops": matmul_tflops(device),
-                "convolution_tflops": convolution_tflops(device, images, channels, size),
-                "copy_gb_per_second": copy_gb_per_second(device),
-            }
-            return Ceilings(**found, **rates)
+            return ceilings(
+                matmul_tflops=matmul_tflops(device),
+                convolution_tflops=convolution_tflops(device, images, channels, size),
+                copy_gb_per_second=copy_gb_per_second(device),
+            )
         except RuntimeError as error:  # also of cuBLAS and cuDNN, which need memory of their own
             why_not = str(error).strip().partition("\n")[0]
-    return Ceilings(**found, note=f"ceilings not measured: {why_not}")
+    return ceilings(note=f"ceilings not measured: {why_not}")
 
 
 def widest(preset: Preset) -> int:
@@ -144,20 +142,14 @@ def _median_seconds(device: Device, compute: Callable[[], Any]) -> float:
         return median_ms(torch_timer(device), compute, sizes.repeats, sizes.warm_ups) / 1e3
 
 
-def comparable(ceilings: Ceilings, precision: Precision | None) -> bool:
-    """Whether rates of a precision can be held against ceilings: bf16 runs at the rate of fp16."""
-    return ceilings.precision == ("fp16" if precision == "bf16" else precision)
-
-
 def work_of(
     cost: Cost | None, preset: Preset, precision: Precision, batch: int, chunk: int
 ) -> dict[str, Any]:
     """The work of a batch, as fields of a row. Returns none without a cost.
 
-    FLOP are two for each multiply-add of the networks as published: what an engine saves by
-    rewriting them counts for it. The intensity is FLOP per byte if nothing stays in a cache: every
-    convolution reads its weights once per call and chunk, reads its input and writes its output
-    once, and what lies between convolutions is taken as fused.
+    FLOP are two for each multiply-add of the networks as published, whatever an engine saves. The
+    intensity is FLOP per byte if nothing stays in a cache: every convolution reads its weights once
+    per call and chunk and its input once, and writes its output once; the rest is fused.
 
     The least bytes hold no activation: weights once per call and chunk; x, z, noise and x_next of
     every call; x_0 and the image.

@@ -15,12 +15,12 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, ValidationError
 
 from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
-from bench.roofline import Ceilings, Device, comparable
+from bench.roofline import Ceilings
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError, why_invalid
 from lddgan.files import atomic_write
 from lddgan.frozen import Frozen
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
 
 RESULTS: Final = Path("bench") / "results"  # in the repository
 REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GPU
@@ -121,13 +121,14 @@ class Row(Frozen):
         return None if self.least_bytes is None else self.least_bytes / self.whole_ms / 1e6
 
     def share_of(self, ceiling: str) -> float | None:
-        """What is reached of a ceiling by its name. Returns None if nothing can be compared."""
+        """Share of a ceiling, by its name, that is reached. Returns None if not comparable."""
         copied = ceiling == "copy_gb_per_second"
-        known: float | None = getattr(self.ceilings, ceiling, None)
         rate = self.gb_per_second if copied else self.tflops()
+        known: float | None = getattr(self.ceilings, ceiling, None)
         if rate is None or known is None or self.ceilings is None:
             return None
-        return rate / known if copied or comparable(self.ceilings, self.precision) else None
+        precision = "fp16" if self.precision == "bf16" else self.precision  # of the same rate
+        return rate / known if copied or precision == self.ceilings.precision else None
 
     def line(self) -> str:
         """The row as JSON."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,11 @@ from bench.machine import (
     Machine,
     gpu,
     gpu_memory_mib,
-    load,
     machine,
     peak_memory_mib,
     torch_settings,
 )
-from bench.roofline import Ceilings, Device, measure_ceilings, work_of
+from bench.roofline import Ceilings, measure_ceilings, work_of
 from bench.row import Row, new_row, now
 from bench.timing import (
     Budget,
@@ -34,24 +32,22 @@ from bench.timing import (
     take_turns,
     warm_up,
 )
-from engine.backend import Images
 from engine.registry import BASELINE, BASELINE_PRECISION, choose, open_engine, survey
 from engine.sampler import Sampler, check_request
-from engine.timing import Clock
+from engine.timing import Clock, HostTimer, median_ms
 from engine.verification import Verification
 from engine.verify import verify_opened
 from export.agreement import Differences, changed, grey_levels, psnr
 from export.bundle import Bundle
 from lddgan.errors import LddganError
 from lddgan.extras import require
-from lddgan.names import DeviceName, Precision
+from lddgan.names import Device, DeviceName, Precision
 from lddgan.pictures import png
 from lddgan.progress import Log
 
 MAX_SECONDS: Final = {"cpu": 120.0, "cuda": float("inf")}  # unless asked otherwise
 POWER_SECONDS: Final = 1.0  # over which drivers average the power that they report
 LEAST_VERIFIED: Final = 4  # images
-LEFT_OUT: Final = "ceilings and PNG files were left out: the trials took all of --max-seconds"
 ONE_LAUNCH: Final = (
     "the whole is one CUDA graph launch and includes drawing the noise, as the paper's loop does; "
     "the stages are of the same steps launched one by one"
@@ -80,9 +76,8 @@ def benchmark(
 
     `max_seconds` (None: MAX_SECONDS of the device) limits the run from its first image, including
     the loading of the baseline and the warm-up; it cuts trials, never the batch, and one trial is
-    always run. `cuda_graph` False: the steps are launched one by one. `verify`: afterwards compare
-    the engine with PyTorch fp32 on as many images, even if it failed before. `log` gets the
-    estimate before the trials.
+    always run. `verify`: afterwards compare the engine with PyTorch fp32 on as many images, even if
+    it failed before. Other arguments are those of `open_engine`.
     Raises BadInput for unusable arguments, LddganError if the engine cannot run or makes NaN.
     """
     check_request(1, seed, 0, batch)
@@ -92,27 +87,25 @@ def benchmark(
     limit = MAX_SECONDS[chosen.device] if max_seconds is None else max_seconds
     plan = Plan(chosen.device, batch, trials, seed, limit)
 
-    def opener(name: str, precision: Precision, cuda_graph: bool) -> Opener:
-        options: dict[str, Any] = {"batch": batch, "accept_failed": verify, "log": log}
-        options |= {"cuda_graph": cuda_graph}
-        return partial(open_engine, bundle, name, precision, chosen.device, **options)
-
-    openers, notes = [opener(chosen.engine, chosen.precision, cuda_graph)], []
+    options: dict[str, Any] = {"batch": batch, "accept_failed": verify, "log": log}
+    opener = partial(open_engine, bundle, device=chosen.device, **options)
+    openers = [partial(opener, chosen.engine, chosen.precision, cuda_graph=cuda_graph)]
+    notes: list[str] = []
     why_not = why_no_baseline(chosen.device)
     if why_not is None:
-        openers.append(opener(BASELINE, BASELINE_PRECISION, True))
+        openers.append(partial(opener, BASELINE, BASELINE_PRECISION))
     else:
         notes.append(f"no PyTorch baseline: {why_not}")
     sides, here = measure(openers, plan, log, progress)
     extras: dict[str, Any] = {}
     if max_seconds is not None and len(sides[0].trials) < trials:
-        notes.append(LEFT_OUT)
+        notes.append("ceilings and PNG files were left out: the trials took all of --max-seconds")
     else:
-        on_gpu = plan.device == "cuda"
-        extras["ceilings"] = measure_ceilings(bundle.preset, "cuda") if on_gpu else None
-        extras["png_ms"] = png_ms(sides[0].images)
-    exported = bundle.manifest.verification
-    rows = make_rows(sides, here, plan, notes, exported=exported, **extras)
+        images = sides[0].images
+        extras["png_ms"] = median_ms(HostTimer(), lambda: [*map(png, images)], runs=1, warm_ups=0)
+        if plan.device == "cuda":
+            extras["ceilings"] = measure_ceilings(bundle.preset, "cuda")
+    rows = make_rows(sides, here, plan, notes, exported=bundle.manifest.verification, **extras)
     if verify:
         rows[0] = verified(rows[0], sides[0].sampler, bundle, log)
     return rows
@@ -150,16 +143,17 @@ def gpu_at_work(sampler: Sampler, plan: Plan) -> Gpu:
     return asked.result()
 
 
-def usable_device(asked: DeviceName, why_no_gpu: str | None) -> Device:
-    """`auto` is the GPU if it can be used. Raises LddganError if it was asked for and cannot."""
-    if asked == "cuda" and why_no_gpu is not None:
-        raise LddganError(why_no_gpu)
-    return "cpu" if asked == "cpu" or why_no_gpu is not None else "cuda"
+def usable_device(asked: DeviceName) -> Device:
+    """`auto` is the GPU if the baseline can use it. Raises LddganError if `cuda` cannot be used."""
+    why_not = None if asked == "cpu" else why_no_baseline("cuda")
+    if asked == "cuda" and why_not is not None:
+        raise LddganError(why_not)
+    return "cpu" if asked == "cpu" or why_not is not None else "cuda"
 
 
-def why_no_baseline(device: str) -> str | None:
+def why_no_baseline(device: Device) -> str | None:
     """Why the PyTorch baseline cannot run on a device. Returns None if it can."""
-    return next(one.why_not for one in survey() if (one.engine, one.device) == (BASELINE, device))
+    return next(survey(BASELINE, device)).why_not
 
 
 def measure(
@@ -174,16 +168,17 @@ def measure(
     The engine, which is the first, is warm before the baseline is loaded, so that its peak memory
     is its own.
     """
-    before, turn = load(), 0.0
+    here, turn = machine(), 0.0
     engine = openers[0]()
     budget = Budget(plan.max_seconds, clock)
     samplers, memory = [], []
-    for sampler in itertools.chain([engine], (open_it() for open_it in openers[1:])):
-        turn += warm_up(sampler, plan, log, clock)
-        samplers.append(sampler)
+    for place, open_it in enumerate(openers):
+        samplers.append(open_it() if place else engine)
+        turn += warm_up(samplers[-1], plan, log, clock)
         memory.append((peak_memory_mib(), gpu_memory_mib(plan.device)))
     log(estimate(plan, turn, budget))
-    here = machine(before, gpu_at_work(engine, plan) if plan.device == "cuda" else None)
+    if plan.device == "cuda":
+        here = here.model_copy(update={"gpu": gpu_at_work(engine, plan)})
     sides = take_turns(samplers, plan, budget, progress)
     return [
         side._replace(peak_memory_mib=own, gpu_memory_mib=all_of_gpu)
@@ -214,9 +209,8 @@ def make_rows(
     done, session, cost = len(sides[0].trials), now(), known_cost(first.preset)
     said = list(notes)
     if done < plan.trials:
-        said.insert(
-            0, f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)}"
-        )
+        limit = seconds(plan.max_seconds)
+        said.insert(0, f"{done} of {plan.trials} trials: more do not fit in {limit}")
     if first.backend.captures:
         said.append(ONE_LAUNCH)
     fields = [side_fields(side, plan, cost, exported or {}) for side in sides]
@@ -225,7 +219,7 @@ def make_rows(
         fields[0] |= beside(sides[0], sides[1])
     common: dict[str, Any] = {
         "machine": here,
-        "torch_settings": torch_settings() if plan.device == "cuda" else None,
+        "torch_settings": torch_settings(plan.device),
         "preset": first.preset.model_dump(),
         "max_seconds": None if plan.max_seconds == float("inf") else plan.max_seconds,
         "ceilings": ceilings,
@@ -272,11 +266,3 @@ def beside(side: Side, baseline: Side) -> dict[str, Any]:
         "changed": changed(side.images, baseline.images),
         "psnr": psnr(side.images, baseline.images),
     }
-
-
-def png_ms(images: Images, clock: Clock = time.perf_counter) -> float:
-    """Milliseconds to encode uint8 [N,H,W,3] as PNGs, one after the other."""
-    started = clock()
-    for image in images:
-        png(image)
-    return (clock() - started) * 1e3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from bench.cost import PresetRow
 from bench.machine import Machine
@@ -12,6 +12,8 @@ from bench.roofline import summary
 from bench.row import Row
 from bench.timing import Trial, seconds
 from engine.sampler import equal_parts
+
+Columns = dict[str, Callable[[Row, Any], str]]  # heading -> text of a row and of another one
 
 ABSENT: Final = "-"
 WIDTH: Final = 124  # characters of a table, at least, in a file or a pipe too
@@ -81,6 +83,14 @@ def verification(row: Row) -> str:
     return said + (", failed" if found.get("why_failed") else "")
 
 
+def way_cells(row: Row, other: Row | None, columns: Columns) -> list[str]:
+    """The text of a rung or a variant: its name, then its columns; `other` is compared with."""
+    name = row.rung or row.variant or ""
+    if row.why_not is not None:
+        return [name, "did not run", *[ABSENT] * (len(columns) - 1)]
+    return [name, *(text(row, other) for text in columns.values())]
+
+
 def psnr(row: Row) -> str:
     """PSNR of the images against the baseline's, without its unit."""
     return "equal" if row.psnr == float("inf") else shown(row.psnr, ".1f")
@@ -107,8 +117,7 @@ def show(
     out.width = max(out.width, WIDTH, table.__rich_measure__(out, wide).maximum)
     if title:
         out.print(title, style="italic", markup=False, highlight=False)
-    if table.columns:
-        out.print(table)
+    out.print(table)
     for sentence in sentences:
         out.print(sentence, markup=False, highlight=False)
     for note in notes:
@@ -195,8 +204,7 @@ def engine_facts(row: Row) -> list[str]:
 # ---- A ladder ----
 
 
-# Of a rung and of the last one that ran before it.
-LADDER: Final[dict[str, Callable[[Row, Row | None], str]]] = {
+LADDER: Final[Columns] = {  # of a rung and of the last one that ran before it
     "ms": lambda row, _: number(row.whole_ms),
     "seed to\npixels": lambda row, _: number(row.ms["end_to_end"].p50),
     "images/s": lambda row, _: number(row.images_per_second),
@@ -211,20 +219,12 @@ LADDER: Final[dict[str, Callable[[Row, Row | None], str]]] = {
 }
 
 
-def did_not_run(name: str | None, columns: int) -> list[str]:
-    """The line of what did not run."""
-    return [name or "", "did not run", *[ABSENT] * (columns - 1)]
-
-
 def ladder_lines(rows: Sequence[Row]) -> list[list[str]]:
     """The text of all rungs: the name, then in the order of LADDER."""
     lines, before = [], None
     for row in rows:
-        if row.why_not is not None:
-            lines.append(did_not_run(row.rung, len(LADDER)))
-            continue
-        lines.append([row.rung or "", *(text(row, before) for text in LADDER.values())])
-        before = row
+        lines.append(way_cells(row, before, LADDER))
+        before = row if row.why_not is None else before
     return lines
 
 
@@ -261,19 +261,17 @@ def encoded_ms(row: Row) -> float | None:
     return step_ms(row) + row.ms["encode"].p50 if "encode" in row.ms else None
 
 
-def median(name: str) -> Callable[[Row, Row], str]:
+def median(name: str) -> Callable[[Row, Any], str]:
     return lambda row, _: number(row.ms[name].p50) if name in row.ms else ABSENT
 
 
-TrainingColumns = dict[str, Callable[[Row, Row], str]]  # a row and the baseline -> text
-
-STEP: Final[TrainingColumns] = {
+STEP: Final[Columns] = {  # of a variant and of eager fp32
     "images/s": lambda row, _: number(row.batch / step_ms(row) * 1e3),
     "times\neager": lambda row, eager: over(step_ms(eager), step_ms(row)),
     "peak\nMiB": lambda row, _: shown(row.peak_memory_mib, ",.0f"),
 }
-TRIALS: Final[TrainingColumns] = {"trials": lambda row, _: str(row.trials)}
-TRAINING: Final[dict[str | None, TrainingColumns]] = {
+TRIALS: Final[Columns] = {"trials": lambda row, _: str(row.trials)}
+TRAINING: Final[dict[str | None, Columns]] = {
     "autoencoder": {"step\nms": lambda row, _: number(step_ms(row))} | STEP | TRIALS,
     "generator": {
         "no R1\nms": median("plain"),
@@ -292,18 +290,10 @@ TRAINING: Final[dict[str | None, TrainingColumns]] = {
 
 
 def print_training(rows: Sequence[Row]) -> None:
-    """Write one stage of a training, every variant, eager fp32 first; or a data pipeline."""
+    """Write one stage of a training, every variant, eager fp32 first."""
     first = rows[0]
-    if first.kind == "pipeline":
-        show("", (), (), [pipeline(first)], first.notes)
-        return
     columns = TRAINING[first.stage]
-    lines = [
-        did_not_run(row.variant, len(columns))
-        if row.why_not is not None
-        else [row.variant or "", *(text(row, first) for text in columns.values())]
-        for row in rows
-    ]
+    lines = [way_cells(row, first, columns) for row in rows]
     title = f"{first.dataset}: the {first.stage}'s step, batch {first.batch}, "
     title += f"{hardware(first.machine)}; medians"
     said = [PEAK_MEMORY[first.device or "cpu"]]
@@ -313,17 +303,6 @@ def print_training(rows: Sequence[Row]) -> None:
     said += [f"{row.variant}: {row.why_not}" for row in rows if row.why_not]
     notes = tuple(dict.fromkeys(note for row in rows for note in row.notes))
     show(title, ("variant", *columns), lines, said, notes)
-
-
-def pipeline(row: Row) -> str:
-    """A data pipeline in one line."""
-    facts = row.facts
-    return (
-        f"{row.dataset}: the data pipeline alone gives {number(facts['timed'] / facts['seconds'])} "
-        f"images/s of {facts['image_size']}x{facts['image_size']}, {facts['workers']} workers, "
-        f"batch {row.batch}: {facts['timed']:,} images in {number(facts['seconds'])} s, from "
-        f"{facts['source']} ({facts['images']:,} images, {facts['bad']:,} bad)"
-    )
 
 
 # ---- The presets ----

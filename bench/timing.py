@@ -6,15 +6,17 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Literal, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from engine.backend import Images, Made
 from engine.sampler import Sampler, equal_parts
-from engine.timing import Clock, Timer
+from engine.timing import Clock, HostTimer, Timer, median_ms
 from lddgan.errors import OutOfMemory
 from lddgan.frozen import Frozen
+from lddgan.names import Device
 from lddgan.progress import Log
 
 Progress = Callable[[int, int], None]  # trials done, trials asked for
@@ -28,7 +30,7 @@ WARM_UPS: Final = {"cpu": 2, "cuda": 3}  # runs of each chunk size before any is
 class Plan(NamedTuple):
     """What is to be measured."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     batch: int
     trials: int
     seed: int
@@ -85,9 +87,7 @@ def seconds(value: float) -> str:
 class Budget:
     """A limit on the seconds since it was made, `gone` ones before that included."""
 
-    def __init__(
-        self, limit: float, clock: Clock = time.perf_counter, *, gone: float = 0.0
-    ) -> None:
+    def __init__(self, limit: float, clock: Clock = time.perf_counter, gone: float = 0.0) -> None:
         self.limit, self.clock, self.started = limit, clock, clock() - gone
 
     @property
@@ -150,17 +150,12 @@ def warm_up(sampler: Sampler, plan: Plan, log: Log, clock: Clock = time.perf_cou
     Begins again with half the images at once while memory is too small. Raises OutOfMemory if the
     least that the engine takes does not fit.
     """
-
-    def run(size: int) -> float:
-        started = clock()
-        run_trial(sampler, plan.seed, size)
-        return clock() - started
-
+    timer, runs = HostTimer(clock), WARM_UPS[plan.device] - 1  # after a first one, not timed
     while True:
         sizes = Counter(equal_parts(plan.batch, sampler.chunk))
         try:
             return sum(
-                times * min(run(size) for _ in range(WARM_UPS[plan.device]))
+                times * median_ms(timer, partial(run_trial, sampler, plan.seed, size), runs) / 1e3
                 for size, times in sizes.items()
             )
         except OutOfMemory as error:
@@ -172,11 +167,7 @@ def warm_up(sampler: Sampler, plan: Plan, log: Log, clock: Clock = time.perf_cou
 
 
 def settle() -> None:
-    """Wait until this process's threads rest.
-
-    Those of ONNX Runtime spin for about 60 ms after a run and would take a core from the other
-    side.
-    """
+    """Wait until this process's threads rest: ONNX Runtime's spin for about 60 ms after a run."""
     deadline = time.perf_counter() + MAX_REST_SECONDS
     while time.perf_counter() < deadline:
         used = time.process_time()
@@ -202,10 +193,7 @@ def take_turns(
     budget: Budget,
     progress: Progress = lambda _done, _asked: None,
 ) -> list[Side]:
-    """Time samplers one after the other, `plan.trials` times or as often as fits in the budget.
-
-    Before each run the threads of the one before have come to rest.
-    """
+    """Time samplers one after the other, `plan.trials` times or as often as fits in the budget."""
     trials: list[list[Trial]] = [[] for _ in samplers]
     images: list[Images] = []
     for turn in turns_within(budget, plan.trials):

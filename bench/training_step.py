@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory, and its data pipeline: `lddgan bench --train`.
+"""What a training step costs in time and memory: `lddgan bench --train`.
 
 Each variant of each stage is measured in a process of its own, whose peak memory is its own:
 python -m bench.training_step ROW prints that row, in JSON, with what was measured. Eager fp32 comes
@@ -21,19 +21,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bench.machine import gpu, load, machine, peak_memory_mib, run_child, torch_settings
-from bench.roofline import Device
+from bench.machine import Machine, gpu, machine, peak_memory_mib, run_child, torch_settings
 from bench.row import Row, keep_each, new_row, now, read_rows, results_file
-from bench.run import usable_device, why_no_baseline
+from bench.run import usable_device
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
-from engine.timing import Clock, torch_timer
-from lddgan.data.images import ImageFiles, to_float
-from lddgan.data.open_source import open_source
+from engine.timing import torch_timer
+from lddgan.data.images import to_float
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.names import DeviceName
+from lddgan.names import Device, DeviceName
 from lddgan.networks.registry import create
 from lddgan.preset import GROUP, Preset, with_values
-from lddgan.presets import get_preset
 from lddgan.progress import Log, to_stderr
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.autoencoder import AutoencoderGan, training_of
@@ -79,12 +76,7 @@ class Plan(NamedTuple):
     batch: int | None  # None: that of each stage
     trials: int
     max_seconds: float  # of the trials of each variant; one of each kind is always made
-    load: float  # of the machine before
-
-
-def presets_of(dataset: str | None) -> list[Preset]:
-    """The preset of a name, or the big ones. Raises BadInput for an unknown name."""
-    return [get_preset(name) for name in (BIG if dataset is None else (dataset,))]
+    machine: Machine  # before
 
 
 def bench_training(
@@ -94,36 +86,27 @@ def bench_training(
     trials: int,
     batch: int | None = None,
     max_seconds: float | None = None,
-    data: Path | None = None,
-    workers: int = 0,
     out: Path | None = None,
     show: Callable[[list[Row]], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> None:
-    """Measure both stages of each preset, and before them the pipeline of `data` if given.
+    """Measure both stages of each preset.
 
-    `auto` is the GPU if torch can use one. `max_seconds` (None: MAX_SECONDS) cuts the trials of
+    `auto` is the GPU if PyTorch can use it. `max_seconds` (None: MAX_SECONDS) cuts the trials of
     each variant. Every row is added to `out` (None: `results_file`) as soon as it exists; the rows
     of a stage are shown together. Raises BadInput for unusable arguments, LddganError at the end if
     a baseline failed: that stage has no rows.
     """
     if batch is not None and batch % min(batch, GROUP):
         raise BadInput(f"batch is {batch}, and must be below {GROUP} or a multiple of it")
-    if data is not None and len(presets) != 1:
-        raise BadInput("--data holds the images of one model; name it with --dataset")
     for preset in presets:
         training_of(preset)
     limit = MAX_SECONDS if max_seconds is None else max_seconds
-    plan = Plan(usable_device(device, why_no_baseline("cuda")), batch, trials, limit, load())
+    plan = Plan(usable_device(device), batch, trials, limit, machine())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
         if path.exists():
             read_rows(path)  # refused now rather than after the first row
-
-    if data is not None:
-        log(f"{presets[0].name}: the data pipeline")
-        pipeline = measure_pipeline(presets[0], data, plan, workers, log)
-        show(keep_each([pipeline], files[presets[0].name]))
     failed = []
     for preset, stage in itertools.product(presets, STAGES):
         try:
@@ -152,8 +135,8 @@ def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Ite
 
 def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
     """The row of a stage before a variant is measured."""
-    whole = training_batch(preset, stage)
-    batch = plan.batch or default_batch(preset, stage, plan.device)
+    whole = preset.training.batch if stage == "generator" else training_of(preset).batch
+    batch = plan.batch or (whole if plan.device == "cuda" else min(whole, cpu_batch(preset, stage)))
     notes = ["weights as initialised, random images and latents in memory: timing only"]
     if batch != whole:
         notes.append(f"batch {batch}, and {whole} in training")
@@ -176,23 +159,15 @@ def row_to_fill(preset: Preset, stage: StageName, plan: Plan) -> Row:
         batch=batch,
         trials_asked=plan.trials,
         max_seconds=plan.max_seconds,
-        machine=machine(plan.load, None),
-        torch_settings=torch_settings() if plan.device == "cuda" else None,
+        machine=plan.machine,
+        torch_settings=torch_settings(plan.device),
     )
 
 
-def default_batch(preset: Preset, stage: StageName, device: Device) -> int:
-    """The training's batch on a GPU, a few images on a CPU."""
-    whole = training_batch(preset, stage)
-    if device == "cuda":
-        return whole
+def cpu_batch(preset: Preset, stage: StageName) -> int:
+    """The largest batch on a CPU, unless asked otherwise."""
     large = stage == "autoencoder" and preset.image_size >= LARGE_SIDE
-    return min(whole, CPU_LARGE_BATCH if large else CPU_BATCH)
-
-
-def training_batch(preset: Preset, stage: StageName) -> int:
-    """The batch that a stage is trained with. Raises BadInput if the preset does not say."""
-    return preset.training.batch if stage == "generator" else training_of(preset).batch
+    return CPU_LARGE_BATCH if large else CPU_BATCH
 
 
 def variants_of(stage: StageName, device: Device) -> list[str]:
@@ -213,68 +188,6 @@ def in_child(asked: Row, limit: float) -> Row:
         except (IndexError, ValidationError):
             why_not = "it ended without a result"
     return asked.model_copy(update={"why_not": why_not})
-
-
-# ---- The data pipeline ----
-
-
-def measure_pipeline(preset: Preset, data: Path, plan: Plan, workers: int, log: Log) -> Row:
-    """Read batches of the images at `data` as the generator's training does.
-
-    The batch of a plan without one is the preset's, or all images if they are fewer. Batches are
-    timed as the trials of a plan. Raises BadInput for no images, or too few for the batch.
-    """
-    images = ImageFiles(open_source(data), preset.image_size)
-    size = min(preset.training.batch, len(images)) if plan.batch is None else plan.batch
-    settings = Settings(out=Path(), workers=workers, on_bad="skip", log=log)  # writes nothing
-    first = max(1, workers)  # they come while the workers start, one from each
-    with joined(plan.device) as ranks:
-        feed = settings.feed(images, ranks, size, GROUP, preset.training.flip)
-        sizes, taken = read(feed.batches(0, first + plan.trials), first, plan.max_seconds)
-    notes, timed = [], sizes[first:]
-    if len(timed) < plan.trials:
-        limit = seconds(plan.max_seconds)
-        notes.append(f"{len(timed)} of {plan.trials} batches: more do not fit in {limit}")
-    if sum(sizes) > len(images):
-        times = sum(sizes) / len(images)
-        notes.append(f"each image was read {times:.1f} times, so that it was soon in memory")
-    return new_row(
-        "pipeline",
-        now(),
-        notes,
-        dataset=preset.name,
-        batch=size,
-        machine=machine(plan.load, None),
-        facts={
-            "source": str(data),
-            "images": len(images),
-            "image_size": preset.image_size,
-            "workers": workers,
-            "bad": len(feed.bad),
-            "read": sum(sizes),
-            "timed": sum(timed),
-            "seconds": taken,
-        },
-    )
-
-
-def read(
-    batches: Iterator[Tensor], first: int, limit: float, clock: Clock = time.perf_counter
-) -> tuple[list[int], float]:
-    """Take batches until they end or `limit` seconds are over; the `first` ones are not timed.
-
-    Returns the sizes of all, and the seconds of those that were timed.
-    """
-    started = now = clock()
-    sizes: list[int] = []
-    for rows in batches:
-        sizes.append(len(rows))
-        now = clock()
-        if len(sizes) <= first:
-            started = now
-        elif now - started >= limit:
-            break
-    return sizes, now - started
 
 
 # ---- In the process of a variant ----
@@ -305,8 +218,8 @@ def measure(asked: Row) -> Row:
         limit = f"{seconds(asked.max_seconds or 0.0)} (--max-seconds)"
         few = f"as few as {fewest} of {trials} trials: more do not fit in {limit}"
         found["notes"] = (*asked.notes, few)
-    if device == "cuda":
-        found["machine"] = machine(asked.machine.load if asked.machine else 0.0, gpu())
+    if device == "cuda" and asked.machine is not None:
+        found["machine"] = asked.machine.model_copy(update={"gpu": gpu()})
     return asked.model_copy(update=found)
 
 
@@ -318,24 +231,19 @@ def generator_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: 
     if preset.training.r1_every > 1:
         steps["plain"] = lambda: gan.step(moments, WITHOUT_R1, 0.0)
     times, peak = time_all(steps), peak_mib(ranks.device)
-    encode = encoder(preset, settings, ranks)
-    times |= time_all({"encode": encode})
-    gan.step(encode(), WITH_R1, 0.0)
-    encoded = {"encode_peak_mib": peak_mib(ranks.device)}
-    return times, {"peak_memory_mib": peak, "facts": encoded}
 
-
-def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Tensor]:
-    """Encodes a batch of images as `train_generator` does without stored latents."""
     autoencoder = create("autoencoder", preset).eval().requires_grad_(False)
     autoencoder.to(ranks.device, **settings.layout())
     rows = pixels(preset, preset.training.batch, ranks.device)
 
-    def encode() -> Tensor:
+    def encode() -> Tensor:  # as `train_generator` does without stored latents
         with settings.autocast(ranks.device):
             return encode_moments(autoencoder, to_float(rows)).float()
 
-    return encode
+    times |= time_all({"encode": encode})
+    gan.step(encode(), WITH_R1, 0.0)
+    encoded = {"encode_peak_mib": peak_mib(ranks.device)}
+    return times, {"peak_memory_mib": peak, "facts": encoded}
 
 
 def autoencoder_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: TimeAll) -> Found:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.journal import Job, Journal
-from bench.roofline import Ceilings, Device
+from bench.roofline import Ceilings
 from bench.run import LEAST_VERIFIED, make_rows, measure, with_verification
 from bench.timing import Plan, warm_up
 from engine.backends.fused.run import FusedBackend
@@ -17,7 +17,7 @@ from engine.registry import BASELINE, BASELINE_PRECISION, open_model
 from engine.sampler import Sampler
 from engine.verify import verify_engine
 from lddgan.checkpoint import Model, random_model
-from lddgan.names import Precision
+from lddgan.names import Device, Precision
 from lddgan.preset import Preset, resized, with_values
 from lddgan.presets import get_preset
 

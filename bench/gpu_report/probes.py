@@ -14,14 +14,15 @@ import numpy as np
 
 from bench.gpu_report import BATCHES, DATASETS
 from bench.gpu_report.cells import DRY_BATCH, Bench, Cell
-from bench.machine import HOME, gpu, load, output_of
-from bench.roofline import Device, measure_ceilings
+from bench.machine import HOME, gpu, machine, output_of
+from bench.roofline import measure_ceilings
 from bench.timing import run_trial
 from engine.doctor import examine
 from engine.gpu.device import open_gpu
 from engine.gpu.noise_kernel import NoiseKernel
 from engine.timing import median_ms
 from lddgan.errors import LddganError
+from lddgan.names import Device
 from lddgan.noise import draw
 from lddgan.preset import Preset
 
@@ -44,7 +45,7 @@ def facts(dry: bool) -> dict[str, Any]:
     import torch
 
     cudnn: Any = torch.backends.cudnn
-    found = examine().model_dump() | {"cudnn": cudnn.version(), "load": load()}
+    found = examine().model_dump() | {"cudnn": cudnn.version(), "load": machine().load}
     found["compilers"] = {command[0]: output_of(*command) for command in COMPILERS}
     if not dry:
         found["gpu"] = gpu().model_dump()

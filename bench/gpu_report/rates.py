@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from bench.roofline import Device, channels_last
+from bench.roofline import channels_last
 from engine.backends.fused.reference import PLAIN
 from engine.backends.fused.run import why
 from engine.timing import median_ms, torch_timer
+from lddgan.names import Device
 
 if TYPE_CHECKING:
     from torch import Tensor

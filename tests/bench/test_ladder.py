@@ -59,7 +59,14 @@ CEILINGS = Ceilings(
     convolution="1x8x8x8",
     copy_gb_per_second=1e-3,
 )
-SHARED: dict[str, Any] = {"machine": CPU, "ceilings": CEILINGS, "notes": ("a note",)}
+SHARED: dict[str, Any] = {
+    "dataset": "digits",
+    "batch": 4,
+    "device": "cpu",
+    "machine": CPU,
+    "ceilings": CEILINGS,
+    "notes": ("a note",),
+}
 
 
 def work(log: Callable[[str], None] = lambda _: None, limit: float = 1000.0) -> Work:
@@ -174,7 +181,7 @@ def test_the_table_shows_every_rung_and_every_reason(capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Workshop:
-    return Workshop(open_bundle(DIGITS), "cpu", 2, tmp_path)
+    return Workshop(open_bundle(DIGITS), "cpu", 2, tmp_path, print)
 
 
 def test_rungs_of_a_cpu_in_their_order(shop: Workshop) -> None:
@@ -194,7 +201,7 @@ def test_rungs_of_a_cpu_in_their_order(shop: Workshop) -> None:
 
 
 def test_rungs_of_a_gpu_add_fp16_and_its_engines(tmp_path: Path) -> None:
-    names = [r.name for r in rungs_of(Workshop(open_bundle(DIGITS), "cuda", 2, tmp_path))]
+    names = [r.name for r in rungs_of(Workshop(open_bundle(DIGITS), "cuda", 2, tmp_path, print))]
     assert names[:5] == [
         *("torch", "torch, channels-last", "torch-compile", "torch fp16", "torch-compile fp16"),
     ]

@@ -14,8 +14,6 @@ from bench.plot import (
     DPI,
     INCHES,
     INT8,
-    batch_figure,
-    by_engine,
     colour,
     draw,
     draw_ladder,
@@ -26,7 +24,6 @@ from bench.plot import (
 from bench.row import Row, results_file, write_rows
 from engine.registry import find_engine
 from lddgan.errors import LddganError
-from tests.bench.rows import row as engine_row
 from tests.bench.test_ladder import CEILINGS, climbed
 
 SIZE = (INCHES[0] * DPI, INCHES[1] * DPI)
@@ -41,18 +38,6 @@ def rows() -> list[Row]:
 def axes_of(figure: Figure) -> Axes:
     (axes,) = figure.axes
     return axes
-
-
-def engine_rows() -> list[Row]:
-    """ort and torch at batches 1 and 4, batch 1 measured twice."""
-    rows = []
-    for day, batch, ort, torch in ((1, 1, 1000, 4000), (2, 1, 500, 2000), (3, 4, 250, 1000)):
-        same = {"date": f"2025-01-0{day}", "dataset": "digits", "batch": batch}
-        rows += [
-            engine_row("ort", ort * batch, baseline_ms=torch * batch, **same),
-            engine_row("torch", torch * batch, baseline_ms=None, **same),
-        ]
-    return rows
 
 
 def test_the_bars_are_the_times_from_top_to_bottom(rows: list[Row]) -> None:
@@ -77,7 +62,6 @@ def test_the_bars_are_the_times_from_top_to_bottom(rows: list[Row]) -> None:
 def test_eight_bits_have_a_colour_of_their_own(rows: list[Row]) -> None:
     assert colour(rows[1]) == find_engine("ort").color
     assert colour(rows[1].model_copy(update={"precision": "int8"})) == INT8
-    assert colour(rows[1].model_copy(update={"engine": "toy"}))  # one that the table does not know
 
 
 def test_the_roofline_shows_ceilings_and_the_fastest_rung(rows: list[Row]) -> None:
@@ -97,16 +81,6 @@ def test_the_roofline_shows_ceilings_and_the_fastest_rung(rows: list[Row]) -> No
         assert (*point.get_xdata(), *point.get_ydata()) == expected
 
 
-def test_speed_is_of_the_newest_row_of_each_batch() -> None:
-    expected = {"ort fp32": {1: 2.0, 4: 4.0}, "torch fp32": {1: 0.5, 4: 1.0}}
-    assert by_engine(engine_rows()) == expected
-    lines = axes_of(batch_figure(engine_rows())).lines
-    drawn = {str(line.get_label()): line for line in lines}
-    assert {
-        name: dict(zip(*line.get_data(), strict=True)) for name, line in drawn.items()
-    } == expected
-
-
 def test_pictures_are_drawn_from_kept_rows_alone(
     rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,9 +88,8 @@ def test_pictures_are_drawn_from_kept_rows_alone(
     with pytest.raises(LddganError, match="holds no rows of the kind 'rung'"):
         draw("digits", None)
     write_rows(rows, results_file("digits", "cpu", "ladder"))
-    write_rows(engine_rows(), Path("bench/results/digits-cpu.jsonl"))
     paths = draw("digits", None)
-    names = [f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline", "batch")]
+    names = [f"{kind}-digits-cpu.png" for kind in ("ladder", "roofline")]
     assert paths == [Path("docs") / name for name in names]
     write_rows(rows, Path("mine") / "ladder.jsonl")
     assert draw("digits", Path("mine") / "ladder.jsonl") == [Path("mine") / name for name in names]
@@ -125,18 +98,14 @@ def test_pictures_are_drawn_from_kept_rows_alone(
             assert image.size == SIZE and len(set(image.convert("L").tobytes())) > 10
 
 
-def test_what_cannot_be_drawn_is_said(
-    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_ceilings_there_is_no_roofline(rows: list[Row], tmp_path: Path) -> None:
     unknown = CEILINGS.model_copy(update={"note": "ceilings not measured: full"})
     log: list[str] = []
     blind = [row.model_copy(update={"ceilings": unknown}) for row in rows]
     assert [path.name for path in draw_ladder(blind, tmp_path, log.append)] == [
         "ladder-digits-cpu.png"
     ]
-    assert log[0] == "no roofline: ceilings not measured: full"
-    assert "no rows of two batch sizes of digits on A CPU, 2 cores" in log[1]
+    assert log == ["no roofline: ceilings not measured: full"]
 
 
 def test_without_matplotlib_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

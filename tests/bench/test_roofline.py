@@ -12,17 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import roofline
 from bench.cost import Cost
-from bench.roofline import (
-    Device,
-    Sizes,
-    measure_ceilings,
-    summary,
-    widest,
-    work_of,
-)
+from bench.roofline import Sizes, measure_ceilings, summary, widest, work_of
 from engine.gpu.driver import why_no_gpu
 from engine.registry import find_engine
 from engine.requirements import why_no_torch_cuda
+from lddgan.names import Device
 from lddgan.networks.registry import create
 from lddgan.presets import get_preset
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from bench import training_step
@@ -23,11 +22,9 @@ from bench.training_step import (
     VARIANTS,
     Plan,
     bench_training,
-    default_batch,
     in_child,
     measure,
     measure_stage,
-    presets_of,
     row_to_fill,
     variants_of,
 )
@@ -47,7 +44,7 @@ PRESET = TINY.model_copy(
         "autoencoder_training": AutoencoderTraining(lr=1e-4, batch=2, epochs=1, disc_start=7),
     }
 )
-PLAN = Plan("cpu", None, 2, 60.0, 0.0)
+PLAN = Plan("cpu", None, 2, 60.0, CPU)
 JOB = row_to_fill(PRESET, "generator", PLAN).model_copy(update={"variant": EAGER})
 AUTOENCODER = row_to_fill(PRESET, "autoencoder", PLAN).model_copy(update={"variant": EAGER})
 
@@ -189,13 +186,12 @@ def test_a_stage_without_its_baseline_has_no_rows(
 
 
 def test_batches_and_variants_of_each_device() -> None:
-    assert [preset.name for preset in presets_of(None)] == list(BIG)
     lsun, cifar10 = get_preset("lsun"), get_preset("cifar10")
     for stage, whole, few in (("generator", 128, 8), ("autoencoder", 16, 2)):
-        assert default_batch(lsun, stage, "cuda") == whole
-        assert default_batch(lsun, stage, "cpu") == few
-    assert default_batch(cifar10, "autoencoder", "cpu") == 8
-    assert default_batch(PRESET, "generator", "cpu") == 4
+        assert row_to_fill(lsun, stage, PLAN._replace(device="cuda")).batch == whole
+        assert row_to_fill(lsun, stage, PLAN).batch == few
+    assert row_to_fill(cifar10, "autoencoder", PLAN).batch == 8
+    assert row_to_fill(PRESET, "generator", PLAN).batch == 4
     assert variants_of("generator", "cuda") == list(VARIANTS) and COMPILED in VARIANTS
     eager = [name for name in VARIANTS if name != COMPILED]
     assert variants_of("autoencoder", "cuda") == variants_of("generator", "cpu") == eager
@@ -209,7 +205,6 @@ def test_batches_and_variants_of_each_device() -> None:
             {"presets": [TINY.model_copy(update={"autoencoder_training": None})]},
             "does not say how to",
         ),
-        ({"presets": [PRESET, PRESET], "data": Path("x")}, "name it with --dataset"),
     ],
 )
 def test_bad_input(changes: dict[str, Any], message: str) -> None:
@@ -268,12 +263,8 @@ def lddgan(*words: object) -> tuple[int, str, BaseException | None]:
         ("--train --no-cuda-graph", "--train measures no engine"),
         ("--train --ladder", "--train measures no engine"),
         ("--train --plot", "--train measures no engine"),
-        ("--train --workers 2", "--workers read the images of --data"),
-        ("--train --data x", "name it with --dataset"),
         ("--train --dataset zebra", "zebra"),
         ("--train --batch 6", "batch is 6"),
-        ("--data x", "belong to --train"),
-        ("--workers 0", "belong to --train"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words: str, message: str) -> None:
@@ -292,16 +283,14 @@ def test_the_command_keeps_and_prints_every_row(
 
     monkeypatch.setattr(training_step, "in_child", child)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "0.png")
     words = ("bench", "--train", "--device", "cpu", "--json", "--batch")
-    code, out, error = lddgan(*words, 1, "--dataset", "cifar10", "--data", "images")
+    code, out, error = lddgan(*words, 1, "--dataset", "cifar10")
     assert code == 0, error
     path = results_file("cifar10", "cpu", "training")
     kept = read_rows(path)
     assert [row.line() for row in kept] == out.splitlines()
     stages = ["generator"] * 3 + ["autoencoder"] * 3
-    assert [row.stage or row.kind for row in kept] == ["pipeline", *stages]
+    assert [row.stage for row in kept] == stages
     assert asked == [("cifar10", stage, 1) for stage in stages]
     asked.clear()
     code, out, _ = lddgan(*words, 4, "--save", "all.jsonl")

@@ -10,8 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from bench.ladder import Workshop, rungs_of
+from bench.plot import colour, ladder_figure
 from engine import registry
 from engine.registry import open_engine
+from export.bundle import open_bundle
+from tests.bench.rows import row
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +41,19 @@ def test_the_commands_take_it(bare_bundle: Path, tmp_path: Path) -> None:
     asked = ("--bundle", bare_bundle, "--engine", "toy")
     assert "toy fp32 on a toy" in run("sample", *asked, "--num", 2, "--out", out)
     assert json.loads(run("verify", *asked, "--num", 2, "--json"))["why_failed"] is None
-    row = json.loads(run("bench", *asked, "--batch", 2, "--trials", 1, "--json").splitlines()[0])
-    assert row["engine"] == "toy" and row["facts"] == {"wheels": 4}
+    out = run("bench", *asked, "--batch", 2, "--trials", 1, "--json")
+    measured = json.loads(out.splitlines()[0])
+    assert measured["engine"] == "toy" and measured["facts"] == {"wheels": 4}
+
+
+def test_it_has_a_rung_and_a_bar_of_its_own_colour(bare_bundle: Path, tmp_path: Path) -> None:
+    rungs = rungs_of(Workshop(open_bundle(bare_bundle), "cpu", 2, tmp_path, print))
+    (name,) = (rung.name for rung in rungs if rung.name.startswith("toy"))
+    assert name == "toy fp32, the bundle"
+    bars = [row("torch", kind="rung", rung="torch"), row("toy", kind="rung", rung=name)]
+    (axes,) = ladder_figure(bars).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["torch", name]
+    assert colour(bars[1]) == "#123456" != colour(bars[0])
 
 
 def test_doctor_lists_it(driver_asked_anew: None) -> None:

@@ -34,7 +34,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(graph_specs(PRESETS["digits"]))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(DIGITS, "digits")
-    answers = ", ".join(SAID.get(field, "1 W") for field in GPU_FIELDS.values())
+    answers = ", ".join(SAID.get(field, "1 W") for field in GPU_FIELDS)
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{answers}'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

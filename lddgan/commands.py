@@ -281,10 +281,9 @@ def run_folder(dataset: str) -> Path:
 def open_images(
     preset: Preset, data: Path | None, trained: TrainedAutoencoder | None = None
 ) -> Images:
-    """Open the images of --data; without it the digits, which come with scikit-learn.
+    """Open the images of --data, or else scikit-learn's digits, with `trained` as latents.
 
-    With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
-    there are no images.
+    Raises BadInput if there are no images.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
@@ -294,13 +293,8 @@ def open_images(
         return ImageFiles(open_source(data), preset.image_size)
     size = preset.image_size
     if preset.name != "digits" or size != DIGIT_SIZE:
-        raise BadInput(
-            f"lddgan brings no images of {preset.name} of {size}x{size}; give a folder, zip file "
-            "or LMDB (--data)"
-        )
-    if trained is None:
-        return InMemory(digits())
-    return latents_of(trained.autoencoder, digits())
+        raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")
+    return InMemory(digits()) if trained is None else latents_of(trained.autoencoder, digits())
 
 
 def find_autoencoder(dataset: str) -> Path:
@@ -309,19 +303,14 @@ def find_autoencoder(dataset: str) -> Path:
 
     path = run_folder(dataset) / AUTOENCODER_FILE
     if not path.exists():
-        raise BadInput(
-            f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
-            f"train-autoencoder --dataset {dataset}` trains one"
-        )
+        trains_one = f"`lddgan train-autoencoder --dataset {dataset}` trains one"
+        raise BadInput(f"give the autoencoder of the latents (--autoencoder); {trains_one}")
     print_once(f"using {path}")
     return path
 
 
 def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
-    """Load an autoencoder from a file of ours or a published one.
-
-    Raises BadInput if it is damaged or of another data set.
-    """
+    """Load an autoencoder of ours or a published one. Raises BadInput if it does not fit."""
     from lddgan.checkpoint import build_autoencoder, load_autoencoder
     from lddgan.published.reader import import_autoencoder
 

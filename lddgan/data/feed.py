@@ -23,7 +23,6 @@ from lddgan.progress import Log
 
 T = TypeVar("T")
 
-AHEAD: Final = 4  # readings that a worker has ready
 SIGNAL_SECONDS: Final = 1.0  # within which PyTorch tells of a worker's death
 # What taking a batch from a worker raises, in either process, if one of the two breaks off.
 BROKEN_OFF: Final = (EOFError, OSError, AuthenticationError)
@@ -106,8 +105,7 @@ def read_step(images: Images, order: Order, rows: Tensor, step: int) -> Read:
 
 
 class Reads(Dataset[T | LddganError]):
-    """Item `number` is what `read(number)` returns, or its error: raised in a worker it would
-    arrive as a traceback."""
+    """What `read(number)` returns, or its error: raised in a worker it would be a traceback."""
 
     def __init__(self, read: Callable[[int], T]) -> None:
         self.read = read
@@ -135,7 +133,7 @@ def read_ahead(
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
+        prefetch_factor=4 if workers else None,
         worker_init_fn=begin_worker,
         pin_memory=pinned,
     )

@@ -183,9 +183,7 @@ def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
     return build_autoencoder(preset, parts["autoencoder"], provenance)
 
 
-def read_checkpoint(
-    path: Path,
-) -> tuple[str, Preset, dict[str, Any], dict[str, dict[str, Tensor]]]:
+def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, Any]]:
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path)
     form = metadata.get("format")
@@ -250,7 +248,7 @@ def shapes_of(preset: Preset, part: str) -> Mapping[str, torch.Size]:
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Deterministic float32 values for one parameter, a function of its name and shape.
+    """Float32 values for one parameter, a function of its name and shape.
 
     Vectors are 0.1 N(0,1), around one for scales; matrices and kernels N(0,1)/sqrt(fan in); AdaGN
     projections stay small, so that scales stay near one.

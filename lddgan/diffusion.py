@@ -7,7 +7,7 @@ sampling needs no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,11 +59,12 @@ def posterior(preset: Preset) -> Posterior:
     )
 
 
-def gather(coefficients: NDArray[np.float32], t: Tensor) -> Tensor:
+def gather(coefficients: NDArray[Any], t: Tensor) -> Tensor:
     """coefficients[t] as float32 [B,1,1,1], on the device of t."""
     import torch
 
-    return torch.as_tensor(coefficients, device=t.device)[t][:, None, None, None]
+    values = torch.as_tensor(coefficients.astype(np.float32), device=t.device)
+    return values[t][:, None, None, None]
 
 
 def forward_pair(
@@ -76,11 +77,8 @@ def forward_pair(
     beta = schedule(preset).astype(np.float64)
     a = np.sqrt(1 - beta)
     a_bar = np.cumprod(a)
-    spread = np.sqrt(1 - a_bar**2)
-    step = np.sqrt(beta)
-    x_t = gather(a_bar.astype(np.float32), t) * x_0 + gather(spread.astype(np.float32), t) * noise
-    x_next = gather(a.astype(np.float32), t + 1) * x_t
-    return x_t, x_next + gather(step.astype(np.float32), t + 1) * noise_next
+    x_t = gather(a_bar, t) * x_0 + gather(np.sqrt(1 - a_bar**2), t) * noise
+    return x_t, gather(a, t + 1) * x_t + gather(np.sqrt(beta), t + 1) * noise_next
 
 
 def posterior_sample(

@@ -53,9 +53,8 @@ def memory_named() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            "PyTorch found too little GPU memory; run fewer images at once"
-        ) from error
+        advice = "run fewer images at once, or end what else uses the GPU"
+        raise OutOfMemory(f"PyTorch found too little memory on the GPU; {advice}") from error
 
 
 def channels_last(module: nn.Module) -> nn.Module:

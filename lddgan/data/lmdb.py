@@ -72,10 +72,7 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
 
 
 def pixels_of(data: bytes) -> Pixels:
-    """An encoded image, or the bytes of a square RGB image row by row -> [H,W,3]. Raises BadImage.
-
-    The first pixel of a raw image may have the values with which an encoded one begins.
-    """
+    """An encoded image, or the raw RGB of a square one -> [H,W,3]. Raises BadImage."""
     try:
         return decode(data)
     except NotEncoded:

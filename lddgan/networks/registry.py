@@ -21,9 +21,7 @@ class Kind(NamedTuple):
 
 
 NETWORKS: Final = "lddgan.networks"
-GENERATORS: Final = {
-    "ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.generator.Generator"),
-}
+GENERATORS: Final = {"ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.generator.Generator")}
 AUTOENCODERS: Final = {
     "kl": Kind(configs.KlConfig, f"{NETWORKS}.autoencoder.KlAutoencoder"),
     "vq": Kind(configs.VqConfig, f"{NETWORKS}.autoencoder.VqAutoencoder"),

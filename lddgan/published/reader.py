@@ -1,8 +1,7 @@
 """Checkpoints of the published LDDGAN code -> our Model, every tensor accounted for.
 
 A generator is a `netG_N.pth` (a state dict that is the moving average already) or a `content.pth`
-(a training state, whose average hides in the optimiser).  An autoencoder is a Lightning file: bare,
-or inside a whole latent-diffusion model.
+(a training state, whose average hides in the optimiser); an autoencoder is a Lightning file.
 """
 
 from __future__ import annotations
@@ -197,10 +196,7 @@ def plain_floats(
 
 
 def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str, Tensor]:
-    """The averaged parameters that the published EMA keeps in the optimiser's state.
-
-    `names` are those of the parameters, in the order in which the optimiser numbers them.
-    """
+    """The averages that the published EMA keeps in the optimiser's state, which numbers `names`."""
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     states = states if isinstance(states, dict) else {}
     found = {

@@ -83,13 +83,19 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The residual blocks of one resolution, each with its attention; a resampling may follow."""
 
-    def __init__(self, config: ConvConfig, size: int, widths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: ConvConfig,
+        size: int,
+        widths: Sequence[int],
+        resample: Downsample | Upsample | None,
+    ) -> None:
         super().__init__()
         attends = size in config.attention
         self.block = nn.ModuleList(ResnetBlock(i, o, config.dropout) for i, o in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attends)
-        self.downsample: Downsample | None = None
-        self.upsample: Upsample | None = None
+        self.downsample = resample if isinstance(resample, Downsample) else None
+        self.upsample = resample if isinstance(resample, Upsample) else None
 
     def forward(self, h: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
@@ -121,10 +127,9 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         h = config.ch
         for level, width in enumerate(config.widths):
-            down = Level(config, image_size >> level, [h] + [width] * config.blocks)
-            if level + 1 < len(config.widths):
-                down.downsample = Downsample(width)
-            self.down.append(down)
+            down = Downsample(width) if level + 1 < len(config.widths) else None
+            widths = [h] + [width] * config.blocks
+            self.down.append(Level(config, image_size >> level, widths, down))
             h = width
         self.mid = Middle(h, config.dropout)
         self.norm_out = norm(h)
@@ -148,10 +153,9 @@ class Decoder(nn.Module):
         self.mid = Middle(h, config.dropout)
         levels = []
         for level, width in reversed(list(enumerate(config.widths))):
-            up = Level(config, image_size >> level, [h] + [width] * (config.blocks + 1))
-            if level != 0:
-                up.upsample = Upsample(width)
-            levels.append(up)
+            up = Upsample(width) if level != 0 else None
+            widths = [h] + [width] * (config.blocks + 1)
+            levels.append(Level(config, image_size >> level, widths, up))
             h = width
         self.up = nn.ModuleList(reversed(levels))  # up.L belongs to level L; used from the highest
         self.norm_out = norm(h)

@@ -31,7 +31,6 @@ from lddgan.preset import Preset
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
-NAMED_AT_MOST = 5  # tensors listed in an error
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,11 @@ class Model:
 
     @torch.no_grad()
     def codes(self, x_0: Tensor) -> Tensor | None:
-        """Index of the code of every position of x_0 [B,C,h,w], int64 [B,h*w].
-
-        Returns None if the autoencoder has no codebook.
-        """
+        """Index of the code at every position of x_0, int64 [B,h*w]; None without a codebook."""
         return self.autoencoder.codes(x_0 * self.preset.scale_factor)
 
     @property
     def has_random_weights(self) -> bool:
-        """Fit for timing only: nobody trained these weights."""
         return bool(self.provenance.get("random_weights"))
 
 
@@ -82,19 +77,16 @@ def build_model(
     autoencoder: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
 ) -> Model:
-    """Networks of `preset` holding exactly these tensors.
-
-    Raises BadInput naming the first missing, unexpected, misshapen or non-finite tensors.
-    """
+    """Networks of `preset` holding exactly these tensors. Raises BadInput as `check_tensors`."""
     networks = filled("generator", preset, generator), filled("autoencoder", preset, autoencoder)
-    return Model(preset, *networks, dict(provenance))
+    return Model(preset, *networks, provenance)
 
 
 def build_autoencoder(
     preset: Preset, autoencoder: Mapping[str, Tensor], provenance: Mapping[str, Any]
 ) -> TrainedAutoencoder:
     """The autoencoder of `preset` holding exactly these tensors. Raises as `build_model`."""
-    return TrainedAutoencoder(preset, filled("autoencoder", preset, autoencoder), dict(provenance))
+    return TrainedAutoencoder(preset, filled("autoencoder", preset, autoencoder), provenance)
 
 
 def filled(part: str, preset: Preset, tensors: Mapping[str, Tensor]) -> Any:
@@ -138,9 +130,8 @@ def check_tensors(
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of a list of names, and how many more there are."""
-    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
-    return ", ".join(names[:NAMED_AT_MOST]) + more
+    """The first five of a list of names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoencoder) -> Path:
@@ -178,35 +169,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
 
     Raises BadInput, with the cause, for a file that is missing, cut, changed or of another kind.
     """
-    path = Path(path)
-    form, preset, provenance, parts = read_checkpoint(path)
+    form, preset, provenance, parts = read_checkpoint(Path(path))
     if form == AUTOENCODER_FORMAT:
         raise BadInput(
-            f"{path} is an autoencoder alone; `lddgan train --autoencoder {path}` trains a "
-            "generator for it"
+            f"{path} is an autoencoder alone; `lddgan train --autoencoder {path}` adds a generator"
         )
     return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
 
 
 def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
-    """Read the autoencoder in a checkpoint, alone or of a whole model.
-
-    Raises BadInput as `load_checkpoint`.
-    """
+    """Read the autoencoder in a checkpoint, alone or of a whole model. Raises BadInput."""
     _, preset, provenance, parts = read_checkpoint(Path(path))
     return build_autoencoder(preset, parts["autoencoder"], provenance)
 
 
-def read_checkpoint(
-    path: Path,
-) -> tuple[str, Preset, dict[str, Any], dict[str, dict[str, Tensor]]]:
+def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, Any]]:
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path)
     form = metadata.get("format")
     if form not in (FORMAT, AUTOENCODER_FORMAT):
         raise BadInput(
-            f"{path} is not an lddgan checkpoint ({FORMAT}); "
-            "published .pth and .ckpt files go through `lddgan import`"
+            f"{path} is not an lddgan checkpoint ({FORMAT}); published ones need `lddgan import`"
         )
     expected = metadata.pop("sha256", None)
     if sha256_of_content(metadata, tensors) != expected:
@@ -240,9 +223,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = safetensors_load(data)
     except SafetensorError as error:
-        raise BadInput(
-            f"{path} ({len(data):,} bytes) is not a whole safetensors file: {error}"
-        ) from error
+        size = f"{len(data):,} bytes"
+        raise BadInput(f"{path} ({size}) is not a whole safetensors file: {error}") from error
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return header.get("__metadata__", {}), tensors
 
@@ -251,9 +233,8 @@ def random_model(preset: Preset) -> Model:
     """A model with variance-preserving random weights, for timing and for tests of exactness.
 
     Unlike the training initialisation no layer starts near zero, so that a comparison of outputs
-    says something about every layer.  The weights depend on name and shape alone (`random_tensor`).
+    says something about every layer.
     """
-
     parts = (shapes_of(preset, part).items() for part in ("generator", "autoencoder"))
     weights = [{k: torch.from_numpy(random_tensor(k, tuple(v))) for k, v in part} for part in parts]
     return build_model(preset, weights[0], weights[1], {"random_weights": True})
@@ -267,7 +248,7 @@ def shapes_of(preset: Preset, part: str) -> Mapping[str, torch.Size]:
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Deterministic float32 values for one parameter, a function of its name and shape.
+    """Float32 values for one parameter, a function of its name and shape.
 
     Vectors are 0.1 N(0,1), around one for scales; matrices and kernels N(0,1)/sqrt(fan in); AdaGN
     projections stay small, so that scales stay near one.

@@ -29,32 +29,21 @@ Data = Annotated[
     Path | None,
     typer.Option(help="A folder of images, zip file, LMDB or CIFAR-10; digits needs none."),
 ]
-Latents = Annotated[
-    Path | None, typer.Option(help="Written by `dataset encode`, instead of --data.")
-]
+Latents = Annotated[Path | None, typer.Option(help="From `dataset encode`, instead of --data.")]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that read images; default one per core, 4 at most."),
 ]
-OnBad = Annotated[
-    Literal["stop", "skip"], typer.Option(help="What to do with an image that cannot be read.")
-]
+OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="For images that cannot be read.")]
 
 # ---- options: the model ----
 
-EncodedBy = Annotated[
-    Path, typer.Option(help="What `train-autoencoder` wrote, or a published .ckpt.")
-]
+EncodedBy = Annotated[Path, typer.Option(help="Trained by lddgan, or a published .ckpt.")]
 LearnedFrom = Annotated[
     Path | None,
-    typer.Option(
-        help="What `train-autoencoder` wrote, or a published .ckpt; default "
-        "runs/<dataset>/autoencoder.safetensors."
-    ),
+    typer.Option(help="Trained by lddgan, or a published .ckpt; default that of runs/<dataset>."),
 ]
-BegunWith = Annotated[
-    Path | None, typer.Option(help="Start from its weights: .safetensors, or a published .ckpt.")
-]
+BegunWith = Annotated[Path | None, typer.Option(help="Start from its weights; ours, or a .ckpt.")]
 RegulariserOption = Annotated[
     Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
 ]
@@ -62,12 +51,9 @@ ImageSize = Annotated[int | None, typer.Option(help="Side of the images; default
 PerceptualWeight = Annotated[
     float | None, typer.Option(min=0, help="Weight of LPIPS; 0 needs no VGG network.")
 ]
-Vgg = Annotated[
-    Path | None, typer.Option(help="The file vgg16-397923af.pth; it is downloaded if not given.")
-]
+Vgg = Annotated[Path | None, typer.Option(help="vgg16-397923af.pth; it is downloaded if missing.")]
 LossOption = Annotated[
-    Loss | None,
-    typer.Option(help="Adversarial alone; with L1; or with L1 and Weighted Learning."),
+    Loss | None, typer.Option(help="Adversarial alone; with L1; or with weighted L1.")
 ]
 Delta = Annotated[float | None, typer.Option(min=0, help="Delta of Weighted Learning.")]
 Values = Annotated[
@@ -81,9 +67,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>."
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; default the preset's.")]
 Steps = Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of epochs.")]
 Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
-Accumulate = Annotated[
-    int, typer.Option(min=1, help="Compute a batch in so many parts, one after another.")
-]
+Accumulate = Annotated[int, typer.Option(min=1, help="Compute each batch in so many parts.")]
 Bf16 = Annotated[bool, typer.Option(help="Compute in bfloat16; losses stay in float32.")]
 ChannelsLast = Annotated[bool, typer.Option(help="Keep channels last in memory.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the networks through torch.compile.")]
@@ -92,9 +76,7 @@ Compile = Annotated[bool, typer.Option("--compile", help="Run the networks throu
 @datasets.command("check")
 def check_dataset(
     path: ImagesPath,
-    dataset: Annotated[
-        str | None, typer.Option(help="Check for the image size of this model.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A model, whose image size is taken.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
 ) -> None:
     """List every image that cannot be trained on, and why; exit code 1 if there are any."""
@@ -234,10 +216,16 @@ def train(
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
     from lddgan.training.latents import open_latents
-    from lddgan.training.run_folder import MODEL_FILE
+    from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE
 
     asked = get_preset(dataset)
-    trained = open_autoencoder(autoencoder or find_autoencoder(dataset), asked)
+    if autoencoder is None:
+        autoencoder = Path("runs", dataset, AUTOENCODER_FILE)
+        if not autoencoder.exists():
+            how = f"`lddgan train-autoencoder --dataset {dataset}` trains one"
+            raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how}")
+        print_once(f"using {autoencoder}")
+    trained = open_autoencoder(autoencoder, asked)
     preset = trained.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
@@ -264,7 +252,7 @@ def settings_of(
     from lddgan.training.settings import Settings
 
     return Settings(
-        out=out or run_folder(dataset),
+        out=out or Path("runs", dataset),
         device=None if device == "auto" else device,
         workers=workers_for(images, workers),
         source="scikit-learn's digits" if images is None else str(images),
@@ -273,18 +261,12 @@ def settings_of(
     )
 
 
-def run_folder(dataset: str) -> Path:
-    """Where a run is kept unless --out says otherwise."""
-    return Path("runs") / dataset
-
-
 def open_images(
     preset: Preset, data: Path | None, trained: TrainedAutoencoder | None = None
 ) -> Images:
-    """Open the images of --data; without it the digits, which come with scikit-learn.
+    """Open the images of --data, or else scikit-learn's digits, with `trained` as latents.
 
-    With `trained` the digits are given as latents, since they are so small.  Raises BadInput if
-    there are no images.
+    Raises BadInput if there are no images.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
@@ -294,34 +276,12 @@ def open_images(
         return ImageFiles(open_source(data), preset.image_size)
     size = preset.image_size
     if preset.name != "digits" or size != DIGIT_SIZE:
-        raise BadInput(
-            f"lddgan brings no images of {preset.name} of {size}x{size}; give a folder, zip file "
-            "or LMDB (--data)"
-        )
-    if trained is None:
-        return InMemory(digits())
-    return latents_of(trained.autoencoder, digits())
-
-
-def find_autoencoder(dataset: str) -> Path:
-    """The autoencoder in the data set's run folder. Raises BadInput if there is none."""
-    from lddgan.training.run_folder import AUTOENCODER_FILE
-
-    path = run_folder(dataset) / AUTOENCODER_FILE
-    if not path.exists():
-        raise BadInput(
-            f"give the autoencoder whose latents are to be learned (--autoencoder); `lddgan "
-            f"train-autoencoder --dataset {dataset}` trains one"
-        )
-    print_once(f"using {path}")
-    return path
+        raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")
+    return InMemory(digits()) if trained is None else latents_of(trained.autoencoder, digits())
 
 
 def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
-    """Load an autoencoder from a file of ours or a published one.
-
-    Raises BadInput if it is damaged or of another data set.
-    """
+    """Load an autoencoder of ours or a published one. Raises BadInput if it does not fit."""
     from lddgan.checkpoint import build_autoencoder, load_autoencoder
     from lddgan.published.reader import import_autoencoder
 

@@ -1,14 +1,13 @@
-"""The diffusion of LDDGAN: schedule, forward pairs, posterior and the sampling loop.
+"""The diffusion of LDDGAN (arXiv 2406.11713, section 3): schedule, posterior and sampling loop.
 
-Pure functions.  The schedule is in numpy (sampling needs no torch); the rest takes and returns
-torch tensors.  t runs 0..T-1; x_T is pure noise (arXiv 2406.11713, section 3; the schedule is that
-of DDGAN, arXiv 2112.07804).
+t runs 0..T-1; x_T is pure noise.  The schedule is that of DDGAN (arXiv 2112.07804), in numpy:
+sampling needs no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 X = TypeVar("X")  # numpy, torch, or an array where an engine computes
-
-SMALLEST = 1e-3  # s_0, where the schedule starts
-FIRST_BETA = 1e-8  # put before the T betas, so that index t means x_t
-LEAST_VARIANCE = 1e-20  # before the logarithm is taken
 
 
 class Posterior(NamedTuple):
@@ -42,11 +37,12 @@ class Posterior(NamedTuple):
 
 def schedule(preset: Preset) -> NDArray[np.float32]:
     """Variances beta_0..beta_T of the forward process, float32 [T+1]; beta_0 is 1e-8."""
-    s = np.arange(preset.steps + 1) / preset.steps * (1 - SMALLEST) + SMALLEST
+    first = 1e-3
+    s = np.arange(preset.steps + 1) / preset.steps * (1 - first) + first
     log_mean = -0.25 * s**2 * (preset.beta_max - preset.beta_min) - 0.5 * s * preset.beta_min
     alpha_bar = np.exp(2 * log_mean)
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    return np.concatenate(([FIRST_BETA], betas)).astype(np.float32)
+    return np.concatenate(([1e-8], betas)).astype(np.float32)
 
 
 def posterior(preset: Preset) -> Posterior:
@@ -59,15 +55,16 @@ def posterior(preset: Preset) -> Posterior:
     return Posterior(
         coef1=(beta * np.sqrt(alpha_bar_prev) / (1 - alpha_bar)).astype(np.float32),
         coef2=((1 - alpha_bar_prev) * np.sqrt(alpha) / (1 - alpha_bar)).astype(np.float32),
-        log_var=np.log(np.maximum(variance, LEAST_VARIANCE)).astype(np.float32),
+        log_var=np.log(np.maximum(variance, 1e-20)).astype(np.float32),
     )
 
 
-def gather(coefficients: NDArray[np.float32], t: Tensor) -> Tensor:
+def gather(coefficients: NDArray[Any], t: Tensor) -> Tensor:
     """coefficients[t] as float32 [B,1,1,1], on the device of t."""
     import torch
 
-    return torch.as_tensor(coefficients, device=t.device)[t][:, None, None, None]
+    values = torch.as_tensor(coefficients.astype(np.float32), device=t.device)
+    return values[t][:, None, None, None]
 
 
 def forward_pair(
@@ -80,11 +77,8 @@ def forward_pair(
     beta = schedule(preset).astype(np.float64)
     a = np.sqrt(1 - beta)
     a_bar = np.cumprod(a)
-    spread = np.sqrt(1 - a_bar**2)
-    step = np.sqrt(beta)
-    x_t = gather(a_bar.astype(np.float32), t) * x_0 + gather(spread.astype(np.float32), t) * noise
-    x_next = gather(a.astype(np.float32), t + 1) * x_t
-    return x_t, x_next + gather(step.astype(np.float32), t + 1) * noise_next
+    x_t = gather(a_bar, t) * x_0 + gather(np.sqrt(1 - a_bar**2), t) * noise
+    return x_t, gather(a, t + 1) * x_t + gather(np.sqrt(beta), t + 1) * noise_next
 
 
 def posterior_sample(
@@ -115,11 +109,10 @@ def sample(
     z: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Denoise x_T in T steps.
+    """Denoise x_T [B,C,h,w] in T steps to x_0, the latent divided by the scale factor.
 
-    x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w]; index k is the k-th call, t = T-1-k.
-    Returns x_0 [B,C,h,w], the latent divided by the scale factor.
-    Raises ValueError if z and noise are not for T calls.
+    z [T,B,nz], noise [T,B,C,h,w]: index k is the k-th call, t = T-1-k.  Raises ValueError if they
+    are not for T calls.
     """
     import torch
 

@@ -7,17 +7,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
-
-LOCK_MODE: Final = 0o666  # a lock holds nothing, and any user of the folder may have to take it
-LOCK_POLL_SECONDS: Final = 0.2
 
 
 def sha256_of_bytes(data: Any) -> str:
@@ -25,7 +22,6 @@ def sha256_of_bytes(data: Any) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -106,10 +102,10 @@ def build_lock(folder: Path, name: str, log: Log) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire()
         except Timeout:
             log(f"another process is building {folder / name}; waiting until it is done")
-            lock.acquire(poll_interval=LOCK_POLL_SECONDS)
+            lock.acquire(timeout=-1, poll_interval=0.2)
     except OSError as error:
         raise LddganError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
     try:
@@ -122,28 +118,21 @@ def sweep(folder: Path, last: str, held: str | None = None) -> None:
     """Clear up the temporary folders of killed processes: those whose lock nobody else holds.
 
     One that holds the file `last`, which is written last, is whole and takes its final name if
-    nothing else has that.  The others are removed.  `held` is the name whose lock this process
-    holds.
+    nothing else has that.  The others are removed.  This process holds the lock of `held`.
     """
     for path in folder.glob(".*.tmp"):
         name = path.name[1:].rsplit(".", 2)[0]
-        if name == held:
-            _clear(path, folder / name, last)
-            continue
-        with suppress(Timeout, OSError), _lock(folder, name).acquire(timeout=0):
-            _clear(path, folder / name, last)
-
-
-def _clear(left: Path, target: Path, last: str) -> None:
-    if (left / last).is_file() and not target.exists():
-        with suppress(OSError):
-            os.replace(left, target)
-    else:
-        shutil.rmtree(left, ignore_errors=True)
+        lock = nullcontext() if name == held else _lock(folder, name)
+        with suppress(OSError), lock:
+            if (path / last).is_file() and not (folder / name).exists():
+                os.replace(path, folder / name)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(folder: Path, name: str) -> FileLock:
-    return FileLock(folder / f".{name}.lock", mode=LOCK_MODE)
+    # It holds nothing, and any user of the folder may have to take it.
+    return FileLock(folder / f".{name}.lock", timeout=0, mode=0o666)
 
 
 def _temporary(place: Path) -> Path:

@@ -91,14 +91,8 @@ class Noise(NamedTuple):
 
 def draw(preset: Preset, first: int, count: int, seed: int) -> Noise:
     """Draw the noise of images first..first+count-1 of a seed, for a preset's T calls."""
-    return sampler_noise(
-        seed,
-        first,
-        count,
-        latent_shape=preset.latent_shape,
-        nz=preset.generator.nz,
-        steps=preset.steps,
-    )
+    shape, nz = preset.latent_shape, preset.generator.nz
+    return sampler_noise(seed, first, count, latent_shape=shape, nz=nz, steps=preset.steps)
 
 
 def sampler_noise(
@@ -146,10 +140,7 @@ def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
 
 
 def philox4x32(counter: U32, key: U32) -> U32:
-    """Philox4x32-10: counter [..., 4] and key [..., 2] => four random words [..., 4].
-
-    All uint32; the leading axes broadcast.
-    """
+    """Philox4x32-10: counter [..., 4] and key [..., 2] => four random words [..., 4]."""
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
     k0, k1 = (key[..., i].astype(np.uint64) for i in range(2))
     for _ in range(ROUNDS):
@@ -161,10 +152,7 @@ def philox4x32(counter: U32, key: U32) -> U32:
 
 
 def normal_from_words(words: U32) -> F32:
-    """Turn uint32 words of any shape into standard normals of the same shape, in +-6.34.
-
-    The inverse normal CDF of (w + 1/2)/2^32 to 1e-15, rounded once to float32.
-    """
+    """Turn uint32 words into standard normals of the same shape, in +-6.34."""
     q = (words.reshape(-1).astype(np.float64) + 0.5) * 2.0**-32 - 0.5
     return _inverse_normal_cdf(q).astype(np.float32).reshape(words.shape)
 

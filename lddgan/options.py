@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -23,14 +23,12 @@ Seed = Annotated[int, typer.Option(help="Seed of all randomness, 0..2^63-1.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-MAX_WORKERS: Final = 4  # processes that read images, unless --workers says otherwise
-
 
 def workers_for(images: Path | None, asked: int | None) -> int:
     """Number of processes that read images: `asked`, or a default; 0 for images in memory."""
     if asked is not None:
         return asked
-    return 0 if images is None else min(MAX_WORKERS, usable_cores())
+    return 0 if images is None else min(4, usable_cores())
 
 
 def print_once(line: str, err: bool = False) -> None:
@@ -54,7 +52,6 @@ def warn_of_random_weights() -> None:
 
 
 def note(line: str) -> None:
-    """Print a line to stderr."""
     typer.echo(line, err=True)
 
 

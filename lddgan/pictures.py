@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +16,13 @@ from PIL import Image
 
 from lddgan.errors import BadInput
 from lddgan.files import atomic_write, refuse_used, writing
-from lddgan.progress import Log, start_pool, to_stderr
+from lddgan.progress import start_pool
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles
 PNG_LEVEL: Final = 1  # of compression: level 6 takes 2.5 times as long for 5 % less
-PNG_WARN_SHARE: Final = 0.1  # of the time; where writing PNGs takes more, a line says so
-PNG_WARN_SECONDS: Final = 5.0  # shorter runs get no such line
 
 Pixels = NDArray[np.uint8]
-
-clock = time.perf_counter
 
 
 def grid(images: Pixels) -> Pixels:
@@ -78,15 +73,13 @@ def write_images(
     *,
     origin: str = "",
     processes: int = 0,
-    log: Log = to_stderr,
 ) -> None:
     """Write uint8 [N,H,W,3] batches to `path`.
 
     `x.png` is a grid; `x.npz` holds `images`, `first` and `origin` (how they were made, as
     `engine.kept_images` reads it); any other path is a folder with one PNG per image, named by its
-    index.  Calls `progress` with the size of each batch.  `processes` encode the PNGs of a folder
-    while the next batch is made; with 0 this process does it between the batches.  Raises
-    LddganError if the disk fails.
+    index.  Calls `progress` with the size of each batch.  `processes` (0: a thread) encode the PNGs
+    of a folder while the next batch is made.  Raises LddganError if the disk fails.
     """
     if path.suffix in (".png", ".npz"):
         arrays = []
@@ -100,9 +93,9 @@ def write_images(
         return
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    # Pillow holds the interpreter's lock: threads would not help.
-    with start_pool(processes) if processes else ThisProcess() as executor:
-        write_folder(path, batches, first, progress, executor, log)
+    # Pillow holds the interpreter's lock: several threads would not help.
+    with start_pool(processes) if processes else ThreadPoolExecutor(1) as executor:
+        write_folder(path, batches, first, progress, executor)
 
 
 def write_folder(
@@ -111,25 +104,17 @@ def write_folder(
     first: int,
     progress: Callable[[int], None],
     executor: Executor,
-    log: Log,
 ) -> None:
     """Write one PNG per image with `executor`, at most one batch behind."""
-    index, began, waited = first, clock(), 0.0
     pending: deque[Future[None]] = deque()
+    index = first
     for images in batches:
-        made = clock()
         for image in images:
             pending.append(executor.submit(write_png, path / f"{index:06d}.png", image))
             index += 1
         wait_for(pending, len(images))
-        waited += clock() - made
         progress(len(images))
-    made = clock()
     wait_for(pending, 0)
-    ended = clock()
-    share = (waited + ended - made) / (ended - began)
-    if share > PNG_WARN_SHARE and ended - began > PNG_WARN_SECONDS:
-        log(f"PNGs are the limit: {share:.0%} of the time went to encoding and writing them")
 
 
 def wait_for(pending: deque[Future[None]], most: int) -> None:
@@ -140,12 +125,3 @@ def wait_for(pending: deque[Future[None]], most: int) -> None:
 
 def write_png(path: Path, image: Pixels) -> None:
     atomic_write(path, png(image))
-
-
-class ThisProcess(Executor):
-    """Does at once what is submitted."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(fn(*args, **kwargs))
-        return done

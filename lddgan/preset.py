@@ -1,7 +1,6 @@
 """A preset: everything that defines one model. How to make another one of it.
 
-Nothing else holds a shape or a hyper-parameter.  Every artefact (checkpoint, bundle, benchmark row)
-carries its preset as JSON.
+Every artefact (checkpoint, bundle, benchmark row) carries its preset as JSON.
 """
 
 from __future__ import annotations
@@ -69,11 +68,7 @@ class Paper(Frozen):
 
 
 class Preset(Frozen):
-    """Everything that defines one model.
-
-    `latent_shape` is [C, h, w] of x_t, `image_shape` is [3, H, W].  The config of each network is
-    that of its `kind` in lddgan/networks/registry.py.
-    """
+    """Everything that defines one model; `kind`s of networks are in lddgan/networks/registry.py."""
 
     name: str
     image_size: Count
@@ -93,11 +88,7 @@ class Preset(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _accept_former_names(cls, values: Any) -> Any:
-        """Reads presets written before version 0.2 as what they mean now.
-
-        They call the autoencoder a codec, name no kind of generator, and give autoencoders without
-        a codebook 0 codes.
-        """
+        """Reads presets of before 0.2: a codec, a generator of no kind, 0 codes if not VQ."""
         if not isinstance(values, dict):
             return values
         values = {name.replace("codec", "autoencoder"): value for name, value in values.items()}
@@ -112,10 +103,8 @@ class Preset(Frozen):
     def _check_together(self) -> Preset:
         factor = self.autoencoder.factor
         if self.latent_size * factor != self.image_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not latent_size {self.latent_size} x {factor} "
-                "(the autoencoder's factor)"
-            )
+            product = f"latent_size {self.latent_size} x {factor} (the autoencoder's factor)"
+            raise ValueError(f"image_size {self.image_size} is not {product}")
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
@@ -123,8 +112,7 @@ class Preset(Frozen):
         least = 1 << max(self.generator.halvings, self.discriminator.halvings)
         if self.latent_size % least:
             raise ValueError(
-                f"latent_size {self.latent_size} is no multiple of {least}: generator or "
-                "discriminator halve it too often"
+                f"latent_size {self.latent_size} is no multiple of {least}, as the networks need"
             )
         for cfg in (self.training, self.autoencoder_training):
             if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
@@ -133,6 +121,7 @@ class Preset(Frozen):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of x_t."""
         return (self.latent_channels, self.latent_size, self.latent_size)
 
     @property
@@ -156,10 +145,9 @@ class Preset(Frozen):
 
 
 def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
-    """`preset` with other values; "generator.nf" names nf of the generator.
+    """`preset` with other values, e.g. "generator.nf"; a new "autoencoder.kind" keeps shared ones.
 
-    A new "autoencoder.kind" keeps the values that both kinds have.  Raises BadInput for an unknown
-    name, or for values that do not fit together.
+    Raises BadInput for an unknown name, or for values that do not fit together.
     """
     values = preset.model_dump()
     for part in PARTS:
@@ -209,20 +197,12 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
 
 def resized(preset: Preset, image_size: int) -> Preset:
     """`preset` for images of another size. Raises BadInput if its networks cannot halve it."""
-    factor = preset.autoencoder.factor
-    if image_size < 1 or image_size % factor:
-        raise BadInput(
-            f"images of {image_size}x{image_size} cannot be encoded: the autoencoder divides the "
-            f"side by {factor}"
-        )
-    return with_values(preset, {"image_size": image_size, "latent_size": image_size // factor})
+    latent_size = image_size // preset.autoencoder.factor
+    return with_values(preset, {"image_size": image_size, "latent_size": latent_size})
 
 
 def with_loss(preset: Preset, loss: Loss, delta: float | None) -> Preset:
-    """`preset` with another loss of the generator; `delta` of Weighted Learning if given.
-
-    Raises BadInput for a delta where the weight does not depend on one.
-    """
+    """`preset` with another loss of the generator. Raises BadInput if `delta` does not fit it."""
     if delta is not None and loss != "weighted":
         raise BadInput(f"delta belongs to the loss 'weighted', not to '{loss}'")
     own = preset.training.delta if delta is None else delta

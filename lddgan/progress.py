@@ -23,10 +23,7 @@ SMOOTHING: Final = 0.98  # of the losses shown
 
 
 class Meter(AbstractContextManager["Meter"]):
-    """Shows what is done, smoothed losses, rate and time left of one piece of work.
-
-    Used as a context manager around its loop; call `show` or `advance` after each step.
-    """
+    """Shows, around a loop, what is done of it, smoothed losses, rate and time left."""
 
     def __init__(
         self, work: str, first: int, total: int, log: Log | None, unit: str = "steps"
@@ -61,7 +58,7 @@ class Meter(AbstractContextManager["Meter"]):
 
     @property
     def rate(self) -> float:
-        """Steps (or images) per second since the start."""
+        """Steps (or whatever the unit is) per second since the start."""
         return (self.done - self.first) / max(time.monotonic() - self.started, 1e-9)
 
     @property
@@ -89,9 +86,8 @@ class Meter(AbstractContextManager["Meter"]):
         self.done = done
         text = " ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
         if self.bar is not None:
-            (task,) = self.bar.task_ids
             shown = f"{text} {self.speed}"
-            self.bar.update(task, completed=done, total=self.total, losses=shown)
+            self.bar.update(self.bar.task_ids[0], completed=done, total=self.total, losses=shown)
             return
         now = time.monotonic()
         if now - self.shown >= LINE_SECONDS or done == self.total:
@@ -127,9 +123,7 @@ def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
 
 
 class StopSignals:
-    """Whether somebody asked for a stop."""
-
-    asked: int | None = None  # number of the signal
+    asked: int | None = None  # number of the signal that asked for a stop
 
 
 @contextmanager
@@ -146,14 +140,13 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def start_pool(processes: int) -> ProcessPoolExecutor:
-    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun."""
+    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun.
+
+    To be called by the main thread.
+    """
     # Not forked: a GPU's driver does not survive that.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=ignore_interrupt)
-    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # inherited, until they run the initializer
+    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # the processes inherit it
         for _ in range(processes):
             pool.submit(int)
     return pool
-
-
-def ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

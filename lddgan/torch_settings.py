@@ -15,10 +15,10 @@ from lddgan.names import Precision
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Switch TF32 off: on a GPU PyTorch takes it for convolutions, and for products if told to.
+    """Switch TF32 off, which PyTorch takes on a GPU for convolutions, and for products if told to.
 
-    Restores every setting: PyTorch has an old one for all products and, since 2.9, one for each
-    backend's, and refuses to compute where they contradict each other.
+    PyTorch has an old setting for all products and, since 2.9, one for each backend's, and refuses
+    to compute where they contradict each other: all are restored.
     """
     backends: Any = torch.backends
     products = (backends.cuda.matmul, backends.mkldnn.matmul)
@@ -53,10 +53,8 @@ def memory_named() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            "PyTorch found too little memory on the GPU; run fewer images at once, or end what "
-            "else uses the GPU"
-        ) from error
+        advice = "run fewer images at once, or end what else uses the GPU"
+        raise OutOfMemory(f"PyTorch found too little memory on the GPU; {advice}") from error
 
 
 def channels_last(module: nn.Module) -> nn.Module:

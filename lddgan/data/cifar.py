@@ -11,30 +11,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from lddgan.data.decode import Pixels
+from lddgan.data.decode import UNREADABLE, Pixels
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
 BATCHES: Final = tuple(f"data_batch_{number}" for number in range(1, 6))
 BINARY: Final = ".bin"  # suffix of binary batches
-PLANE: Final = (3, 32, 32)
 RECORD: Final = 1 + 3 * 32 * 32  # bytes of a binary batch's image: label, red, green, blue
-UNPICKLING_ERRORS: Final = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
-FOLDERS: Final = ("cifar-10-batches-py", "cifar-10-batches-bin")
+BAD_PICKLE: Final = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, *UNREADABLE)
 
 
 class Cifar10(Source):
-    """The 50,000 training images, in the order of the five batches; all in memory.
-
-    Raises BadInput if a batch is missing or damaged.
-    """
+    """The training images, in memory. Raises BadInput if a batch is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         data = in_folder(path) if path.is_dir() else in_archive(path)
@@ -52,7 +40,6 @@ class Cifar10(Source):
 
 
 def is_cifar10(path: Path) -> bool:
-    """Whether a folder holds the batches."""
     return any((path / f"{BATCHES[0]}{suffix}").is_file() for suffix in ("", BINARY))
 
 
@@ -85,7 +72,7 @@ def planes(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         values = np.frombuffer(data, np.uint8).reshape(-1, RECORD)[:, 1:]
     else:
         raise BadInput(f"{name} is no batch of CIFAR-10: {len(data):,} bytes")
-    return values.reshape(-1, *PLANE)
+    return values.reshape(-1, 3, 32, 32)
 
 
 class OnlyArrays(pickle.Unpickler):
@@ -111,7 +98,7 @@ def unpickle(name: str, data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Unpickle the values [N,3072] of a batch, running no code of the file. Raises BadInput."""
     try:
         values = OnlyArrays(io.BytesIO(data), encoding="bytes").load()[b"data"]
-    except UNPICKLING_ERRORS as error:
+    except BAD_PICKLE as error:
         raise BadInput(f"{name} is no batch of CIFAR-10 ({error}); download it again") from error
     is_bytes = isinstance(values, np.ndarray) and values.dtype == np.uint8
     if not is_bytes or values.shape[1:] != (RECORD - 1,):

@@ -35,9 +35,7 @@ def decode(data: bytes) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(
-            "has so many pixels that it may be an attack (a decompression bomb)"
-        ) from error
+        raise BadImage("has so many pixels that it may be an attack") from error
     except UNREADABLE as error:
         raise NotEncoded(f"is no image of a known format ({', '.join(FORMATS)})") from error
     if image.mode != "RGB":

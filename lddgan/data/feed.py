@@ -23,7 +23,6 @@ from lddgan.progress import Log
 
 T = TypeVar("T")
 
-AHEAD: Final = 4  # readings that a worker has ready
 SIGNAL_SECONDS: Final = 1.0  # within which PyTorch tells of a worker's death
 # What taking a batch from a worker raises, in either process, if one of the two breaks off.
 BROKEN_OFF: Final = (EOFError, OSError, AuthenticationError)
@@ -62,10 +61,7 @@ class Order:
 
 
 class Feed:
-    """The rows `rows` of each training step's batch.
-
-    A bad image raises BadInput, or (`on_bad` "skip") is replaced and logged once.
-    """
+    """The rows `rows` of each training step's batch; images skipped by `on_bad` are logged once."""
 
     def __init__(
         self,
@@ -83,10 +79,7 @@ class Feed:
         self.bad: set[str] = set()  # images that were skipped
 
     def batches(self, first: int, last: int) -> Generator[Tensor]:
-        """Yield what the steps first..last-1 take, [len(rows),...]. Raises BadInput, LddganError.
-
-        Close the generator to end the workers.
-        """
+        """Yield what the steps first..last-1 take, [len(rows),...], as `read_ahead`."""
         read = partial(read_step, self.images, self.order, self.rows)
         ahead = read_ahead(read, range(first, last), self.workers, pinned=self.pinned)
         with closing(ahead) as reads:
@@ -100,14 +93,12 @@ class Feed:
 
 
 def read_step(images: Images, order: Order, rows: Tensor, step: int) -> Read:
-    """Read the rows of one training step's batch."""
     index, mirrored = order.at(step)
     return images.read(index[rows].tolist(), mirrored[rows].tolist())
 
 
 class Reads(Dataset[T | LddganError]):
-    """Item `number` is what `read(number)` returns, or its error: raised in a worker it would
-    arrive as a traceback."""
+    """What `read(number)` returns, or its error: raised in a worker it would be a traceback."""
 
     def __init__(self, read: Callable[[int], T]) -> None:
         self.read = read
@@ -135,7 +126,7 @@ def read_ahead(
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
-        prefetch_factor=AHEAD if workers else None,
+        prefetch_factor=4 if workers else None,
         worker_init_fn=begin_worker,
         pin_memory=pinned,
     )
@@ -173,11 +164,7 @@ def begin_worker(worker: int) -> None:
 def hide_broken_off(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print an error of a worker, unless it is of a batch that nobody takes any more.
-
-    A thread of multiprocessing hands batches over, and prints a traceback if the training ends
-    meanwhile.
-    """
+    """Print an error of a worker, unless multiprocessing has a batch that nobody takes any more."""
     module = trace.tb_frame.f_globals.get("__name__") if trace is not None else None
     if module != resource_sharer.__name__ or not issubclass(kind, BROKEN_OFF):
         sys.__excepthook__(kind, error, trace)

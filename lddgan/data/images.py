@@ -18,7 +18,6 @@ from lddgan.extras import require
 OnBad = Literal["stop", "skip"]  # what to do with a bad image
 
 MAX_BAD_IN_A_ROW: Final = 10_000  # they are read in seconds
-SCAN_MAX: Final = 16.0  # scikit-learn's scans hold 0..16
 DIGIT_SIZE: Final = 32  # pixels a side
 
 
@@ -47,7 +46,6 @@ class InMemory:
         return len(self.images)
 
     def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
-        """Images by index."""
         return Read(flipped(self.images[torch.tensor(index)], mirrored), [])
 
 
@@ -89,7 +87,7 @@ def read_unmirrored(images: Images, index: Sequence[int]) -> Read:
 
 
 def flipped(images: Tensor, mirrored: Sequence[bool]) -> Tensor:
-    """[B,C,H,W] with left and right exchanged in those that are to be mirrored."""
+    """Exchange left and right in those of [B,C,H,W] that are to be mirrored."""
     which = torch.tensor(mirrored)
     return torch.where(which[:, None, None, None], images.flip(3), images)
 
@@ -117,8 +115,7 @@ def to_pixels(image: Tensor) -> Pixels:
 def digits() -> Tensor:
     """scikit-learn's 1,797 scans of handwritten digits, enlarged: float32 [1797,3,32,32] in [-1,1].
 
-    Bicubic from 8x8 to 32x32, grey repeated to three channels.  Raises LddganError with the line to
-    run if scikit-learn is missing.
+    Raises LddganError with the line to run if scikit-learn is missing.
     """
     require("sklearn")
     from sklearn.datasets import load_digits
@@ -128,7 +125,5 @@ def digits() -> Tensor:
 
 def enlarge(scans: Tensor) -> Tensor:
     """Scans [N,8,8] in 0..16 -> float32 [N,3,32,32] in [-1,1], bicubically."""
-    grey = scans.float()[:, None] / SCAN_MAX * 2 - 1  # [N,1,8,8]
-    size = (DIGIT_SIZE, DIGIT_SIZE)
-    grey = F.interpolate(grey, size, mode="bicubic", align_corners=False).clamp(-1, 1)
-    return grey.repeat(1, 3, 1, 1)
+    grey = scans.float()[:, None] / 16 * 2 - 1  # [N,1,8,8]
+    return F.interpolate(grey, DIGIT_SIZE, mode="bicubic").clamp(-1, 1).repeat(1, 3, 1, 1)

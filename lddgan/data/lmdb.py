@@ -16,8 +16,6 @@ from lddgan.errors import BadInput
 from lddgan.extras import require
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
-MAGIC: Final = struct.pack("=I", 0xBEEFC0DE)  # in the first page, behind its header
-HEADER: Final = 16  # bytes
 
 
 class Lmdb(Source):
@@ -57,9 +55,9 @@ class Lmdb(Source):
 
 
 def is_lmdb(file: Path) -> bool:
-    """Whether a file begins as an LMDB."""
+    """Whether a file begins as an LMDB: with a header of 16 bytes and a magic number."""
     with file.open("rb") as stream:
-        return stream.read(HEADER + len(MAGIC))[HEADER:] == MAGIC
+        return stream.read(20)[16:] == struct.pack("=I", 0xBEEFC0DE)
 
 
 def check_keys(path: Path, keys: Sequence[bytes]) -> None:
@@ -69,17 +67,12 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
     numbers = {int(key) for key in keys} if all(key.isdigit() for key in keys) else {0}
     missing = max(numbers) + 1 - len(numbers)
     if 0 in numbers and missing:
-        raise BadInput(
-            f"{path} has keys from 0 to {max(numbers)}, but {missing:,} of these are missing; copy "
-            "or download it again"
-        )
+        known = f"{path} has keys from 0 to {max(numbers)}"
+        raise BadInput(f"{known}, but {missing:,} of these are missing; copy or download it again")
 
 
 def pixels_of(data: bytes) -> Pixels:
-    """An encoded image, or the bytes of a square RGB image row by row -> [H,W,3]. Raises BadImage.
-
-    The first pixel of a raw image may have the values with which an encoded one begins.
-    """
+    """An encoded image, or the raw RGB of a square one -> [H,W,3]. Raises BadImage."""
     try:
         return decode(data)
     except NotEncoded:
@@ -104,8 +97,6 @@ def open_environment(path: Path) -> Any:
     file = path / FILE if is_folder else path
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if file.stat().st_size < needed:
-        raise BadInput(
-            f"{file} is cut short: it has {file.stat().st_size:,} bytes and says that it has "
-            f"{needed:,}; copy or download it again"
-        )
+        has = f"it has {file.stat().st_size:,} bytes and says that it has {needed:,}"
+        raise BadInput(f"{file} is cut short: {has}; copy or download it again")
     return environment

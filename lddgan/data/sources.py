@@ -16,16 +16,6 @@ from lddgan.errors import BadInput
 from lddgan.progress import start_pool
 
 SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-ZIP_ERRORS: Final = (  # of reading a member of an archive
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-)
-
-CHUNK: Final = 64  # images that a process checks before it reports
-
 T = TypeVar("T")
 
 
@@ -52,14 +42,12 @@ OPENED: dict[Path, tuple[int, Any]] = {}  # handles, and the process that opened
 
 def opened(path: Path, open_it: Callable[[Path], T]) -> T:
     """This process's handle of a file; a forked process closes the inherited one."""
-    process, handle = OPENED.get(path, (os.getpid(), None))
+    process, handle = OPENED.get(path, (0, None))
     if process != os.getpid():
-        handle.close()
-        handle = None
-    if handle is None:
-        handle = open_it(path)
-        OPENED[path] = os.getpid(), handle
-    found: T = handle
+        if handle is not None:
+            handle.close()
+        OPENED[path] = os.getpid(), open_it(path)
+    found: T = OPENED[path][1]
     return found
 
 
@@ -96,7 +84,7 @@ class Zip(Source):
     def read(self, index: int) -> Pixels:
         try:
             data = opened(self.path, open_zip).read(self.names[index])
-        except ZIP_ERRORS as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise BadImage(f"cannot be unpacked ({error})") from error
         return decode(data)
 
@@ -119,7 +107,7 @@ def is_image(name: str) -> bool:
 def check_images(source: Source, size: int, processes: int) -> Iterator[str | None]:
     """Yield for each image of a source why none of `size` can be made of it, or None."""
     with start_pool(processes) as pool:
-        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=CHUNK)
+        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=64)
 
 
 def check(source: Source, size: int, index: int) -> str | None:

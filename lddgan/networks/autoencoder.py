@@ -14,12 +14,9 @@ from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
 from lddgan.networks.quantiser import VectorQuantiser, nearest_code, straight_through, vq_losses
 from lddgan.preset import AutoencoderTraining, Preset
 
-EPS = 1e-6
-LOGVAR_RANGE = (-30.0, 20.0)
-
 
 def norm(channels: int) -> GroupNorm:
-    return GroupNorm(AUTOENCODER_GROUPS, channels, eps=EPS)
+    return GroupNorm(AUTOENCODER_GROUPS, channels, eps=1e-6)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -84,33 +81,29 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each with its attention, then the resampling."""
+    """The residual blocks of one resolution, each with its attention; a resampling may follow."""
 
     def __init__(
         self,
         config: ConvConfig,
         size: int,
         widths: Sequence[int],
-        *,
-        downsample: Downsample | None = None,
-        upsample: Upsample | None = None,
+        resample: Downsample | Upsample | None,
     ) -> None:
         super().__init__()
         attends = size in config.attention
         self.block = nn.ModuleList(ResnetBlock(i, o, config.dropout) for i, o in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attends)
-        self.downsample = downsample
-        self.upsample = upsample
+        self.downsample = resample if isinstance(resample, Downsample) else None
+        self.upsample = resample if isinstance(resample, Upsample) else None
 
     def forward(self, h: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
             h = block(h)
             if len(self.attn) > 0:
                 h = self.attn[index](h)
-        if self.downsample is not None:
-            h = self.downsample(h)
-        if self.upsample is not None:
-            h = self.upsample(h)
+        for resample in (self.downsample, self.upsample):
+            h = h if resample is None else resample(h)
         return h
 
 
@@ -134,9 +127,9 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         h = config.ch
         for level, width in enumerate(config.widths):
-            downsample = Downsample(width) if level + 1 < len(config.widths) else None
+            down = Downsample(width) if level + 1 < len(config.widths) else None
             widths = [h] + [width] * config.blocks
-            self.down.append(Level(config, image_size >> level, widths, downsample=downsample))
+            self.down.append(Level(config, image_size >> level, widths, down))
             h = width
         self.mid = Middle(h, config.dropout)
         self.norm_out = norm(h)
@@ -160,9 +153,9 @@ class Decoder(nn.Module):
         self.mid = Middle(h, config.dropout)
         levels = []
         for level, width in reversed(list(enumerate(config.widths))):
-            upsample = Upsample(width) if level != 0 else None
+            up = Upsample(width) if level != 0 else None
             widths = [h] + [width] * (config.blocks + 1)
-            levels.append(Level(config, image_size >> level, widths, upsample=upsample))
+            levels.append(Level(config, image_size >> level, widths, up))
             h = width
         self.up = nn.ModuleList(reversed(levels))  # up.L belongs to level L; used from the highest
         self.norm_out = norm(h)
@@ -197,10 +190,7 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """What every kind of autoencoder answers; latents here are not divided by the scale factor.
-
-    A kind defines `moments` and `decode_regularised`, and overrides the rest where it differs.
-    """
+    """What every kind of autoencoder answers; latents here are not divided by the scale factor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,10 +207,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def moments(self, image: Tensor) -> Tensor:
-        """Image [B,3,H,W] in [-1,1] -> what its latent is drawn from, [B,M,h,w].
-
-        M is 2C for mean and log-variance, or C for the latent itself.
-        """
+        """Image [B,3,H,W] in [-1,1] -> mean and log-variance [B,2C,h,w], or the latent itself."""
         raise NotImplementedError
 
     def encode(self, image: Tensor) -> Tensor:
@@ -242,10 +229,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def codes(self, latent: Tensor) -> Tensor | None:
-        """Index of the code of every position, int64 [B,h*w]. Returns None without a codebook.
-
-        It is found where `latent` is, so that every engine's latents are judged alike.
-        """
+        """Index of the code at every position, int64 [B,h*w]; None without a codebook."""
         return None
 
 
@@ -286,9 +270,8 @@ class KlAutoencoder(ConvAutoencoder):
         self.values = 3 * preset.image_size**2  # of an image
 
     def moments(self, image: Tensor) -> Tensor:
-        """Mean and clamped log-variance, [B,2C,h,w]."""
         mean, logvar = super().moments(image).chunk(2, dim=1)
-        return torch.cat([mean, logvar.clamp(*LOGVAR_RANGE)], dim=1)
+        return torch.cat([mean, logvar.clamp(-30.0, 20.0)], dim=1)
 
     def encode(self, image: Tensor) -> Tensor:
         return self.moments(image).chunk(2, dim=1)[0]
@@ -296,11 +279,8 @@ class KlAutoencoder(ConvAutoencoder):
     def regularise(
         self, moments: Tensor, noise: Tensor, cfg: AutoencoderTraining
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The KL of an image is divided by its number of values.
-
-        That keeps `kl_weight` what it is where KL and L1 are summed over an image (latent
-        diffusion).
-        """
+        # Divided by the values of an image, `kl_weight` means what it does in latent diffusion,
+        # where KL and L1 are summed over an image.
         mean, logvar = moments.chunk(2, dim=1)
         kl = cfg.kl_weight * kl_divergence(mean, logvar) / self.values
         # Of the same two tensors: gradients are then summed in the order of earlier versions.
@@ -308,7 +288,7 @@ class KlAutoencoder(ConvAutoencoder):
 
 
 class FreeAutoencoder(ConvAutoencoder):
-    """The KL network, whose mean is the latent: nothing is drawn or regularised."""
+    """The KL network, whose mean is the latent."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__(preset, 2 * preset.latent_channels)
@@ -338,5 +318,6 @@ class VqAutoencoder(ConvAutoencoder):
         return self.decode_regularised(self.quantize(latent))
 
     def codes(self, latent: Tensor) -> Tensor:
+        # Where `latent` is, so that every engine's latents are judged alike.
         codebook = self.quantize.embedding.weight.to(latent.device)
         return nearest_code(to_tokens(latent.float()), codebook.float())

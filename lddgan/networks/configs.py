@@ -11,12 +11,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from lddgan.frozen import Count, Frozen, Share, Widths
 
 AUTOENCODER_GROUPS = 32  # of the autoencoder's group normalisation
-GENERATOR_GROUPS = 32  # of the generator's, at most
 
 
 class GeneratorConfig(Frozen, ABC):
-    """What every kind of generator tells."""
-
     kind: str
     nz: Count  # length of the latent z
 
@@ -61,21 +58,17 @@ class NcsnppConfig(GeneratorConfig):
         for width in (*self.widths, *joined):
             groups = generator_groups(width)
             if groups == 0 or width % groups:
-                raise ValueError(
-                    f"nf {self.nf} gives a width of {width}, which cannot be cut into "
-                    f"{max(groups, 1)} equal groups"
-                )
+                cut = f"cannot be cut into {max(groups, 1)} equal groups"
+                raise ValueError(f"nf {self.nf} gives a width of {width}, which {cut}")
         return self
 
 
 def generator_groups(channels: int) -> int:
     """Groups that the generator normalises `channels` in."""
-    return min(channels // 4, GENERATOR_GROUPS)
+    return min(channels // 4, 32)
 
 
 class AutoencoderConfig(Frozen, ABC):
-    """What every kind of autoencoder tells."""
-
     kind: str
     has_codes: ClassVar[bool] = False  # whether latents are replaced by codes of a codebook
 

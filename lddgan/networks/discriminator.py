@@ -10,8 +10,6 @@ from lddgan.networks.layers import SQRT_HALF, FirDown, conv1x1, conv3x3, linear,
 from lddgan.preset import GROUP, Preset
 
 SLOPE = 0.2  # of LeakyReLU
-DEVIATION_EPS = 1e-8
-NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
 
 
 def act(x: Tensor) -> Tensor:
@@ -36,7 +34,7 @@ class DownBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, t_emb_dim: int, downsample: bool) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(conv3x3(inputs, outputs))
-        self.conv2 = nn.Sequential(conv3x3(outputs, outputs, NEARLY_ZERO))
+        self.conv2 = nn.Sequential(conv3x3(outputs, outputs, 1e-10))  # nearly nothing at first
         self.dense_t1 = linear(t_emb_dim, outputs)
         self.skip = nn.Sequential(conv1x1(inputs, outputs, bias=False))
         self.fir_out = FirDown(outputs) if downsample else nn.Identity()
@@ -56,7 +54,7 @@ def minibatch_deviation(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     group = min(batch, GROUP)
     grouped = x.view(group, -1, channels, height, width)
-    deviation = (grouped.var(dim=0, unbiased=False) + DEVIATION_EPS).sqrt()
+    deviation = (grouped.var(dim=0, unbiased=False) + 1e-8).sqrt()
     deviation = deviation.mean(dim=(1, 2, 3)).repeat(group)  # [B]
     return torch.cat([x, deviation[:, None, None, None].expand(-1, 1, height, width)], dim=1)
 

@@ -1,7 +1,6 @@
 """The generator: NCSN++ with adaptive group normalisation, G(x_t, t, z) -> x_0.
 
-Layers are numbered in the order of their use (`all_modules.N`), as in published checkpoints, and
-`forward` consumes them in that order.
+As in published checkpoints, layers are numbered in the order of their use (`all_modules.N`).
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ from lddgan.networks.layers import (
 from lddgan.preset import Preset
 
 EPS = 1e-6  # group normalisation
-Z_EPS = 1e-8  # normalisation of z
 Embedding = Any  # Tensor [B,...]; export/rewrites passes what its own layers read
-TIME_LAYERS = 2  # the first of `all_modules`
 NEARLY_ZERO = 1e-10  # initial scale of layers that start as (almost) nothing
 
 
@@ -113,7 +110,6 @@ class ResidualBlock(nn.Module):
         self.rescale = Rescale()
 
     def forward(self, x: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
-        """x [B,in,h,w], and the step and the latent as `Generator` embeds them."""
         h = self.resample(F.silu(self.GroupNorm_0(x, zemb)))
         h = self.Conv_0(h) + self.Dense_0(temb)[:, :, None, None]
         h = self.Conv_1(F.silu(self.GroupNorm_1(h, zemb)))
@@ -154,7 +150,7 @@ class Generator(nn.Module):
 
     def embed_time(self, t: Tensor) -> Tensor:
         """The step as every block takes it: int [B] -> [B,4*nf]."""
-        first, second = self.all_modules[:TIME_LAYERS]
+        first, second = self.all_modules[:2]
         temb = first(sinusoid(t, self.cfg.nf).to(self._dtype))
         return F.silu(second(F.silu(temb)))
 
@@ -162,20 +158,17 @@ class Generator(nn.Module):
         """The latent as every block takes it: [B,nz] -> [B,z_emb_dim]."""
         # Not mean: TensorRT 8.6 takes the mean of opset 18 over the batch too.
         power = z.square().sum(dim=1, keepdim=True) / self.cfg.nz  # [B,1]
-        z = z / torch.sqrt(power + Z_EPS)
+        z = z / torch.sqrt(power + 1e-8)
         embedded: Tensor = self.z_transform(z.to(self._dtype))
         return embedded
 
     def unet(self, x_t: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
         """x_t [B,C,h,w] and what `embed_time` and `embed_latent` give -> x_0 [B,C,h,w]."""
-        module = iter(self.all_modules[TIME_LAYERS:])
+        module = iter(self.all_modules[2:])
         h, skips = self._down(module, x_t.to(self._dtype), temb, zemb)
-
-        # Middle.
         h = next(module)(h, temb, zemb)
         h = next(module)(h)
         h = next(module)(h, temb, zemb)
-
         h = self._up(module, h, skips, temb, zemb)
         h = F.silu(next(module)(h))
         return torch.tanh(next(module)(h))
@@ -226,7 +219,6 @@ class Generator(nn.Module):
 def _modules(cfg: NcsnppConfig, channels: int, size: int) -> list[nn.Module]:
     """The layers of the U-Net for [B,channels,size,size], numbered in the order of their use."""
     widths = cfg.widths
-    last = len(widths) - 1
     temb_dim = 4 * cfg.nf
     attends = [(size >> level) in cfg.attention for level in range(len(widths))]
 
@@ -248,7 +240,7 @@ def _modules(cfg: NcsnppConfig, channels: int, size: int) -> list[nn.Module]:
             if attends[level]:
                 modules.append(Attention(h))
             skips.append(h)
-        if level != last:
+        if level != len(widths) - 1:
             modules += [block(h, h, FirDown), PyramidDown(pyramid, h)]
             pyramid = h
             skips.append(h)
@@ -266,8 +258,5 @@ def _modules(cfg: NcsnppConfig, channels: int, size: int) -> list[nn.Module]:
         if level != 0:
             modules.append(block(h, h, FirUp))
 
-    modules += [
-        GroupNorm(generator_groups(h), h, eps=EPS),
-        conv3x3(h, channels, NEARLY_ZERO),
-    ]
-    return modules
+    modules.append(GroupNorm(generator_groups(h), h, eps=EPS))
+    return [*modules, conv3x3(h, channels, NEARLY_ZERO)]

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 SQRT_HALF = math.sqrt(0.5)
-FIR = (1.0, 3.0, 3.0, 1.0)  # outer product / 64
 
 
 class GroupNorm(nn.GroupNorm):
@@ -51,10 +50,7 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 class Fir(nn.Module):
-    """A low-pass filter of every channel (depthwise).
-
-    It computes in the dtype of its kernel, and returns that of its input.
-    """
+    """A low-pass filter of every channel, computed in the dtype of its kernel."""
 
     kernel: Tensor
     gain = 1
@@ -68,16 +64,13 @@ class Fir(nn.Module):
 
     def reset_buffers(self) -> None:
         """Fill the constant. A network made on the meta device needs it again."""
-        taps = torch.tensor(FIR)
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         kernel = torch.outer(taps, taps) / taps.sum() ** 2
         self.kernel = self.gain * kernel.repeat(self.channels, 1, 1, 1)  # [C,1,4,4]
 
     def forward(self, x: Tensor) -> Tensor:
-        same = x.to(self.kernel.dtype)
-        filtered = self.operation(
-            same, self.kernel, None, self.stride, self.padding, groups=self.channels
-        )
-        return filtered.to(x.dtype)
+        same, settings = x.to(self.kernel.dtype), (None, self.stride, self.padding)
+        return self.operation(same, self.kernel, *settings, groups=self.channels).to(x.dtype)
 
 
 class FirDown(Fir):
@@ -94,27 +87,21 @@ class FirUp(Fir):
 
 
 def uniform_fan_avg_(weight: Tensor, scale: float = 1.0) -> None:
-    """Fill in place: uniform with variance scale / mean(fan in, fan out) (NCSN++).
-
-    weight [out,in] or [out,in,kh,kw].
-    """
+    """Fill [out,in,...] uniformly, with variance scale / mean(fan in, fan out) (NCSN++)."""
     fan_avg = (weight.shape[0] + weight.shape[1]) / 2 * math.prod(weight.shape[2:])
     bound = math.sqrt(3 * scale / fan_avg)
     nn.init.uniform_(weight, -bound, bound)
 
 
 def conv3x3(inputs: int, outputs: int, scale: float = 1.0) -> nn.Conv2d:
-    """3x3 convolution, same size, NCSN++ initialisation."""
     return _initialised(nn.Conv2d(inputs, outputs, 3, padding=1), scale)
 
 
 def conv1x1(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
-    """1x1 convolution, NCSN++ initialisation."""
     return _initialised(nn.Conv2d(inputs, outputs, 1, bias=bias), 1.0)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Linear layer, NCSN++ initialisation."""
     return _initialised(nn.Linear(inputs, outputs), 1.0)
 
 

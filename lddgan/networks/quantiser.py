@@ -14,9 +14,8 @@ CODES_PER_SLICE = 512  # of the codebook, searched at once
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code by squared distance, the lowest on ties.
 
-    vectors float32 [B,N,D], codebook float32 [K,D] -> int64 [B,N].  |v|^2 is the same for every
-    code and left out.  The search goes through the codebook in slices, so that no tensor is larger
-    than B*N*CODES_PER_SLICE.
+    vectors float32 [B,N,D], codebook float32 [K,D] -> int64 [B,N].  No tensor is larger than
+    B*N*CODES_PER_SLICE.
     """
     index, best = _nearest_of(vectors, codebook[:CODES_PER_SLICE])
     for start in range(CODES_PER_SLICE, len(codebook), CODES_PER_SLICE):
@@ -28,7 +27,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def _nearest_of(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the nearest of one slice of codes and its distance, both [B,N,1]."""
-    distance = codes.square().sum(dim=1) - 2 * (vectors @ codes.T)  # [B,N,slice]
+    distance = codes.square().sum(dim=1) - 2 * (vectors @ codes.T)  # but for |v|^2; [B,N,slice]
     index = distance.argmin(dim=-1, keepdim=True)
     return index, distance.gather(-1, index)  # not min: TensorRT 8.6 reduces over every axis
 

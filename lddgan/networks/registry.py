@@ -16,16 +16,12 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """One kind of network."""
-
     config: type[Frozen]
     network: str  # module and class; an instance is made from a preset
 
 
 NETWORKS: Final = "lddgan.networks"
-GENERATORS: Final = {
-    "ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.generator.Generator"),
-}
+GENERATORS: Final = {"ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.generator.Generator")}
 AUTOENCODERS: Final = {
     "kl": Kind(configs.KlConfig, f"{NETWORKS}.autoencoder.KlAutoencoder"),
     "vq": Kind(configs.VqConfig, f"{NETWORKS}.autoencoder.VqAutoencoder"),
@@ -58,21 +54,15 @@ def by_kind(part: str) -> BeforeValidator:
 
 
 def values_of_kind(part: str, values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """`values` of a part's config as another kind has them: shared ones kept, defaults added.
-
-    An unknown kind keeps them all, and is refused when the preset is made.
-    """
+    """`values` of a part's config as another kind has them: shared ones kept, defaults added."""
     if not isinstance(kind, str) or kind not in PARTS[part]:
-        return {**values, "kind": kind}
+        return {**values, "kind": kind}  # refused when the preset is made
     fields = PARTS[part][kind].config.model_fields
     defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
     return defaults | {name: values[name] for name in fields if name in values} | {"kind": kind}
 
 
 def create(part: str, preset: Preset) -> Any:
-    """The "generator", "autoencoder" or "discriminator" of a preset, newly initialised.
-
-    An instance of the class that the registry names for the preset's kind.
-    """
+    """The "generator", "autoencoder" or "discriminator" of a preset, newly initialised."""
     module, _, name = PARTS[part][getattr(preset, part).kind].network.rpartition(".")
     return getattr(importlib.import_module(module), name)(preset)

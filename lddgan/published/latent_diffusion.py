@@ -32,21 +32,16 @@ LEFT_OUT_OF_WHOLE: Final = (  # in a latent-diffusion model's
 def split_autoencoder(
     state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], Counter[str]]:
-    """(the autoencoder's tensors, how many were left out by prefix).
-
-    Raises BadInput for a tensor of a whole model that is of neither.
-    """
+    """(the autoencoder's tensors, how many were left out by prefix). Raises BadInput for others."""
     inside = any(name.startswith(STAGE) for name in state)
     own: dict[str, Tensor] = {}
     left_out: Counter[str] = Counter()
     unknown = []
     prefixes = LEFT_OUT_OF_WHOLE if inside else LEFT_OUT  # a whole name, if it ends in no dot
     for name, tensor in state.items():
-        prefix = next(
-            (p for p in prefixes if name == p or (p[-1] == "." and name.startswith(p))), ""
-        )
-        if prefix:
-            left_out[prefix] += 1
+        found = [p for p in prefixes if name == p or (p[-1] == "." and name.startswith(p))]
+        if found:
+            left_out[found[0]] += 1
         elif inside and not name.startswith(STAGE):
             unknown.append(name)
         else:

@@ -1,8 +1,7 @@
 """Read pickled files of strangers: tensors and plain data come in, code never runs.
 
-torch's weights-only reader builds only what is on a list.  The names below are added to its own
-list: training frameworks leave such objects in a checkpoint beside the weights.  Each name makes an
-inert object that keeps its arguments, so the frameworks themselves are not needed.
+torch's weights-only reader builds only what is on a list.  Here names are added to it of objects
+that training frameworks leave in a checkpoint: each makes an inert one, without the framework.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ import torch
 
 from lddgan.errors import BadInput
 
-HEAD_BYTES = 1 << 16  # of a file, which tell what it is
-SHOWN = 160  # characters of a name or message that is not ours
 UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoint
     *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     *(EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError),
@@ -95,12 +92,9 @@ def read_pickle(path: Path) -> Any:
     anything that is not on the list.
     """
     check_kind(path)
+    allowed = torch.serialization.safe_globals(allowed_globals())
     try:
-        with (
-            path.open("rb") as file,
-            torch.serialization.safe_globals(allowed_globals()),
-            warnings.catch_warnings(),
-        ):
+        with path.open("rb") as file, allowed, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and old storage classes
             return torch.load(file, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
@@ -113,7 +107,7 @@ def check_kind(path: Path) -> None:
         raise BadInput(f"{path} does not exist or is not a file")
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+            head = file.read(1 << 16)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from error
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -140,9 +134,7 @@ def explain(path: Path, error: BaseException) -> str:
     blocked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if blocked:
         name = printable(blocked[1])
-        return (
-            f"{path} asks to run or build '{name}', which is not weights: refused, nothing was run"
-        )
+        return f"{path} asks to run or build '{name}': no weights; refused, nothing was run"
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -158,4 +150,4 @@ def explain(path: Path, error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Text out of a file, fit for a terminal and for one line."""
-    return "".join(c if c.isprintable() else "?" for c in text[:SHOWN])
+    return "".join(c if c.isprintable() else "?" for c in text[:160])

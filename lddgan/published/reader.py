@@ -1,8 +1,7 @@
 """Checkpoints of the published LDDGAN code -> our Model, every tensor accounted for.
 
 A generator is a `netG_N.pth` (a state dict that is the moving average already) or a `content.pth`
-(a training state, whose average hides in the optimiser).  An autoencoder is a Lightning file: bare,
-or inside a whole latent-diffusion model.
+(a training state, whose average hides in the optimiser); an autoencoder is a Lightning file.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ from lddgan.published.shapes import Family, Part
 
 FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
 PARALLEL: Final = "module."  # what DistributedDataParallel puts before every name
-# where a training state, a Lightning file keep the weights
-WRAPPED: Final = ("netG_dict", "state_dict")
+WRAPPED: Final = ("netG_dict", "state_dict")  # of a training state, of a Lightning file
 ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
-DAMAGED_SHARE: Final = 0.25  # with fewer tensors wrong a file is damaged, not another network
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,9 @@ def import_published(
     """Read a published generator and autoencoder.
 
     `dataset` is the name of a preset, or a preset of one's own.  From a training state
-    (`content.pth`) the moving average is taken; `use_raw` takes `netG_dict` instead.  `nz`, block
-    counts, mapping depth and number of codes may differ from the preset: then the model's preset is
-    a copy with the file's values, and `provenance["notes"]` says so.
+    (`content.pth`) the moving average is taken; `use_raw` takes `netG_dict` instead.  Where a file
+    has another `nz`, number of blocks, mapping layers or codes, so has the model's preset, and
+    `provenance["notes"]` says so.
 
     Raises BadInput, with the cause, for a file that is missing, damaged, of another kind or data
     set, has a tensor too many, too few, misshapen or not finite, or asks to run code.
@@ -132,13 +129,12 @@ def read_state(path: Path) -> tuple[str | None, dict[str, Tensor], dict[Any, Any
     if not state:
         raise BadInput(f"{path} is no state dict: it has no tensors")
     others = [
-        k
+        printable(str(k))
         for k, v in state.items()
         if not (isinstance(v, Tensor) and isinstance(k, str) and k == printable(k))
     ]
     if others:
-        listed = some([printable(str(k)) for k in others])
-        raise BadInput(f"{path} is no state dict: not tensors: {listed}")
+        raise BadInput(f"{path} is no state dict: not tensors: {some(others)}")
     return key, without_parallel(state, path), around
 
 
@@ -146,24 +142,17 @@ def without_parallel(state: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
     """The state dict with `module.` taken off every name. All names have it, or none."""
     bare = [name for name in state if not name.startswith(PARALLEL)]
     if bare and len(bare) < len(state):
-        raise BadInput(
-            f"{path} mixes two networks: {len(state) - len(bare)} tensors are named "
-            f"'{PARALLEL}...', {len(bare)} are not: {some(bare)}"
-        )
+        raise BadInput(f"{path} mixes two networks: '{PARALLEL}' is not before {some(bare)}")
     return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
 
 
 def check_kind_of_network(state: Mapping[str, Tensor], part: Part, path: Path) -> None:
     """Raise BadInput if the names in a file are those of another network than `part`."""
     found = next((family.part for family in FAMILIES if family.holds(state)), None)
-    if found == part:
-        return
-    if found is not None:
-        raise BadInput(
-            f"{path} is {'an' if found[0] == 'a' else 'a'} {found}, given as the {part}: "
-            "are the two files swapped?"
-        )
-    raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
+    if found is None:
+        raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
+    if found != part:
+        raise BadInput(f"{path} is the {found}, given as the {part}: are the two files swapped?")
 
 
 def family_of(preset: Preset, part: Part) -> Family:
@@ -176,20 +165,15 @@ def family_of(preset: Preset, part: Part) -> Family:
 
 
 def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> Preset:
-    """`preset` with the file's own numbers. Raises BadInput if the file is for another one.
-
-    A file that is almost right passes here, so that `plain_floats` can name its wrong tensors.
-    """
+    """`preset` with the file's own numbers. Raises BadInput if the file is for another one."""
     family = family_of(preset, part)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     variant = family.variant(preset, shapes)
     misfits = family.misfits(variant, shapes)
-    if not misfits:
-        return variant
-    identity = family.identify(shapes, variant)
+    identity = family.identify(shapes, variant) if misfits else None
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
-    if misfits > DAMAGED_SHARE:
+    if misfits > 0.25:  # with fewer it is damaged, and `plain_floats` names its wrong tensors
         raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one")
     return variant
 
@@ -198,12 +182,11 @@ def plain_floats(
     preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path
 ) -> dict[str, Tensor]:
     """Convert tensors to float32, in the network's order. Raises BadInput if one is wrong."""
-
-    def is_plain(tensor: Tensor) -> bool:
-        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        return is_dense and tensor.is_floating_point()
-
-    odd = [name for name, tensor in state.items() if not is_plain(tensor)]
+    odd = [
+        name
+        for name, tensor in state.items()
+        if not (tensor.layout == torch.strided and tensor.is_cpu and tensor.is_floating_point())
+    ]
     if odd:
         raise BadInput(f"the {part} in {path} has tensors that are not plain floats: {some(odd)}")
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
@@ -213,10 +196,7 @@ def plain_floats(
 
 
 def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str, Tensor]:
-    """The averaged parameters that the published EMA keeps in the optimiser's state.
-
-    `names` are those of the parameters, in the order in which the optimiser numbers them.
-    """
+    """The averages that the published EMA keeps in the optimiser's state, which numbers `names`."""
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     states = states if isinstance(states, dict) else {}
     found = {
@@ -225,10 +205,9 @@ def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str,
         if isinstance(state, dict) and isinstance(state.get("ema"), Tensor)
     }
     if set(found) != set(range(len(names))):
-        has = f"averages for {len(found)} of {len(names)}" if found else "no averages of the"
         raise BadInput(
-            f"{path} has {has} parameters (optimizerG), and its netG_dict is not the average: "
-            "give a netG_N.pth, or accept netG_dict with --raw-generator (use_raw=True)"
+            f"{path} has averages of {len(found)} of {len(names)} parameters, and its netG_dict is "
+            "not the average: give a netG_N.pth, or --raw-generator to accept it"
         )
     return {name: found[i] for i, name in enumerate(names)}
 

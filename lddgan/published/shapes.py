@@ -1,7 +1,7 @@
 """Whose network a state dict holds, by the names and shapes of its tensors.
 
-A preset's network says what they should be.  A few numbers may differ between runs of the same code
-and are read off the file; with them the shapes are those of the preset, or of another data set.
+A few numbers, which may differ between runs of the same code, are read off the file.  With them the
+shapes are those of the preset's network, or of another data set's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ class Family:
     relatives: tuple[tuple[str, Shapes], ...] = ()  # the same network on other inputs, in words
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Whether parameter names are those of this family."""
         return not self.roots.isdisjoint(name.split(".")[0] for name in names)
 
     def variant(self, preset: Preset, shapes: Shapes) -> Preset:

@@ -103,7 +103,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
         ("'autoencoder' is no setting; write generator.nf=32",),
     ),
     ((*FOR_TRAIN, "--set", "generator.nf=wide"), ("generator.nf", "valid integer")),
-    ((*CIFAR, "--image-size", 33), ("images of 33x33 cannot be encoded",)),
+    ((*CIFAR, "--image-size", 33), ("image_size 33 is not latent_size 16 x 2",)),
     ((*CIFAR, "--image-size", 4), ("latent_size 2 is no multiple of 4",)),
     # a checkpoint that is looked at
     (("sample", "--checkpoint", "{files}/" + MODEL, "--engine", "ort"), ("lddgan export",)),

@@ -207,10 +207,10 @@ def test_its_own_size_changes_nothing(preset: Preset) -> None:
 @pytest.mark.parametrize(
     ("dataset", "size", "said"),
     [
-        ("lsun", 100, "images of 100x100 cannot be encoded: .* divides the side by 8"),
-        ("digits", 30, "images of 30x30 cannot be encoded: .* divides the side by 4"),
-        ("digits", 0, "images of 0x0 cannot be encoded"),
-        ("digits", -32, "images of -32x-32 cannot be encoded"),
+        ("lsun", 100, r"image_size 100 is not latent_size 12 x 8 \(the autoencoder's factor\)"),
+        ("digits", 30, "image_size 30 is not latent_size 7 x 4"),
+        ("digits", 0, "image_size: .*greater than or equal to 1"),
+        ("digits", -32, "image_size: .*greater than or equal to 1"),
         ("lsun", 64, "latent_size 8 is no multiple of 16"),  # the discriminator halves four times
         ("celeba_256", 68, "latent_size 17 is no multiple of 16"),
     ],

@@ -88,10 +88,10 @@ def test_tensors_that_are_no_plain_floats_are_named(tiny: Tiny, odd: torch.Tenso
 
 
 def test_files_given_for_each_other(tiny: Tiny) -> None:
-    tiny.refuses("an autoencoder, given as the generator", "swapped", generator=tiny.ckpt)
-    tiny.refuses("a generator, given as the autoencoder", "swapped", autoencoder=tiny.netg)
+    tiny.refuses("the autoencoder, given as the generator", "swapped", generator=tiny.ckpt)
+    tiny.refuses("the generator, given as the autoencoder", "swapped", autoencoder=tiny.netg)
     content = files.content_file(tiny.folder / "content.pth", tiny.state, tiny.state)
-    tiny.refuses("a generator, given as the autoencoder", autoencoder=content)
+    tiny.refuses("the generator, given as the autoencoder", autoencoder=content)
     netd = files.netg_file(tiny.folder / "netD.pth", {"start_conv.weight": torch.zeros(1)})
     tiny.refuses("netD.pth holds no generator: its tensors are start_conv.weight", generator=netd)
     tiny.refuses("unknown data set 'lsum'", dataset="lsum")

@@ -9,22 +9,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.files import atomic_write, writing
 from lddgan.pictures import Pixels, grid, png
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 LINES: Final = 1000  # of losses in a run, about
-MARKED_POINTS: Final = 60  # curves of more points get a smooth line instead of marks
-SMOOTHED_SHARE: Final = 0.03  # of all points; those that a point of the smooth line averages
+MARKED_POINTS: Final = 60  # curves of more points have no marks
 LOG_AXIS_DECADES: Final = 2  # that a loss spans before its axis is logarithmic
 PANEL_INCHES: Final = (7, 1.9)
 DPI: Final = 130
@@ -91,7 +86,10 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         done = step + 1
         if done % self.every and done != self.total:
             return
-        line = Line(step, means(self.since))
+        found: dict[str, list[float]] = {}
+        for name, value in ((n, v) for losses in self.since for n, v in losses.items()):
+            found.setdefault(name, []).append(value)
+        line = Line(step, {name: sum(values) / len(values) for name, values in found.items()})
         self.since.clear()
         with writing(self.path):
             with self.path.open("ab") as file:
@@ -123,16 +121,6 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             atomic_write(self.path.with_suffix(".png"), buffer.getbuffer())
 
 
-# ---- losses as lines ----
-
-
-def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each loss over the steps that have it."""
-    names = dict.fromkeys(name for losses in steps for name in losses)
-    values = {name: [losses[name] for losses in steps if name in losses] for name in names}
-    return {name: sum(found) / len(found) for name, found in values.items()}
-
-
 def read_losses(path: Path) -> list[Line]:
     """Read the lines in `path`: none if it does not exist, and no half-written last one.
 
@@ -148,14 +136,8 @@ def read_losses(path: Path) -> list[Line]:
             lines.append(Line(losses.pop("step"), losses))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(rows):
-                raise BadInput(
-                    f"{path}: line {number} holds no losses; mend it, or delete the file to go on "
-                    "without what it holds"
-                ) from error
+                raise BadInput(f"{path}: line {number} holds no losses; delete the file") from error
     return lines
-
-
-# ---- losses as a picture ----
 
 
 def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
@@ -171,30 +153,11 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
         steps, values = zip(
             *((line.step, line.losses[name]) for line in lines if name in line.losses), strict=True
         )
-        draw_loss(axes, steps, values)
+        axes.plot(steps, values, ".-" if len(steps) <= MARKED_POINTS else "-")
+        axes.set_title(f"last: {values[-1]:.3g}", loc="right", fontsize=8)
         axes.set_ylabel(name)
+        if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     return figure
-
-
-def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
-    """Draw one curve: marks if it has few points, else a pale line with a smooth one over it."""
-    last = values[-1]
-    if len(steps) <= MARKED_POINTS:
-        axes.plot(steps, values, ".-")
-    else:
-        smooth = smoothed(values, round(SMOOTHED_SHARE * len(values)))
-        axes.plot(steps, values, "C0", alpha=0.3)
-        axes.plot(steps, smooth, "C0")
-        last = float(smooth[-1])
-    axes.set_title(f"last: {last:.3g}", loc="right", fontsize=8)
-    if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-
-
-def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
-    """At each point the mean of it and up to `width` // 2 values on either side."""
-    window = np.ones(width // 2 * 2 + 1)
-    counts = np.convolve(np.ones(len(values)), window, "same")
-    return np.convolve(values, window, "same") / counts

@@ -97,10 +97,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
         yield Ranks(0, 1, torch.device(kind))
         return
     if "LOCAL_RANK" not in os.environ:
-        raise BadInput(
-            "WORLD_SIZE is set and LOCAL_RANK is not: start the processes with torchrun, or unset "
-            "WORLD_SIZE"
-        )
+        raise BadInput("no LOCAL_RANK: start the processes with torchrun, or unset WORLD_SIZE")
     local = int(os.environ["LOCAL_RANK"])
     if kind == "cuda":
         if local >= torch.cuda.device_count():
@@ -122,8 +119,7 @@ def rows_of(part: int, parts: int, batch: int, group: int = GROUP) -> Tensor:
 
     Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part consists
     of whole groups, in the order in which the discriminator groups them when it sees the part
-    alone.  Without such a deviation `group` is 1.  Raises BadInput if the parts would not be equal,
-    or not multiples of `group`.
+    alone.  Without such a deviation `group` is 1.  Raises BadInput if that is not possible.
     """
     if parts == 1:
         return torch.arange(batch)

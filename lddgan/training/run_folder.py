@@ -53,15 +53,12 @@ def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:
 
 
 def load_model(path: Path) -> Model:
-    """Load a checkpoint, or what the state of an unfinished generator gives. Raises BadInput."""
-    return load_unfinished(path) if path.name.endswith(STATE) else load_checkpoint(path)
+    """Load a checkpoint, or an unfinished generator: the moving average in its state so far.
 
-
-def load_unfinished(path: Path) -> Model:
-    """Load the model that an unfinished generator's state gives: its moving average so far.
-
-    `path` is the state; the autoencoder lies beside it.  Raises BadInput.
+    The autoencoder of a state lies beside it.  Raises BadInput.
     """
+    if not path.name.endswith(STATE):
+        return load_checkpoint(path)
     state = load_state(path)
     average = state["parts"].get("ema")
     if average is None:

@@ -38,7 +38,6 @@ from lddgan.progress import Log, to_stderr
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.autoencoder import AutoencoderGan, training_of
 from lddgan.training.generator import Gan
-from lddgan.training.latents import encode_moments
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
@@ -333,7 +332,7 @@ def encoder(preset: Preset, settings: Settings, ranks: Ranks) -> Callable[[], Te
 
     def encode() -> Tensor:
         with settings.autocast(ranks.device):
-            return encode_moments(autoencoder, to_float(rows)).float()
+            return autoencoder.moments(to_float(rows)).float()
 
     return encode
 

@@ -80,14 +80,13 @@ def joined(runs: Sequence[Run]) -> Run:
 
 def relative_error(a: Latents, b: Latents) -> float:
     """Largest |a - b| / largest |b|; infinite if a is not finite."""
-    error = float(np.abs(a - b).max() / np.abs(b).max())
-    return error if np.isfinite(error) else float("inf")
+    return float(np.nan_to_num(np.abs(a - b).max() / np.abs(b).max(), nan=np.inf, posinf=np.inf))
 
 
 def mean_error(a: Latents, b: Latents) -> float:
     """Mean |a - b| / largest |b|; infinite if a is not finite."""
-    error = float(np.abs(a - b).mean(dtype=np.float64) / np.abs(b).max())
-    return error if np.isfinite(error) else float("inf")
+    error = np.abs(a - b).mean(dtype=np.float64) / np.abs(b).max()
+    return float(np.nan_to_num(error, nan=np.inf, posinf=np.inf))
 
 
 def _levels(a: Images, b: Images) -> NDArray[np.int16]:

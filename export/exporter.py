@@ -74,14 +74,13 @@ def export_bundle(
             measured[precision] = found
 
         # the manifest, which lists every file by now
-        versions = {name: version_of(name) for name in EXPORTERS}
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
             provenance=dict(model.provenance),
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
-            exporter={name: version for name, version in versions.items() if version},
+            exporter={name: version for name in EXPORTERS if (version := version_of(name))},
             rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )

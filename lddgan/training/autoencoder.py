@@ -40,15 +40,11 @@ class AutoencoderGan:
     """The autoencoder, its patch discriminator (the critic) and their optimisers."""
 
     def __init__(
-        self,
-        preset: Preset,
-        settings: Settings,
-        ranks: Ranks,
-        perceptual: nn.Module | None = None,  # LPIPS, or None without a perceptual loss
+        self, preset: Preset, settings: Settings, ranks: Ranks, perceptual: nn.Module | None = None
     ) -> None:
         self.cfg = cfg = training_of(preset)
         self.preset, self.settings, self.ranks = preset, settings, ranks
-        self.perceptual = perceptual
+        self.perceptual = perceptual  # LPIPS; None without a perceptual loss
         self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.autoencoder: Autoencoder = create("autoencoder", preset)
         self.autoencoder.to(ranks.device, **settings.layout())
@@ -220,7 +216,7 @@ def measure_scale_factor(
 
 @torch.no_grad()
 def reconstructions(autoencoder: Autoencoder, images: Images, device: torch.device) -> Pixels:
-    """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
+    """Some images of all, each before what comes out for it: [2*PICTURES,H,W,3]."""
     index = range(0, len(images), -(-len(images) // PICTURES))
     image = to_float(read_unmirrored(images, index).values).to(device)
     was_training = autoencoder.training

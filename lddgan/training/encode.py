@@ -23,7 +23,7 @@ from lddgan.files import atomic_folder, refuse_used, sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.torch_settings import exact_fp32
-from lddgan.training.latents import FILE, RECORD, Record, Shape, Values, encode_moments
+from lddgan.training.latents import FILE, RECORD, Record, Shape, Values
 
 VERIFIED: Final = 64  # images that are encoded twice
 TOLERANCE: Final = 1e-4  # between the two, of the largest value
@@ -99,7 +99,7 @@ def encode(
     try:
         image = to_float(images.to(device))
         both = [image, image.flip(3)] if flip else [image]
-        moments = [encode_moments(autoencoder, each).cpu() for each in both]
+        moments = [autoencoder.moments(each).cpu() for each in both]
     except torch.OutOfMemoryError as error:
         told = f"{device} has too little memory to encode {len(images)} images at once"
         raise OutOfMemory(f"{told}; choose a smaller --batch") from error

@@ -22,7 +22,7 @@ from lddgan.networks.registry import create
 from lddgan.noise import draw as draw_noise
 from lddgan.pictures import Pixels
 from lddgan.preset import GROUP, Preset
-from lddgan.training.latents import StoredLatents, encode_moments
+from lddgan.training.latents import StoredLatents
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
     discriminator_loss,
@@ -36,7 +36,6 @@ from lddgan.training.run_folder import keep_autoencoder
 from lddgan.training.settings import Settings
 from lddgan.training.state import on_cpu, set_rate
 
-NUMBER: Final = 1  # of the stage's seeds
 PICTURES: Final = 16  # images of a grid
 
 
@@ -89,7 +88,7 @@ class Gan:
     def step(self, moments: Tensor, step: int, progress: float) -> Losses:
         """One step of D, then one of G; returns the losses by name.
 
-        moments [b,M,h,w] are of this process's rows of the batch, from `encode_moments`.  Noise is
+        moments [b,M,h,w] are of this process's rows of the batch.  Noise is
         drawn for the whole batch, so that any number of processes makes the same step.  Raises
         NotFinite.
         """
@@ -185,11 +184,24 @@ def train_generator(
             raise BadInput("no step at all makes no generator")
         if ranks.is_first:
             keep_autoencoder(settings.out, trained)
-        return work_on(Gan(preset, settings, ranks), trained, images)
+        gan = Gan(preset, settings, ranks)
+        autoencoder = trained.autoencoder.to(ranks.device, **settings.layout())
+
+        def step(rows: Tensor, number: int, progress: float) -> Losses:
+            if not isinstance(images, StoredLatents):
+                with settings.autocast(ranks.device):
+                    rows = widened(autoencoder.moments(to_float(rows)))
+            return gan.step(rows, number, progress)
+
+        def result(provenance: dict[str, Any]) -> Model:
+            return build_model(preset, on_cpu(gan.ema.module), on_cpu(autoencoder), provenance)
+
+        picture = partial(grid_images, preset, gan.ema.module, trained)
+        return Work(gan.parts(), step, picture, result)
 
     stage = Stage(
         name="generator",
-        number=NUMBER,
+        number=1,
         preset=preset,
         images=images,
         cfg=preset.training,
@@ -206,25 +218,6 @@ def check_autoencoder(preset: Preset, trained: Preset) -> None:
     for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
         if getattr(preset, name) != getattr(trained, name):
             raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
-
-
-def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images) -> Work[Model]:
-    """What the loop does with rows of `images`."""
-    device = gan.ranks.device
-    autoencoder = trained.autoencoder.to(device, **gan.settings.layout())
-
-    def step(rows: Tensor, number: int, progress: float) -> Losses:
-        if not isinstance(images, StoredLatents):
-            with gan.settings.autocast(device):
-                rows = widened(encode_moments(autoencoder, to_float(rows)))
-        return gan.step(rows, number, progress)
-
-    def result(provenance: dict[str, Any]) -> Model:
-        networks = (on_cpu(gan.ema.module), on_cpu(autoencoder))
-        return build_model(gan.preset, *networks, provenance)
-
-    picture = partial(grid_images, gan.preset, gan.ema.module, trained)
-    return Work(gan.parts(), step, picture, result)
 
 
 @torch.no_grad()

@@ -32,12 +32,6 @@ Values = NDArray[np.float32]
 Shape = tuple[int, int, int, int, int]
 
 
-@torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
-    """`Autoencoder.moments` without gradients: image [B,3,H,W] in [-1,1] -> [B,M,h,w]."""
-    return autoencoder.moments(image)
-
-
 class StoredLatents:
     """Moments that are read by index, as images are; if F = 2, those of mirrored images too.
 
@@ -68,7 +62,7 @@ class StoredLatents:
 
 def latents_of(autoencoder: Autoencoder, images: Tensor) -> StoredLatents:
     """Encode images float32 [N,3,H,W] in [-1,1] in memory, on the CPU, none of them mirrored."""
-    moments = [encode_moments(autoencoder, part) for part in torch.split(images, ENCODE_BATCH)]
+    moments = [autoencoder.moments(part) for part in torch.split(images, ENCODE_BATCH)]
     return StoredLatents(torch.cat(moments)[:, None].numpy())
 
 

@@ -16,7 +16,6 @@ from lddgan.pictures import Pixels, grid, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
 
 LINES: Final = 1000  # of losses in a run, about
 MARKED_POINTS: Final = 60  # curves of more points have no marks
@@ -45,21 +44,15 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         tensorboard/<stage>/         both, for `tensorboard --logdir FOLDER/tensorboard`
 
     `first` is the step to begin with, of `total`; what an earlier run wrote about it and later
-    steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager.
-    Raises LddganError if TensorBoard or matplotlib is missing or the folder cannot be written to,
-    BadInput if the earlier run's losses are damaged.
+    steps is dropped.  Raises LddganError if TensorBoard or matplotlib is missing or the folder
+    cannot be written to, BadInput if the earlier run's losses are damaged.
     """
 
-    def __init__(
-        self, folder: Path, stage: str, first: int, total: int, *, writes: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, stage: str, first: int, total: int) -> None:
         self.folder, self.stage, self.total = folder, stage, total
         self.path = folder / f"{stage}.losses.jsonl"
         self.every = max(1, total // LINES)  # steps that a line averages
         self.since: list[dict[str, float]] = []  # losses of the steps since the last line
-        self.writer: SummaryWriter | None = None
-        if not writes:
-            return
         require("tensorboard", "matplotlib")
         lines = read_losses(self.path) if first > 0 else []
         atomic_write(self.path, b"".join(line.as_json() for line in lines if line.step < first))
@@ -71,17 +64,14 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def __exit__(self, *error: object) -> None:
         """Close the files; losses since the last whole interval are lost."""
-        if self.writer is not None:
-            with writing(self.folder / "tensorboard"):
-                self.writer.close()
+        with writing(self.folder / "tensorboard"):
+            self.writer.close()
 
     def note(self, step: int, losses: Mapping[str, float]) -> None:
         """Write the losses, by name, of step `step` (from 0); to be called after every step.
 
         A loss may be absent: means are over the steps that have it.
         """
-        if self.writer is None:
-            return
         self.since.append(dict(losses))
         done = step + 1
         if done % self.every and done != self.total:
@@ -100,8 +90,6 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def add_picture(self, step: int, images: Pixels) -> None:
         """Write a grid of uint8 [N,H,W,3], made after `step` steps."""
-        if self.writer is None:
-            return
         picture, path = grid(images), self.folder / "samples" / f"{self.stage}-{step:07d}.png"
         atomic_write(path, png(picture))
         with writing(path):
@@ -111,8 +99,6 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def finish(self) -> None:
         """Draw the losses if there are any."""
-        if self.writer is None:
-            return
         lines = read_losses(self.path)
         if any(line.losses for line in lines):
             buffer = io.BytesIO()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from lddgan.progress import Meter, stop_signals
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.log import TrainingLog
 from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import refuse_finished, result_path, state_path
+from lddgan.training.run_folder import paths_of
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, seed_step
 
@@ -69,7 +69,7 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
     Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch if a loss or a
     gradient is not finite; OutOfMemory.
     """
-    refuse_finished(settings.out, stage.name)
+    result_path, state_path = paths_of(settings.out, stage.name)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         # What is read, and what an earlier run left
         flip = stage.preset.training.flip
@@ -79,8 +79,7 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
         if not ranks.is_first:  # only what the feed skips is told by the others too
             settings = replace(settings, log=lambda line: None)
         run = settings.run(stage.preset, stage.images, total) | stage.origin
-        path = state_path(settings.out, stage.name)
-        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
+        keeper = Keeper(state_path, run, settings.resume)
 
         # The networks
         seed_step(settings.seed, stage.number, total)  # of the initial weights
@@ -91,9 +90,9 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
         # The steps
         with (
             Meter(stage.name, keeper.first, total, settings.log) as meter,
-            TrainingLog(
-                settings.out, stage.name, keeper.first, total, writes=ranks.is_first
-            ) as log,
+            TrainingLog(settings.out, stage.name, keeper.first, total)
+            if ranks.is_first
+            else nullcontext() as log,
             stop_signals() as stop,
             closing(feed.batches(keeper.first, total)) as batches,
         ):
@@ -103,35 +102,33 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                     rows = rows.to(ranks.device, non_blocking=True)
                     losses = work.step(rows, number, number / total)
                 except NotFinite as error:
-                    where = describe_step(feed, number, keeper)
-                    raise LddganError(
-                        f"training the {stage.name} failed: {error} at {where}"
-                    ) from error
+                    told = f"{error} at {describe_step(feed, number, keeper)}"
+                    raise LddganError(f"training the {stage.name} failed: {told}") from error
                 except torch.OutOfMemoryError as error:
-                    raise OutOfMemory(
-                        f"the GPU has too little memory to train the {stage.name}; {stage.remedy}"
-                    ) from error
+                    told = f"the GPU has too little memory to train the {stage.name}"
+                    raise OutOfMemory(f"{told}; {stage.remedy}") from error
                 done = number + 1
                 meter.show(done, losses)
-                log.note(number, losses)
                 stopped = ranks.any(stop.asked is not None)
-                if stopped or done == total or keeper.is_due:
-                    keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
-                is_picture_due = done == total or done % max(total // GRIDS, GRID_STEPS) == 0
-                if ranks.is_first and is_picture_due:
-                    log.add_picture(done, work.picture())
+                if log is not None:
+                    log.note(number, losses)
+                    if stopped or done == total or keeper.is_due:
+                        keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
+                    if done == total or done % max(total // GRIDS, GRID_STEPS) == 0:
+                        log.add_picture(done, work.picture())
                 if stopped and done < total:
                     told = f"stopped after step {done:,} of {total:,}; go on with --resume"
                     raise Stopped(told, stop.asked)
-            log.finish()
+            if log is not None:
+                log.finish()
         if bad := ranks.union(feed.bad):
             settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
 
         # The result
         trained = work.result(settings.provenance(len(stage.images), total, keeper.seconds))
         if ranks.is_first:
-            save_checkpoint(result_path(settings.out, stage.name), trained)
-            path.unlink(missing_ok=True)
+            save_checkpoint(result_path, trained)
+            state_path.unlink(missing_ok=True)
         return trained
 
 

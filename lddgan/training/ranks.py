@@ -88,8 +88,7 @@ def kind_of(device: str | None) -> str:
 def joined(device: str | None) -> Iterator[Ranks]:
     """Join the processes that `torchrun` has started, if it has; otherwise train alone.
 
-    device None: a GPU for each process if there are any, the CPU otherwise.  Raises BadInput if
-    there are too few GPUs, or if another program than `torchrun` started the processes.
+    Raises BadInput if there are too few GPUs, or another program started the processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = kind_of(device)
@@ -99,15 +98,14 @@ def joined(device: str | None) -> Iterator[Ranks]:
     if "LOCAL_RANK" not in os.environ:
         raise BadInput("no LOCAL_RANK: start the processes with torchrun, or unset WORLD_SIZE")
     local = int(os.environ["LOCAL_RANK"])
+    place, exchange = torch.device(kind), "gloo"
     if kind == "cuda":
         if local >= torch.cuda.device_count():
-            raise BadInput(
-                f"process {local} of this machine finds {torch.cuda.device_count()} GPUs; start "
-                "as many processes as there are GPUs"
-            )
+            count = torch.cuda.device_count()
+            raise BadInput(f"process {local} finds {count} GPUs; start a process for each GPU")
         torch.cuda.set_device(local)
-    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+        place, exchange = torch.device(kind, local), "nccl"
+    distributed.init_process_group(exchange)
     try:
         yield Ranks(distributed.get_rank(), world, place)
     finally:

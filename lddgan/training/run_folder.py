@@ -25,22 +25,15 @@ STATE: Final = ".state.pt"  # suffix
 AVERAGED: Final = "module."  # what the moving average puts before every name
 
 
-def result_path(folder: Path, stage: str) -> Path:
-    return folder / RESULTS[stage]
-
-
-def state_path(folder: Path, stage: str) -> Path:
-    return folder / f"{stage}{STATE}"
-
-
-def refuse_finished(folder: Path, stage: str) -> None:
-    """Raise BadInput if the stage's result is in the folder, and no state of a later run."""
-    path = result_path(folder, stage)
-    if path.exists() and not state_path(folder, stage).exists():
+def paths_of(folder: Path, stage: str) -> tuple[Path, Path]:
+    """A stage's result and state. Raises BadInput if there is a result, and no later state."""
+    result, state = folder / RESULTS[stage], folder / f"{stage}{STATE}"
+    if result.exists() and not state.exists():
         raise BadInput(
-            f"{path} is finished: there is nothing to resume; to train again, delete it or name "
+            f"{result} is finished: there is nothing to resume; to train again, delete it or name "
             "another --out"
         )
+    return result, state
 
 
 def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:

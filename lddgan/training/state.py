@@ -35,10 +35,8 @@ class Keeper:
     if there is a state and `resume` is False, or there is none and it is True.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, str], *, resume: bool, writes: bool = True
-    ) -> None:
-        self.path, self.run, self.writes = path, dict(run), writes
+    def __init__(self, path: Path, run: Mapping[str, str], resume: bool) -> None:
+        self.path, self.run = path, dict(run)
         self.first, self.seconds = 0, 0.0  # step to start at, time spent so far
         self.parts: dict[str, Any] = {}  # state dicts of that step
         self.since, self.cost = time.monotonic(), 0.0  # the last saving, seconds that it took
@@ -57,14 +55,11 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to save again."""
         spent = time.monotonic() - self.since
-        return self.writes and spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+        return spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def keep(self, step: int, parts: dict[str, Any]) -> None:
         """Save the state after `step` steps, atomically. Raises LddganError if the disk fails."""
-        if not self.writes:
-            return
         now = time.monotonic()
         seconds = self.seconds + now - self.since
         buffer = io.BytesIO()

@@ -61,11 +61,8 @@ def run_chain(runner: Runner, noise: Noise) -> Run:
 def run_alone(runner: Runner, noise: Noise, true: Run) -> Run:
     """Run every call and the decoder on the inputs they had in the reference's run `true`."""
     given = [noise.x_T, *true.steps[:-1]]
-    last = len(given) - 1
-    steps = [
-        runner.step(x, last - k, noise.z[k], noise.noise[k])  # t = T-1-k
-        for k, x in enumerate(given)
-    ]
+    last = len(given) - 1  # t of the first call
+    steps = [runner.step(x, last - k, noise.z[k], noise.noise[k]) for k, x in enumerate(given)]
     return Run(steps, runner.decode(true.x_0))
 
 

@@ -90,9 +90,8 @@ def export_bundle(
 
 def refuse_loss(model: Model, folder: Path) -> None:
     """Raise BadInput if random weights would replace a trained model."""
-    if not model.has_random_weights or not (folder / MANIFEST).is_file():
-        return
-    if not open_bundle(folder).has_random_weights:
+    replaces = model.has_random_weights and (folder / MANIFEST).is_file()
+    if replaces and not open_bundle(folder).has_random_weights:
         raise BadInput(
             f"{folder} holds a trained model, and random weights do not replace it; name its "
             "--checkpoint, or another --out"

@@ -106,8 +106,6 @@ def encode(
     return torch.stack(moments, dim=1).contiguous().numpy()
 
 
-# ---- reading ----
-
 Part = tuple[list[int], Tensor, list[str]]
 
 
@@ -123,9 +121,6 @@ def read_part(images: Images, batch: int, number: int) -> Part:
     # After a bad image, `bad` goes on with those that could not replace it.
     bad = [read.bad[0] for read in reads.values() if read.bad]
     return list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad
-
-
-# ---- writing ----
 
 
 def write_all(
@@ -175,9 +170,6 @@ def write_header(file: BinaryIO, shape: Shape) -> None:
     """Write the header of a .npy file of float32: as long for any number of rows."""
     fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, fields)
-
-
-# ---- verifying ----
 
 
 def verify(

@@ -172,12 +172,12 @@ def train_generator(
     autoencoder and the scale factor are those of `trained`.  The model is written to
     `settings.out`.  Raises what `loop.train` does.
     """
-    check_autoencoder(preset, trained.preset)
+    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
+        if getattr(preset, name) != getattr(trained.preset, name):
+            raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
     if isinstance(images, StoredLatents) and preset.training.flip and not images.has_mirrored:
-        raise BadInput(
-            "these latents are of no mirrored images; encode them with --flip, or train with "
-            "--set training.flip=false"
-        )
+        remedy = "encode with --flip, or train with --set training.flip=false"
+        raise BadInput(f"these latents are of no mirrored images; {remedy}")
 
     def begin(settings: Settings, ranks: Ranks, total: int) -> Work[Model]:
         if total == 0:
@@ -211,13 +211,6 @@ def train_generator(
         begin=begin,
     )
     return train(stage, settings)
-
-
-def check_autoencoder(preset: Preset, trained: Preset) -> None:
-    """Raise BadInput if a preset's latents are not those of the trained autoencoder."""
-    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
-        if getattr(preset, name) != getattr(trained, name):
-            raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
 
 
 @torch.no_grad()

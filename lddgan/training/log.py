@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 LINES: Final = 1000  # of losses in a run, about
 MARKED_POINTS: Final = 60  # curves of more points have no marks
-LOG_AXIS_DECADES: Final = 2  # that a loss spans before its axis is logarithmic
-PANEL_INCHES: Final = (7, 1.9)
 DPI: Final = 130
 
 
@@ -52,7 +50,7 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         self.folder, self.stage, self.total = folder, stage, total
         self.path = folder / f"{stage}.losses.jsonl"
         self.every = max(1, total // LINES)  # steps that a line averages
-        self.since: list[dict[str, float]] = []  # losses of the steps since the last line
+        self.since: dict[str, list[float]] = {}  # losses of the steps since the last line
         require("tensorboard", "matplotlib")
         lines = read_losses(self.path) if first > 0 else []
         atomic_write(self.path, b"".join(line.as_json() for line in lines if line.step < first))
@@ -72,14 +70,12 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
         A loss may be absent: means are over the steps that have it.
         """
-        self.since.append(dict(losses))
+        for name, value in losses.items():
+            self.since.setdefault(name, []).append(value)
         done = step + 1
         if done % self.every and done != self.total:
             return
-        found: dict[str, list[float]] = {}
-        for name, value in ((n, v) for losses in self.since for n, v in losses.items()):
-            found.setdefault(name, []).append(value)
-        line = Line(step, {name: sum(values) / len(values) for name, values in found.items()})
+        line = Line(step, {name: sum(values) / len(values) for name, values in self.since.items()})
         self.since.clear()
         with writing(self.path):
             with self.path.open("ab") as file:
@@ -131,8 +127,7 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for line in lines for name in line.losses))
-    size = (PANEL_INCHES[0], PANEL_INCHES[1] * len(names) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(7, 1.9 * len(names) + 0.6), layout="constrained")
     figure.suptitle(f"losses of the {title}", fontsize=10)
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
@@ -142,7 +137,7 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
         axes.plot(steps, values, ".-" if len(steps) <= MARKED_POINTS else "-")
         axes.set_title(f"last: {values[-1]:.3g}", loc="right", fontsize=8)
         axes.set_ylabel(name)
-        if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
+        if min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")

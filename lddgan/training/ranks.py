@@ -73,14 +73,9 @@ class Ranks(NamedTuple):
 
 
 def kind_of(device: str | None) -> str:
-    """cpu or cuda; None: a GPU if there is one.
-
-    Raises BadInput if CUDA was requested and is not available.
-    """
+    """cpu or cuda; None: a GPU if there is one. Raises BadInput if CUDA is not available."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput(
-            f"torch {torch.__version__} finds no CUDA GPU here; leave out --device, or say cpu"
-        )
+        raise BadInput(f"torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -55,8 +55,7 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        spent = time.monotonic() - self.since
-        return spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+        return time.monotonic() - self.since >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def keep(self, step: int, parts: dict[str, Any]) -> None:
         """Save the state after `step` steps, atomically. Raises LddganError if the disk fails."""

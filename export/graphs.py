@@ -50,7 +50,7 @@ def _f32(name: str, *shape: int | Literal["B"]) -> TensorSpec:
 def graph_specs(preset: Preset) -> dict[str, GraphSpec]:
     """The generator and the decoder graph of a preset."""
     latent = preset.latent_shape
-    image = (BATCH, *preset.image_shape[1:], 3)
+    _, height, width = preset.image_shape
     return {
         "generator": GraphSpec(
             inputs=(
@@ -63,7 +63,7 @@ def graph_specs(preset: Preset) -> dict[str, GraphSpec]:
         ),
         "decoder": GraphSpec(
             inputs=(_f32("x_0", BATCH, *latent),),
-            outputs=(TensorSpec(name="image", shape=image, dtype="uint8"),),
+            outputs=(TensorSpec(name="image", shape=(BATCH, height, width, 3), dtype="uint8"),),
         ),
     }
 

@@ -35,7 +35,6 @@ from lddgan.progress import Log, to_stderr
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.autoencoder import AutoencoderGan, training_of
 from lddgan.training.generator import Gan
-from lddgan.training.latents import encode_moments
 from lddgan.training.loop import NotFinite
 from lddgan.training.perceptual import Perceptual
 from lddgan.training.ranks import Ranks, joined
@@ -238,7 +237,7 @@ def generator_stage(preset: Preset, settings: Settings, ranks: Ranks, time_all: 
 
     def encode() -> Tensor:  # as `train_generator` does without stored latents
         with settings.autocast(ranks.device):
-            return encode_moments(autoencoder, to_float(rows)).float()
+            return autoencoder.moments(to_float(rows)).float()
 
     times |= time_all({"encode": encode})
     gan.step(encode(), WITH_R1, 0.0)

@@ -61,11 +61,8 @@ def run_chain(runner: Runner, noise: Noise) -> Run:
 def run_alone(runner: Runner, noise: Noise, true: Run) -> Run:
     """Run every call and the decoder on the inputs they had in the reference's run `true`."""
     given = [noise.x_T, *true.steps[:-1]]
-    last = len(given) - 1
-    steps = [
-        runner.step(x, last - k, noise.z[k], noise.noise[k])  # t = T-1-k
-        for k, x in enumerate(given)
-    ]
+    last = len(given) - 1  # t of the first call
+    steps = [runner.step(x, last - k, noise.z[k], noise.noise[k]) for k, x in enumerate(given)]
     return Run(steps, runner.decode(true.x_0))
 
 
@@ -80,14 +77,13 @@ def joined(runs: Sequence[Run]) -> Run:
 
 def relative_error(a: Latents, b: Latents) -> float:
     """Largest |a - b| / largest |b|; infinite if a is not finite."""
-    error = float(np.abs(a - b).max() / np.abs(b).max())
-    return error if np.isfinite(error) else float("inf")
+    return float(np.nan_to_num(np.abs(a - b).max() / np.abs(b).max(), nan=np.inf, posinf=np.inf))
 
 
 def mean_error(a: Latents, b: Latents) -> float:
     """Mean |a - b| / largest |b|; infinite if a is not finite."""
-    error = float(np.abs(a - b).mean(dtype=np.float64) / np.abs(b).max())
-    return error if np.isfinite(error) else float("inf")
+    error = np.abs(a - b).mean(dtype=np.float64) / np.abs(b).max()
+    return float(np.nan_to_num(error, nan=np.inf, posinf=np.inf))
 
 
 def _levels(a: Images, b: Images) -> NDArray[np.int16]:

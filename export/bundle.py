@@ -137,10 +137,7 @@ OF_A_BUNDLE = {MANIFEST, CHECKPOINT, ENGINES} | {
 
 
 def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Read and check a bundle's manifest.
-
-    Raises BadInput if there is none, or it is of a newer version or was edited by hand.
-    """
+    """Open a bundle. Raises BadInput if its manifest is missing, too new or was edited by hand."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -160,10 +157,9 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def find_bundle(dataset: str | None) -> Path:
-    """Choose the folder of the bundle to use.
+    """The folder of a data set's bundle: the shipped one for `digits`, else `exports/<dataset>`.
 
-    `digits` is always the shipped one; another data set is `exports/<dataset>`; None is the newest
-    under `exports/`, or the shipped digits.  Raises BadInput if the data set was not exported.
+    None is the newest under `exports/`, or the shipped digits.  Raises BadInput if there is none.
     """
     if dataset == "digits":
         return DIGITS
@@ -190,19 +186,14 @@ def publishing(folder: Path) -> Iterator[Path]:
 
     It replaces a bundle that is there already. Raises BadInput if anything else is.
     """
-    refuse_foreign(folder)
-    with atomic_folder(folder) as temporary:
-        yield temporary
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Raise BadInput if `folder` exists, unless it is empty or holds nothing but a bundle."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} exists and is not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = sorted(names - OF_A_BUNDLE if MANIFEST in names else names)
     if foreign:
         raise BadInput(f"{folder} holds other files ({foreign[0]}); choose another --out")
+    with atomic_folder(folder) as temporary:
+        yield temporary
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

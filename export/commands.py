@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lddgan.errors import BadInput
+from lddgan.extras import require
 from lddgan.names import Wanted
 from lddgan.options import note, warn_of_random_weights
 
@@ -26,8 +28,6 @@ def import_(
     ] = False,
 ) -> None:
     """Read published checkpoints into one .safetensors file."""
-    from lddgan.extras import require
-
     require("torch", "safetensors")
     from lddgan.checkpoint import save_checkpoint
     from lddgan.published.reader import import_published
@@ -67,8 +67,6 @@ def export(
     ] = None,
 ) -> None:
     """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
-    from lddgan.extras import require
-
     exporters = () if precision == "none" else ("onnx", "onnxscript", "onnxruntime")
     require("torch", "safetensors", *exporters)
     from export.bundle import EXPORTS
@@ -101,7 +99,6 @@ def export(
 def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:
     """Open the bundle of --dataset or --bundle, or the default one, which is told."""
     from export.bundle import find_bundle, open_bundle
-    from lddgan.errors import BadInput
 
     if dataset is not None and folder is not None:
         raise BadInput("--dataset and --bundle name two bundles; give one")

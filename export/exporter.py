@@ -74,14 +74,13 @@ def export_bundle(
             measured[precision] = found
 
         # the manifest, which lists every file by now
-        versions = {name: version_of(name) for name in EXPORTERS}
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
             provenance=dict(model.provenance),
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
-            exporter={name: version for name, version in versions.items() if version},
+            exporter={name: version for name in EXPORTERS if (version := version_of(name))},
             rewrites={precision: tuple(rewrites[precision]) for precision in precisions},
             verification=measured,
         )
@@ -91,9 +90,8 @@ def export_bundle(
 
 def refuse_loss(model: Model, folder: Path) -> None:
     """Raise BadInput if random weights would replace a trained model."""
-    if not model.has_random_weights or not (folder / MANIFEST).is_file():
-        return
-    if not open_bundle(folder).has_random_weights:
+    replaces = model.has_random_weights and (folder / MANIFEST).is_file()
+    if replaces and not open_bundle(folder).has_random_weights:
         raise BadInput(
             f"{folder} holds a trained model, and random weights do not replace it; name its "
             "--checkpoint, or another --out"

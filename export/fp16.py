@@ -47,18 +47,13 @@ class HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.largest = 0.0
         self.finite = True
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in PASSED_THROUGH or not any(map(_is_half, tree_leaves((args, kwargs)))):
-            return tree_map(self._see, func(*args, **kwargs))
-        out = func(*tree_map(_to_float, args), **tree_map(_to_float, kwargs))
-        return tree_map(self._round, out)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        is_cast = func is torch.ops.aten._to_copy.default  # which names its result's own dtype
+        if is_cast or not any(map(_is_half, tree_leaves(given))):
+            return tree_map(self._see, func(*given[0], **given[1]))
+        args, kwargs = tree_map(lambda value: value.float() if _is_half(value) else value, given)
+        return tree_map(self._round, func(*args, **kwargs))
 
     def _round(self, value: Any) -> Any:
         is_float = isinstance(value, Tensor) and value.dtype == torch.float32
@@ -69,13 +64,6 @@ class HalfRange(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.finite = self.finite and bool(value.isfinite().all())
             self.largest = max(self.largest, float(value.abs().max()))
         return value
-
-
-PASSED_THROUGH = {torch.ops.aten._to_copy.default}  # casts, which name their own result's dtype
-
-
-def _to_float(value: Any) -> Any:
-    return value.float() if _is_half(value) else value
 
 
 def _is_half(value: Any) -> bool:

@@ -7,15 +7,16 @@ attention) stays in fp32.  docs/notes.md has what was measured for these choices
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.agreement import Images, Latents, Runner, run_chain
@@ -29,16 +30,6 @@ IMAGES: Final = 4
 NARROWEST: Final = 16  # channels; the first and the last convolutions have 3 or 4 on one side
 
 Feeds = Mapping[str, NDArray[Any]]
-
-
-class Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Inputs of a graph, on which the ranges of its tensors are found."""
-
-    def __init__(self, feeds: Iterable[Feeds]) -> None:
-        self.feeds = iter(feeds)
-
-    def get_next(self) -> Feeds | None:
-        return next(self.feeds, None)
 
 
 def quantise_graphs(preset: Preset, runner: Runner, floats: Path, folder: Path) -> None:
@@ -87,12 +78,13 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
     model changes its images more than coarser steps do.  A convolution reads and writes bytes (QDQ
     form, which ONNX Runtime runs as QLinearConv); CPUs with VNNI sum without saturation.
     """
+    rest = iter(feeds)
     model = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
     add_pre_process_metadata(model)  # the exporter's graphs are optimised; without it ORT warns
     quantize_static(
         model,
         target,
-        Samples(feeds),
+        SimpleNamespace(get_next=lambda: next(rest, None)),  # all that a reader is asked for
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
         nodes_to_exclude=kept_in_fp32(model.graph),

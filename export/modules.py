@@ -11,12 +11,10 @@ from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
 from lddgan.preset import Preset
 
-TRACED_BATCH = 2  # the exporter takes 1 for a constant
-
 
 def example(spec: TensorSpec) -> Tensor:
-    """A zero tensor of the traced batch size."""
-    shape = [TRACED_BATCH if size == BATCH else int(size) for size in spec.shape]
+    """Zeros to trace with, for a batch of 2: the exporter takes 1 for a constant."""
+    shape = [2 if size == BATCH else int(size) for size in spec.shape]
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 

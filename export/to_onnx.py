@@ -57,8 +57,7 @@ def interleave_by_depth_to_space(graph: onnx.GraphProto) -> None:
     """
     makes = {name: node for node in graph.node for name in node.output}
     reads = {name: node for node in graph.node for name in node.input}
-    transposes = [node for node in graph.node if node.op_type == "Transpose"]
-    for transpose in transposes:
+    for transpose in [node for node in graph.node if node.op_type == "Transpose"]:
         if list(transpose.attribute[0].ints) != [0, 3, 4, 1, 5, 2]:  # [B,2,2,C,h,w] interleaved
             continue
         split, join = makes[transpose.input[0]], reads[transpose.output[0]]

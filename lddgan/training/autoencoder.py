@@ -7,6 +7,7 @@ share is weighed by gradients (VQGAN, arXiv 2012.09841; latent diffusion, arXiv 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,24 +23,16 @@ from lddgan.networks.registry import create
 from lddgan.pictures import Pixels
 from lddgan.preset import AutoencoderTraining, Preset
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
-from lddgan.training.losses import (
-    adaptive_weight,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-    widened,
-)
+from lddgan.training.losses import adaptive_weight, hinge_discriminator_loss, widened
 from lddgan.training.perceptual import load_perceptual
 from lddgan.training.ranks import Ranks
 from lddgan.training.settings import Settings
-from lddgan.training.state import on_cpu, rate_at, seed_step, set_rate
+from lddgan.training.state import on_cpu, seed_step, set_rate
 
 NUMBER: Final = 0  # of the stage's seeds
 GROUP: Final = 1  # images of a batch that cannot be parted
-REMEDY: Final = "--set autoencoder_training.batch=N takes fewer images at once"
 ENCODE_BATCH: Final = 64
 MEASURED: Final = 10_000  # images at most that the scale factor is measured on
-PATCH_LEAST: Final = 24  # side of the images that the patch discriminator can see
-PERCEPTUAL_LEAST: Final = 16  # and LPIPS
 PICTURES: Final = 8  # images of a grid, each above its reconstruction
 
 
@@ -47,15 +40,11 @@ class AutoencoderGan:
     """The autoencoder, its patch discriminator (the critic) and their optimisers."""
 
     def __init__(
-        self,
-        preset: Preset,
-        settings: Settings,
-        ranks: Ranks,
-        perceptual: nn.Module | None = None,  # LPIPS, or None without a perceptual loss
+        self, preset: Preset, settings: Settings, ranks: Ranks, perceptual: nn.Module | None = None
     ) -> None:
         self.cfg = cfg = training_of(preset)
         self.preset, self.settings, self.ranks = preset, settings, ranks
-        self.perceptual = perceptual
+        self.perceptual = perceptual  # LPIPS; None without a perceptual loss
         self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.autoencoder: Autoencoder = create("autoencoder", preset)
         self.autoencoder.to(ranks.device, **settings.layout())
@@ -74,7 +63,7 @@ class AutoencoderGan:
     def step(self, image: Tensor, step: int, progress: float) -> Losses:
         """One step on this process's rows of the batch, float32 [b,3,H,W]. Raises NotFinite."""
         for optimizer in (self.adam, self.adam_critic):
-            set_rate(optimizer, rate_at(progress, self.cfg.lr, self.cfg.lr_min))
+            set_rate(optimizer, progress, self.cfg.lr, self.cfg.lr_min)
         shape = (self.cfg.batch, *self.preset.latent_shape)
         noise = torch.randn(shape, device=image.device)[self.rows]
         if self.ranks.rank:  # dropout is each process's own
@@ -107,17 +96,12 @@ def autoencoder_losses(
         losses["lpips"] = cfg.perceptual_weight * gan.perceptual(image, decoded).mean()
     if adversarial:
         with gan.settings.autocast(image.device):
-            loss = hinge_generator_loss(widened(gan.critic(decoded)))
-        nll = torch.stack(list(losses.values())).sum()
-        losses["g"] = cfg.disc_weight * balance(gan, nll, loss) * loss
+            loss = -widened(gan.critic(decoded)).mean()
+        nll, last = torch.stack(list(losses.values())).sum(), gan.autoencoder.last_weight
+        gradients = (torch.autograd.grad(v, last, retain_graph=True)[0] for v in (nll, loss))
+        weight = adaptive_weight(*map(gan.ranks.mean, gradients))
+        losses["g"] = cfg.disc_weight * weight * loss
     return decoded, losses | regularisation
-
-
-def balance(gan: AutoencoderGan, nll: Tensor, adversarial: Tensor) -> Tensor:
-    """The adaptive weight of the adversarial loss: from gradients at the decoder's last layer."""
-    last = gan.autoencoder.last_weight
-    gradients = (torch.autograd.grad(v, last, retain_graph=True)[0] for v in (nll, adversarial))
-    return adaptive_weight(*map(gan.ranks.mean, gradients))
 
 
 def train_autoencoder(
@@ -131,9 +115,8 @@ def train_autoencoder(
     """Train the autoencoder of `preset` on images and measure the scale factor of its latents.
 
     It begins with the weights of `start`, if given (and with no steps only the scale factor is
-    measured).  `vgg` is a file with LPIPS' VGG weights; without it they are downloaded, where the
-    preset's perceptual_weight is not 0.  The result is written to `settings.out`.  Raises what
-    `loop.train` does.
+    measured).  `vgg` is for `load_perceptual`.  The result is written to `settings.out`.  Raises
+    what `loop.train` does.
     """
     cfg = training_of(preset)
     check_size(preset.image_size, cfg)
@@ -149,7 +132,10 @@ def train_autoencoder(
             )
         gan = AutoencoderGan(preset, settings, ranks)
         if start is not None:
-            begin_with(gan.autoencoder, start)
+            tensors = start.autoencoder.state_dict()
+            shapes = {name: v.shape for name, v in gan.autoencoder.state_dict().items()}
+            check_tensors(tensors, shapes, "autoencoder to begin with")
+            gan.autoencoder.load_state_dict(tensors)
         if cfg.perceptual_weight and total:
             gan.perceptual = load_perceptual(vgg, ranks.device)
         return work_on(gan, images, {"begun with": origin})
@@ -162,7 +148,7 @@ def train_autoencoder(
         cfg=cfg,
         group=GROUP,
         origin={"autoencoder to begin with": origin},
-        remedy=REMEDY,
+        remedy="--set autoencoder_training.batch=N takes fewer images at once",
         begin=begin,
     )
     return train(stage, settings)
@@ -177,9 +163,6 @@ def work_on(
     def step(rows: Tensor, number: int, progress: float) -> Losses:
         return gan.step(to_float(rows), number, progress)
 
-    def picture() -> Pixels:
-        return reconstructions(autoencoder, images, device)
-
     def result(provenance: dict[str, Any]) -> TrainedAutoencoder:
         autoencoder.eval().requires_grad_(False)
         covered, on_bad = gan.cfg.covered, gan.settings.on_bad
@@ -187,37 +170,25 @@ def work_on(
         preset = gan.preset.model_copy(update={"scale_factor": scale})
         return build_autoencoder(preset, on_cpu(autoencoder), provenance | origin)
 
+    picture = partial(reconstructions, autoencoder, images, device)
     return Work(gan.parts(), step, picture, result)
 
 
 def check_size(size: int, cfg: AutoencoderTraining) -> None:
     """Raise BadInput for images that one of the judges cannot see."""
-    for name, weight, least in (
-        ("disc_weight", cfg.disc_weight, PATCH_LEAST),
-        ("perceptual_weight", cfg.perceptual_weight, PERCEPTUAL_LEAST),
-    ):
-        if weight and size < least:
+    for name, least in (("disc_weight", 24), ("perceptual_weight", 16)):  # pixels a side
+        if getattr(cfg, name) and size < least:
             raise BadInput(
-                f"images of {size}x{size} are too small for what autoencoder_training.{name} "
-                f"weighs, which needs {least}x{least}; --set "
-                f"autoencoder_training.{name}=0 does without"
+                f"images of {size}x{size} are too small: autoencoder_training.{name} needs "
+                f"{least}x{least}; --set autoencoder_training.{name}=0 does without"
             )
-
-
-def begin_with(autoencoder: Autoencoder, start: TrainedAutoencoder) -> None:
-    """Give an autoencoder the weights of another. Raises BadInput if they do not fit."""
-    tensors = start.autoencoder.state_dict()
-    shapes = {name: tensor.shape for name, tensor in autoencoder.state_dict().items()}
-    check_tensors(tensors, shapes, "autoencoder to begin with")
-    autoencoder.load_state_dict(tensors)
 
 
 def training_of(preset: Preset) -> AutoencoderTraining:
     """How the preset's autoencoder is trained. Raises BadInput if it does not say."""
     if preset.autoencoder_training is None:
         raise BadInput(
-            f"the preset of '{preset.name}' does not say how to train its autoencoder; import a "
-            "published one"
+            f"the preset of '{preset.name}' does not say how to train its autoencoder; import one"
         )
     return preset.autoencoder_training
 
@@ -228,9 +199,8 @@ def measure_scale_factor(
 ) -> float:
     """The number that brings the share `covered` of the latents of the images into [-1,1].
 
-    The wider latents are within [-1,1], the less of them the noise of the first steps hides; what
-    lies outside is clamped in the generator's training.  Raises BadInput for a bad image, unless
-    such are skipped.
+    The generator's training clamps the rest.  Raises BadInput for a bad image, unless such are
+    skipped.
     """
     count = min(len(images), MEASURED)
     index = [number * len(images) // count for number in range(count)]
@@ -246,7 +216,7 @@ def measure_scale_factor(
 
 @torch.no_grad()
 def reconstructions(autoencoder: Autoencoder, images: Images, device: torch.device) -> Pixels:
-    """Some images of all and what comes out for them, in turns: [2*PICTURES,H,W,3]."""
+    """Some images of all, each before what comes out for it: [2*PICTURES,H,W,3]."""
     index = range(0, len(images), -(-len(images) // PICTURES))
     image = to_float(read_unmirrored(images, index).values).to(device)
     was_training = autoencoder.training

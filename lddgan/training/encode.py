@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from lddgan.files import atomic_folder, refuse_used, sha256_of_file
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.torch_settings import exact_fp32
-from lddgan.training.latents import FILE, RECORD, Record, Shape, Values, encode_moments
+from lddgan.training.latents import FILE, RECORD, Record, Shape, Values
 
 VERIFIED: Final = 64  # images that are encoded twice
 TOLERANCE: Final = 1e-4  # between the two, of the largest value
-TINY: Final = float(np.finfo(np.float32).tiny)
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -100,38 +99,28 @@ def encode(
     try:
         image = to_float(images.to(device))
         both = [image, image.flip(3)] if flip else [image]
-        moments = [encode_moments(autoencoder, each).cpu() for each in both]
+        moments = [autoencoder.moments(each).cpu() for each in both]
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"{device} has too little memory to encode {len(images)} images at once; choose a "
-            "smaller --batch"
-        ) from error
+        told = f"{device} has too little memory to encode {len(images)} images at once"
+        raise OutOfMemory(f"{told}; choose a smaller --batch") from error
     return torch.stack(moments, dim=1).contiguous().numpy()
 
 
-# ---- reading ----
-
-
-class Part(NamedTuple):
-    """Some images in a row, without those that are bad."""
-
-    kept: list[int]  # their indices
-    images: Tensor  # [len(kept),3,H,W]
-    bad: list[str]  # name and reason of the others
+Part = tuple[list[int], Tensor, list[str]]
 
 
 def read_part(images: Images, batch: int, number: int) -> Part:
-    """Read the images number * batch and following, `batch` of them or as many as there are."""
+    """Read the images number * batch and following, `batch` of them or as many as there are.
+
+    Returns the indices of the good ones, these as [len(indices),3,H,W], and the errors of the bad.
+    """
     first = number * batch
     part = range(first, min(first + batch, len(images)))
     reads = {index: images.read([index], [False]) for index in part}
     good = {index: read.values for index, read in reads.items() if not read.bad}
     # After a bad image, `bad` goes on with those that could not replace it.
     bad = [read.bad[0] for read in reads.values() if read.bad]
-    return Part(list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad)
-
-
-# ---- writing ----
+    return list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad
 
 
 def write_all(
@@ -141,39 +130,31 @@ def write_all(
     on_bad: OnBad,
     meter: Meter,
 ) -> list[int]:
-    """Write the moments of all good images; returns their indices. Raises BadInput."""
+    """Write the moments of all good images; returns their indices.
+
+    Raises BadInput for bad images, LddganError for moments that are not finite.
+    """
     kept: list[int] = []
-    for part in parts:
-        for what in part.bad:
-            refuse_bad([what], on_bad)
+    for good, images, bad in parts:
+        refuse_bad(bad, on_bad)
+        for what in bad:
             meter.log(f"left out: {what}")
-        if part.kept:
-            values = encoder(part.images)
-            refuse_infinite(values, part.kept)
+        if good:
+            values = encoder(images)
+            finite = np.isfinite(values).all(axis=(1, 2, 3, 4))
+            if not finite.all():
+                which = f"the latent of image {good[int(finite.argmin())]}"
+                raise LddganError(f"{which} is not finite: train the autoencoder again")
             file.write(values.data)
-            kept += part.kept
-        meter.advance(len(part.kept) + len(part.bad))
+            kept += good
+        meter.advance(len(good) + len(bad))
     if not kept:
         raise BadInput(f"all {meter.total:,} images are bad; there is nothing to encode")
     return kept
 
 
-def refuse_infinite(values: Values, index: Sequence[int]) -> None:
-    """Raise LddganError unless the moments [B,F,M,h,w] of the images `index` are all finite."""
-    finite = np.isfinite(values).all(axis=(1, 2, 3, 4))
-    if not finite.all():
-        number = index[int(finite.argmin())]
-        raise LddganError(
-            f"the latent of image {number} is not finite: the autoencoder is unusable; train it "
-            "again"
-        )
-
-
 def reserve(file: BinaryIO, shape: Shape) -> None:
-    """Begin a .npy file for float32 of `shape`, and take the disk space for all of it.
-
-    Raises LddganError if there is too little.
-    """
+    """Begin a .npy file for float32 of `shape` and reserve its disk space. Raises LddganError."""
     write_header(file, shape)
     size = file.tell() + np.dtype(np.float32).itemsize * prod(shape)
     try:
@@ -181,19 +162,14 @@ def reserve(file: BinaryIO, shape: Shape) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:  # where the file system cannot reserve, writing will tell
         if error.errno in NO_ROOM:
-            raise LddganError(
-                f"the latents take {size / 1e9:.3g} GB, for which the disk has no room: "
-                f"{error.strerror}"
-            ) from error
+            told = f"the latents take {size / 1e9:.3g} GB, for which the disk has no room"
+            raise LddganError(f"{told}: {error.strerror}") from error
 
 
 def write_header(file: BinaryIO, shape: Shape) -> None:
     """Write the header of a .npy file of float32: as long for any number of rows."""
     fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, fields)
-
-
-# ---- verifying ----
 
 
 def verify(
@@ -232,6 +208,6 @@ def difference(found: Values, expected: Values, channels: int) -> float:
 
     Means and log-variances, `channels` each, are compared apart; returns the larger one.
     """
-    parts = expected.shape[2] // channels
+    parts, tiny = expected.shape[2] // channels, np.finfo(np.float32).tiny
     pairs = zip(np.split(found, parts, 2), np.split(expected, parts, 2), strict=True)
-    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), TINY)) for a, b in pairs)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), tiny)) for a, b in pairs)

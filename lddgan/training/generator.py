@@ -6,6 +6,7 @@ NETWORKS.md, "Training step"; arXiv 2406.11713 section 3, arXiv 2112.07804.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -21,26 +22,21 @@ from lddgan.networks.registry import create
 from lddgan.noise import draw as draw_noise
 from lddgan.pictures import Pixels
 from lddgan.preset import GROUP, Preset
-from lddgan.training.latents import StoredLatents, encode_moments
+from lddgan.training.latents import StoredLatents
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
     discriminator_loss,
     generator_loss,
     r1_penalty,
-    reconstruction_loss,
     reconstruction_weight,
     widened,
 )
 from lddgan.training.ranks import Ranks
 from lddgan.training.run_folder import keep_autoencoder
 from lddgan.training.settings import Settings
-from lddgan.training.state import on_cpu, rate_at, set_rate
+from lddgan.training.state import on_cpu, set_rate
 
-NUMBER: Final = 1  # of the stage's seeds
 PICTURES: Final = 16  # images of a grid
-REMEDY: Final = (
-    "--accumulate 2 computes a batch in two parts, --set training.batch=N is a smaller one"
-)
 
 
 class Draws(NamedTuple):
@@ -92,12 +88,12 @@ class Gan:
     def step(self, moments: Tensor, step: int, progress: float) -> Losses:
         """One step of D, then one of G; returns the losses by name.
 
-        moments [b,M,h,w] are those of this process's rows of the batch, as `encode_moments` gives
-        them.  Noise is drawn for the whole batch, so that any number of processes makes the same
-        step.  Raises NotFinite.
+        moments [b,M,h,w] are of this process's rows of the batch.  Noise is
+        drawn for the whole batch, so that any number of processes makes the same step.  Raises
+        NotFinite.
         """
-        set_rate(self.adam_g, rate_at(progress, self.cfg.lr_g, self.cfg.lr_min))
-        set_rate(self.adam_d, rate_at(progress, self.cfg.lr_d, self.cfg.lr_min))
+        set_rate(self.adam_g, progress, self.cfg.lr_g, self.cfg.lr_min)
+        set_rate(self.adam_d, progress, self.cfg.lr_d, self.cfg.lr_min)
         shape = (self.cfg.batch, *self.preset.latent_shape)
         noise = torch.randn(shape, device=self.ranks.device)[self.rows]
         x_0 = (draw_latent(moments, noise) / self.preset.scale_factor).clamp(-1, 1)  # G's range
@@ -155,7 +151,7 @@ def generator_losses(gan: Gan, x_0: Tensor, draws: Draws, progress: float) -> Te
     losses = {"g": generator_loss(logit)}
     if gan.cfg.reconstruction:
         weight = reconstruction_weight(progress, gan.cfg.delta)
-        losses["l1"] = weight * reconstruction_loss(x_0, predicted)
+        losses["l1"] = weight * (x_0 - predicted).abs().mean()  # equation 8
     return losses
 
 
@@ -176,67 +172,45 @@ def train_generator(
     autoencoder and the scale factor are those of `trained`.  The model is written to
     `settings.out`.  Raises what `loop.train` does.
     """
-    check_autoencoder(preset, trained.preset)
-    check_latents(preset, images)
+    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
+        if getattr(preset, name) != getattr(trained.preset, name):
+            raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
+    if isinstance(images, StoredLatents) and preset.training.flip and not images.has_mirrored:
+        remedy = "encode with --flip, or train with --set training.flip=false"
+        raise BadInput(f"these latents are of no mirrored images; {remedy}")
 
     def begin(settings: Settings, ranks: Ranks, total: int) -> Work[Model]:
         if total == 0:
             raise BadInput("no step at all makes no generator")
         if ranks.is_first:
             keep_autoencoder(settings.out, trained)
-        return work_on(Gan(preset, settings, ranks), trained, images)
+        gan = Gan(preset, settings, ranks)
+        autoencoder = trained.autoencoder.to(ranks.device, **settings.layout())
+
+        def step(rows: Tensor, number: int, progress: float) -> Losses:
+            if not isinstance(images, StoredLatents):
+                with settings.autocast(ranks.device):
+                    rows = widened(autoencoder.moments(to_float(rows)))
+            return gan.step(rows, number, progress)
+
+        def result(provenance: dict[str, Any]) -> Model:
+            return build_model(preset, on_cpu(gan.ema.module), on_cpu(autoencoder), provenance)
+
+        picture = partial(grid_images, preset, gan.ema.module, trained)
+        return Work(gan.parts(), step, picture, result)
 
     stage = Stage(
         name="generator",
-        number=NUMBER,
+        number=1,
         preset=preset,
         images=images,
         cfg=preset.training,
         group=GROUP,
         origin={"autoencoder": digest_of(trained)},
-        remedy=REMEDY,
+        remedy="--accumulate 2 computes a batch in two parts, --set training.batch=N takes less",
         begin=begin,
     )
     return train(stage, settings)
-
-
-def check_autoencoder(preset: Preset, trained: Preset) -> None:
-    """Raise BadInput if a preset's latents are not those of the trained autoencoder."""
-    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
-        if getattr(preset, name) != getattr(trained, name):
-            raise BadInput(
-                f"{name} is what the autoencoder was trained with and cannot be changed here"
-            )
-
-
-def check_latents(preset: Preset, images: Images) -> None:
-    """Raise BadInput if they are stored latents without the mirrored ones that are needed."""
-    if isinstance(images, StoredLatents) and preset.training.flip and not images.has_mirrored:
-        raise BadInput(
-            "these latents are of no mirrored images; encode them with --flip, or train with "
-            "--set training.flip=false"
-        )
-
-
-def work_on(gan: Gan, trained: TrainedAutoencoder, images: Images) -> Work[Model]:
-    """What the loop does with rows of `images`."""
-    device = gan.ranks.device
-    autoencoder = trained.autoencoder.to(device, **gan.settings.layout())
-
-    def step(rows: Tensor, number: int, progress: float) -> Losses:
-        if not isinstance(images, StoredLatents):
-            with gan.settings.autocast(device):
-                rows = widened(encode_moments(autoencoder, to_float(rows)))
-        return gan.step(rows, number, progress)
-
-    def result(provenance: dict[str, Any]) -> Model:
-        networks = (on_cpu(gan.ema.module), on_cpu(autoencoder))
-        return build_model(gan.preset, *networks, provenance)
-
-    def picture() -> Pixels:
-        return grid_images(gan.preset, gan.ema.module, trained)
-
-    return Work(gan.parts(), step, picture, result)
 
 
 @torch.no_grad()

@@ -32,18 +32,6 @@ Values = NDArray[np.float32]
 Shape = tuple[int, int, int, int, int]
 
 
-# ---- moments ----
-
-
-@torch.no_grad()
-def encode_moments(autoencoder: Autoencoder, image: Tensor) -> Tensor:
-    """`Autoencoder.moments` without gradients: image [B,3,H,W] in [-1,1] -> [B,M,h,w]."""
-    return autoencoder.moments(image)
-
-
-# ---- stored ----
-
-
 class StoredLatents:
     """Moments that are read by index, as images are; if F = 2, those of mirrored images too.
 
@@ -64,7 +52,6 @@ class StoredLatents:
 
     @property
     def has_mirrored(self) -> bool:
-        """Whether moments of mirrored images can be read."""
         return self.values.shape[1] > 1
 
     def read(self, index: Sequence[int], mirrored: Sequence[bool]) -> Read:
@@ -75,11 +62,8 @@ class StoredLatents:
 
 def latents_of(autoencoder: Autoencoder, images: Tensor) -> StoredLatents:
     """Encode images float32 [N,3,H,W] in [-1,1] in memory, on the CPU, none of them mirrored."""
-    moments = [encode_moments(autoencoder, part) for part in torch.split(images, ENCODE_BATCH)]
+    moments = [autoencoder.moments(part) for part in torch.split(images, ENCODE_BATCH)]
     return StoredLatents(torch.cat(moments)[:, None].numpy())
-
-
-# ---- in a folder ----
 
 
 class Record(Frozen):
@@ -105,8 +89,14 @@ def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
 
     Raises BadInput if there are none, or they are damaged or of another autoencoder.
     """
-    record, path = read_record(folder), folder / FILE
-    moments = trained.preset.moments_shape
+    path, moments = folder / RECORD, trained.preset.moments_shape
+    if not path.is_file():
+        raise BadInput(f"there are no latents at {folder}; `lddgan dataset encode` makes them")
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        cause = why_invalid(error, "the file")
+        raise BadInput(f"{path} is not of schema 1: {cause}; {AGAIN}") from error
     if record.autoencoder != digest_of(trained):
         raise BadInput(f"{folder} holds the latents of another autoencoder; {AGAIN}")
     if record.shape != (record.count, 1 + record.flip, *moments):
@@ -114,18 +104,7 @@ def open_latents(folder: Path, trained: TrainedAutoencoder) -> StoredLatents:
             f"{folder} holds {list(record.shape[2:])} per image, where the autoencoder of kind "
             f"'{trained.preset.autoencoder.kind}' gives {list(moments)}; {AGAIN}"
         )
+    path = folder / FILE
     if not path.is_file() or sha256_of_file(path) != record.sha256:
         raise BadInput(f"{path} is not what was written (sha256 differs); {AGAIN}")
     return StoredLatents(path)
-
-
-def read_record(folder: Path) -> Record:
-    """Read latents.json of a folder. Raises BadInput if it is missing or invalid."""
-    path = folder / RECORD
-    if not path.is_file():
-        raise BadInput(f"there are no latents at {folder}; `lddgan dataset encode` makes them")
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        cause = why_invalid(error, "the file")
-        raise BadInput(f"{path} is not of schema 1: {cause}; {AGAIN}") from error

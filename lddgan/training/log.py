@@ -9,24 +9,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.files import atomic_write, writing
 from lddgan.pictures import Pixels, grid, png
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
 
 LINES: Final = 1000  # of losses in a run, about
-MARKED_POINTS: Final = 60  # curves of more points get a smooth line instead of marks
-SMOOTHED_SHARE: Final = 0.03  # of all points; those that a point of the smooth line averages
-LOG_AXIS_DECADES: Final = 2  # that a loss spans before its axis is logarithmic
-PANEL_INCHES: Final = (7, 1.9)
+MARKED_POINTS: Final = 60  # curves of more points have no marks
 DPI: Final = 130
 
 
@@ -50,21 +42,15 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         tensorboard/<stage>/         both, for `tensorboard --logdir FOLDER/tensorboard`
 
     `first` is the step to begin with, of `total`; what an earlier run wrote about it and later
-    steps is dropped.  With `writes` False nothing is read or written.  Used as a context manager.
-    Raises LddganError if TensorBoard or matplotlib is missing or the folder cannot be written to,
-    BadInput if the earlier run's losses are damaged.
+    steps is dropped.  Raises LddganError if TensorBoard or matplotlib is missing or the folder
+    cannot be written to, BadInput if the earlier run's losses are damaged.
     """
 
-    def __init__(
-        self, folder: Path, stage: str, first: int, total: int, *, writes: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, stage: str, first: int, total: int) -> None:
         self.folder, self.stage, self.total = folder, stage, total
         self.path = folder / f"{stage}.losses.jsonl"
         self.every = max(1, total // LINES)  # steps that a line averages
-        self.since: list[dict[str, float]] = []  # losses of the steps since the last line
-        self.writer: SummaryWriter | None = None
-        if not writes:
-            return
+        self.since: dict[str, list[float]] = {}  # losses of the steps since the last line
         require("tensorboard", "matplotlib")
         lines = read_losses(self.path) if first > 0 else []
         atomic_write(self.path, b"".join(line.as_json() for line in lines if line.step < first))
@@ -76,22 +62,20 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def __exit__(self, *error: object) -> None:
         """Close the files; losses since the last whole interval are lost."""
-        if self.writer is not None:
-            with writing(self.folder / "tensorboard"):
-                self.writer.close()
+        with writing(self.folder / "tensorboard"):
+            self.writer.close()
 
     def note(self, step: int, losses: Mapping[str, float]) -> None:
         """Write the losses, by name, of step `step` (from 0); to be called after every step.
 
         A loss may be absent: means are over the steps that have it.
         """
-        if self.writer is None:
-            return
-        self.since.append(dict(losses))
+        for name, value in losses.items():
+            self.since.setdefault(name, []).append(value)
         done = step + 1
         if done % self.every and done != self.total:
             return
-        line = Line(step, means(self.since))
+        line = Line(step, {name: sum(values) / len(values) for name, values in self.since.items()})
         self.since.clear()
         with writing(self.path):
             with self.path.open("ab") as file:
@@ -102,8 +86,6 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def add_picture(self, step: int, images: Pixels) -> None:
         """Write a grid of uint8 [N,H,W,3], made after `step` steps."""
-        if self.writer is None:
-            return
         picture, path = grid(images), self.folder / "samples" / f"{self.stage}-{step:07d}.png"
         atomic_write(path, png(picture))
         with writing(path):
@@ -113,24 +95,12 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
     def finish(self) -> None:
         """Draw the losses if there are any."""
-        if self.writer is None:
-            return
         lines = read_losses(self.path)
         if any(line.losses for line in lines):
             buffer = io.BytesIO()
             figure = losses_figure(self.stage, lines)
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             atomic_write(self.path.with_suffix(".png"), buffer.getbuffer())
-
-
-# ---- losses as lines ----
-
-
-def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each loss over the steps that have it."""
-    names = dict.fromkeys(name for losses in steps for name in losses)
-    values = {name: [losses[name] for losses in steps if name in losses] for name in names}
-    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def read_losses(path: Path) -> list[Line]:
@@ -148,14 +118,8 @@ def read_losses(path: Path) -> list[Line]:
             lines.append(Line(losses.pop("step"), losses))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(rows):
-                raise BadInput(
-                    f"{path}: line {number} holds no losses; mend it, or delete the file to go on "
-                    "without what it holds"
-                ) from error
+                raise BadInput(f"{path}: line {number} holds no losses; delete the file") from error
     return lines
-
-
-# ---- losses as a picture ----
 
 
 def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
@@ -163,38 +127,18 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for line in lines for name in line.losses))
-    size = (PANEL_INCHES[0], PANEL_INCHES[1] * len(names) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(7, 1.9 * len(names) + 0.6), layout="constrained")
     figure.suptitle(f"losses of the {title}", fontsize=10)
     panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
     for axes, name in zip(panels, names, strict=True):
         steps, values = zip(
             *((line.step, line.losses[name]) for line in lines if name in line.losses), strict=True
         )
-        draw_loss(axes, steps, values)
+        axes.plot(steps, values, ".-" if len(steps) <= MARKED_POINTS else "-")
+        axes.set_title(f"last: {values[-1]:.3g}", loc="right", fontsize=8)
         axes.set_ylabel(name)
+        if min(values) > 0 and max(values) > 100 * min(values):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     return figure
-
-
-def draw_loss(axes: Axes, steps: Sequence[int], values: Sequence[float]) -> None:
-    """Draw one curve: marks if it has few points, else a pale line with a smooth one over it."""
-    last = values[-1]
-    if len(steps) <= MARKED_POINTS:
-        axes.plot(steps, values, ".-")
-    else:
-        smooth = smoothed(values, round(SMOOTHED_SHARE * len(values)))
-        axes.plot(steps, values, "C0", alpha=0.3)
-        axes.plot(steps, smooth, "C0")
-        last = float(smooth[-1])
-    axes.set_title(f"last: {last:.3g}", loc="right", fontsize=8)
-    if min(values) > 0 and max(values) > 10**LOG_AXIS_DECADES * min(values):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-
-
-def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
-    """At each point the mean of it and up to `width` // 2 values on either side."""
-    window = np.ones(width // 2 * 2 + 1)
-    counts = np.convolve(np.ones(len(values)), window, "same")
-    return np.convolve(values, window, "same") / counts

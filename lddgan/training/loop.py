@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from lddgan.progress import Meter, stop_signals
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.log import TrainingLog
 from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import refuse_finished, result_path, state_path
+from lddgan.training.run_folder import paths_of
 from lddgan.training.settings import Settings
 from lddgan.training.state import Keeper, seed_step
 
@@ -69,30 +69,30 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
     Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch if a loss or a
     gradient is not finite; OutOfMemory.
     """
-    refuse_finished(settings.out, stage.name)
+    result_path, state_path = paths_of(settings.out, stage.name)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         # What is read, and what an earlier run left
-        total = settings.total(len(stage.images), stage.cfg.batch, stage.cfg.epochs)
         flip = stage.preset.training.flip
         feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
+        epochs = settings.epochs or stage.cfg.epochs
+        total = feed.order.per_epoch * epochs if settings.steps is None else settings.steps
         if not ranks.is_first:  # only what the feed skips is told by the others too
             settings = replace(settings, log=lambda line: None)
         run = settings.run(stage.preset, stage.images, total) | stage.origin
-        path = state_path(settings.out, stage.name)
-        keeper = Keeper(path, run, resume=settings.resume, writes=ranks.is_first)
+        keeper = Keeper(state_path, run, settings.resume)
 
         # The networks
         seed_step(settings.seed, stage.number, total)  # of the initial weights
         work = stage.begin(settings, ranks, total)
-        for name, state in (keeper.parts or {}).items():
+        for name, state in keeper.parts.items():
             work.parts[name].load_state_dict(state)
 
         # The steps
         with (
             Meter(stage.name, keeper.first, total, settings.log) as meter,
-            TrainingLog(
-                settings.out, stage.name, keeper.first, total, writes=ranks.is_first
-            ) as log,
+            TrainingLog(settings.out, stage.name, keeper.first, total)
+            if ranks.is_first
+            else nullcontext() as log,
             stop_signals() as stop,
             closing(feed.batches(keeper.first, total)) as batches,
         ):
@@ -102,56 +102,47 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                     rows = rows.to(ranks.device, non_blocking=True)
                     losses = work.step(rows, number, number / total)
                 except NotFinite as error:
-                    raise LddganError(
-                        f"training the {stage.name} failed: {error} at step {number}, "
-                        f"{describe_batch(feed, number)}; lower the learning rate or check the "
-                        f"images; {describe_state(keeper)}"
-                    ) from error
+                    told = f"{error} at {describe_step(feed, number, keeper)}"
+                    raise LddganError(f"training the {stage.name} failed: {told}") from error
                 except torch.OutOfMemoryError as error:
-                    raise OutOfMemory(
-                        f"the GPU has too little memory to train the {stage.name}; {stage.remedy}"
-                    ) from error
+                    told = f"the GPU has too little memory to train the {stage.name}"
+                    raise OutOfMemory(f"{told}; {stage.remedy}") from error
                 done = number + 1
                 meter.show(done, losses)
-                log.note(number, losses)
                 stopped = ranks.any(stop.asked is not None)
-                if stopped or done == total or keeper.is_due:
-                    keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
-                if ranks.is_first and is_picture_due(done, total):
-                    log.add_picture(done, work.picture())
+                if log is not None:
+                    log.note(number, losses)
+                    if stopped or done == total or keeper.is_due:
+                        keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
+                    if done == total or done % max(total // GRIDS, GRID_STEPS) == 0:
+                        log.add_picture(done, work.picture())
                 if stopped and done < total:
-                    message = f"stopped after step {done:,} of {total:,}; go on with --resume"
-                    raise Stopped(message, stop.asked)
-            log.finish()
+                    told = f"stopped after step {done:,} of {total:,}; go on with --resume"
+                    raise Stopped(told, stop.asked)
+            if log is not None:
+                log.finish()
         if bad := ranks.union(feed.bad):
             settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
 
         # The result
         trained = work.result(settings.provenance(len(stage.images), total, keeper.seconds))
         if ranks.is_first:
-            save_checkpoint(result_path(settings.out, stage.name), trained)
-            path.unlink(missing_ok=True)
+            save_checkpoint(result_path, trained)
+            state_path.unlink(missing_ok=True)
         return trained
 
 
-def is_picture_due(done: int, total: int) -> bool:
-    return done == total or done % max(total // GRIDS, GRID_STEPS) == 0
-
-
-def describe_batch(feed: Feed, number: int) -> str:
-    """Which images a step saw, for people."""
+def describe_step(feed: Feed, number: int, keeper: Keeper) -> str:
+    """What a step that failed saw, what may help and where to go on, for people."""
     epoch, position = divmod(number, feed.order.per_epoch)
     index = feed.order.at(number)[0][feed.rows].tolist()
     more = ", ..." if len(index) > NAMED_IMAGES else ""
     listed = ", ".join(map(str, index[:NAMED_IMAGES]))
-    return f"batch {position} of epoch {epoch} (images {listed}{more})"
-
-
-def describe_state(keeper: Keeper) -> str:
-    """Where to go on after a failure, for people."""
-    if keeper.kept == 0:
-        return "nothing was saved yet"
-    return f"the last good state is {keeper.path}, after step {keeper.kept:,}"
+    kept = f"the last good state is {keeper.path}, after step {keeper.kept:,}"
+    return (
+        f"step {number}, batch {position} of epoch {epoch} (images {listed}{more}); lower the "
+        f"learning rate or check the images; {kept if keeper.kept else 'nothing was saved yet'}"
+    )
 
 
 def descend(
@@ -163,28 +154,22 @@ def descend(
     """Make one step of `optimizer` on the losses of `network`; returns them, summed over `parts`.
 
     Each part is backpropagated before the next is computed.  Raises NotFinite, on every process
-    and changing no weight, if a loss or a gradient is not finite.
+    and changing no weight, if a loss (its mean over all of them) or a gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for losses in parts:
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-    values = average_losses(sums, ranks)
+    means = ranks.mean(torch.stack([loss.float() for loss in sums.values()])).tolist()
+    values = dict(zip(sums, means, strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NotFinite(f"its loss {name} is {value}")
     ranks.average_gradients(network.parameters())
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     size = float(nn.utils.get_total_norm(gradients))
     if not math.isfinite(size):
         raise NotFinite(f"its gradient is {size}")
     optimizer.step()
-    return values
-
-
-def average_losses(losses: Mapping[str, Tensor], ranks: Ranks) -> Losses:
-    """The means of losses over all processes. Raises NotFinite, on every process, if one is not."""
-    stacked = torch.stack([loss.detach().float() for loss in losses.values()])
-    values = dict(zip(losses, ranks.mean(stacked).tolist(), strict=True))
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise NotFinite(f"its loss {name} is {value}")
     return values

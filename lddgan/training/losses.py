@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-WEIGHT_EPS: Final = 1e-4  # of the adaptive weight
-WEIGHT_MOST: Final = 1e4
 
 
 def widened(x: Tensor) -> Tensor:
@@ -40,11 +36,6 @@ def r1_penalty(real: Tensor, x_t: Tensor, gamma: float) -> Tensor:
     return gamma / 2 * gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def reconstruction_loss(x_0: Tensor, predicted: Tensor) -> Tensor:
-    """|x_0 - x_0'|_1, the mean over all elements (equation 8) -> scalar."""
-    return (x_0 - predicted).abs().mean()
-
-
 def reconstruction_weight(progress: float, delta: float | None) -> float:
     """Weighted Learning (equation 9): lambda = 1 - sigmoid(phi), phi from -delta to +delta.
 
@@ -64,11 +55,6 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def hinge_generator_loss(fake: Tensor) -> Tensor:
-    """-mean D(fake), logits [B,1,h,w] -> scalar."""
-    return -fake.mean()
-
-
 def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
     """The weight of the adversarial loss: |grad nll| / (|grad g| + 1e-4), at most 1e4.
 
@@ -76,4 +62,4 @@ def adaptive_weight(nll_gradient: Tensor, g_gradient: Tensor) -> Tensor:
     returned has none.
     """
     nll, g = (torch.linalg.vector_norm(v.detach()) for v in (nll_gradient, g_gradient))
-    return (nll / (g + WEIGHT_EPS)).clamp(0, WEIGHT_MOST)
+    return (nll / (g + 1e-4)).clamp(0, 1e4)

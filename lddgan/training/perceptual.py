@@ -18,7 +18,6 @@ from lddgan.published.pickles import read_pickle
 # LPIPS' own weights, `lins.*`, as in the package lpips 0.1.4; its licence lies beside them.
 LINS_FILE: Final = Path(__file__).parents[1] / "assets" / "lpips" / "vgg.safetensors"
 VGG_URL: Final = "https://download.pytorch.org/models/vgg16-397923af.pth"
-VGG_SHA256: Final = "397923af"  # how it begins
 REMEDY: Final = f"fetch {VGG_URL} and give it with --vgg FILE, or set --perceptual-weight 0"
 BLOCKS: Final = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # VGG-16: convolutions, channels
 SHIFT: Final = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for images in [-1,1]
@@ -35,7 +34,15 @@ class Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = vgg_features()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for count, width in BLOCKS:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(count):
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+                inputs = width
+        self.features = nn.Sequential(*layers)  # up to relu5_3 (arXiv 1409.1556)
         self.lins = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for _, width in BLOCKS)
 
     def forward(self, image: Tensor, decoded: Tensor) -> Tensor:
@@ -49,26 +56,12 @@ class Perceptual(nn.Module):
         """The last features of each block (relu1_2, 2_2, 3_3, 4_3, 5_3), of unit length."""
         h = image.float()
         shift, scale = (h.new_tensor(values)[:, None, None] for values in (SHIFT, SCALE))
-        h = (h - shift) / scale
-        found = []
+        h, found = (h - shift) / scale, []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 found.append(h)
             h = layer(h)
         return [F.normalize(v, dim=1, eps=EPS) for v in (*found, h)]
-
-
-def vgg_features() -> nn.Sequential:
-    """The convolutions of VGG-16 up to relu5_3 (arXiv 1409.1556), indexed as torchvision's."""
-    layers: list[nn.Module] = []
-    inputs = 3
-    for count, width in BLOCKS:
-        if layers:
-            layers.append(nn.MaxPool2d(2))
-        for _ in range(count):
-            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
-            inputs = width
-    return nn.Sequential(*layers)
 
 
 def load_perceptual(vgg: Path | None, device: torch.device | str) -> Perceptual:
@@ -94,22 +87,12 @@ def read_features(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, T
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path} holds no state dict but a {type(loaded).__name__}")
     found = {k: loaded[k] for k in expected if k in loaded}
-    odd = [k for k, v in found.items() if not is_plain(v)]
+    odd = [k for k, v in found.items() if not (isinstance(v, Tensor) and v.is_floating_point())]
     if odd:
         raise BadInput(f"{path} has tensors that are not plain floats: {', '.join(odd[:5])}")
     tensors = {k: v.detach() for k, v in found.items()}
     check_tensors(tensors, expected, f"VGG-16 in {path}")
     return tensors
-
-
-def is_plain(value: object) -> bool:
-    """Whether it is a dense tensor of floats on the CPU."""
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-    )
 
 
 def downloaded_vgg() -> Path:
@@ -119,7 +102,7 @@ def downloaded_vgg() -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(VGG_URL, str(path), VGG_SHA256)
+        torch.hub.download_url_to_file(VGG_URL, str(path), "397923af")
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another SHA-256
         cause = str(error).partition("\n")[0] or type(error).__name__
         raise LddganError(

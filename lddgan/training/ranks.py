@@ -73,14 +73,9 @@ class Ranks(NamedTuple):
 
 
 def kind_of(device: str | None) -> str:
-    """cpu or cuda; None: a GPU if there is one.
-
-    Raises BadInput if CUDA was requested and is not available.
-    """
+    """cpu or cuda; None: a GPU if there is one. Raises BadInput if CUDA is not available."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput(
-            f"torch {torch.__version__} finds no CUDA GPU here; leave out --device, or say cpu"
-        )
+        raise BadInput(f"torch {torch.__version__} finds no CUDA GPU here; use --device cpu")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -88,8 +83,7 @@ def kind_of(device: str | None) -> str:
 def joined(device: str | None) -> Iterator[Ranks]:
     """Join the processes that `torchrun` has started, if it has; otherwise train alone.
 
-    device None: a GPU for each process if there are any, the CPU otherwise.  Raises BadInput if
-    there are too few GPUs, or if another program than `torchrun` started the processes.
+    Raises BadInput if there are too few GPUs, or another program started the processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     kind = kind_of(device)
@@ -97,20 +91,16 @@ def joined(device: str | None) -> Iterator[Ranks]:
         yield Ranks(0, 1, torch.device(kind))
         return
     if "LOCAL_RANK" not in os.environ:
-        raise BadInput(
-            "WORLD_SIZE is set and LOCAL_RANK is not: start the processes with torchrun, or unset "
-            "WORLD_SIZE"
-        )
+        raise BadInput("no LOCAL_RANK: start the processes with torchrun, or unset WORLD_SIZE")
     local = int(os.environ["LOCAL_RANK"])
+    place, exchange = torch.device(kind), "gloo"
     if kind == "cuda":
         if local >= torch.cuda.device_count():
-            raise BadInput(
-                f"process {local} of this machine finds {torch.cuda.device_count()} GPUs; start "
-                "as many processes as there are GPUs"
-            )
+            count = torch.cuda.device_count()
+            raise BadInput(f"process {local} finds {count} GPUs; start a process for each GPU")
         torch.cuda.set_device(local)
-    place = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+        place, exchange = torch.device(kind, local), "nccl"
+    distributed.init_process_group(exchange)
     try:
         yield Ranks(distributed.get_rank(), world, place)
     finally:
@@ -122,8 +112,7 @@ def rows_of(part: int, parts: int, batch: int, group: int = GROUP) -> Tensor:
 
     Image i of B shares its minibatch deviation with i + B/4, i + B/2 and i + 3B/4.  A part consists
     of whole groups, in the order in which the discriminator groups them when it sees the part
-    alone.  Without such a deviation `group` is 1.  Raises BadInput if the parts would not be equal,
-    or not multiples of `group`.
+    alone.  Without such a deviation `group` is 1.  Raises BadInput if that is not possible.
     """
     if parts == 1:
         return torch.arange(batch)

@@ -25,22 +25,15 @@ STATE: Final = ".state.pt"  # suffix
 AVERAGED: Final = "module."  # what the moving average puts before every name
 
 
-def result_path(folder: Path, stage: str) -> Path:
-    return folder / RESULTS[stage]
-
-
-def state_path(folder: Path, stage: str) -> Path:
-    return folder / f"{stage}{STATE}"
-
-
-def refuse_finished(folder: Path, stage: str) -> None:
-    """Raise BadInput if the stage's result is in the folder, and no state of a later run."""
-    path = result_path(folder, stage)
-    if path.exists() and not state_path(folder, stage).exists():
+def paths_of(folder: Path, stage: str) -> tuple[Path, Path]:
+    """A stage's result and state. Raises BadInput if there is a result, and no later state."""
+    result, state = folder / RESULTS[stage], folder / f"{stage}{STATE}"
+    if result.exists() and not state.exists():
         raise BadInput(
-            f"{path} is finished: there is nothing to resume; to train again, delete it or name "
+            f"{result} is finished: there is nothing to resume; to train again, delete it or name "
             "another --out"
         )
+    return result, state
 
 
 def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:
@@ -53,15 +46,12 @@ def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:
 
 
 def load_model(path: Path) -> Model:
-    """Load a checkpoint, or what the state of an unfinished generator gives. Raises BadInput."""
-    return load_unfinished(path) if path.name.endswith(STATE) else load_checkpoint(path)
+    """Load a checkpoint, or an unfinished generator: the moving average in its state so far.
 
-
-def load_unfinished(path: Path) -> Model:
-    """Load the model that an unfinished generator's state gives: its moving average so far.
-
-    `path` is the state; the autoencoder lies beside it.  Raises BadInput.
+    The autoencoder of a state lies beside it.  Raises BadInput.
     """
+    if not path.name.endswith(STATE):
+        return load_checkpoint(path)
     state = load_state(path)
     average = state["parts"].get("ema")
     if average is None:

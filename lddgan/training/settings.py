@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lddgan.data.feed import Feed, Order, batches_per_epoch
+from lddgan.data.feed import Feed, Order
 from lddgan.data.images import Images, OnBad, read_unmirrored
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_bytes
@@ -44,11 +44,6 @@ class Settings:
             raise BadInput("give epochs or steps, not both")
         if not 0 <= self.seed <= MAX_INDEX:
             raise BadInput(f"seed is {self.seed}, and must be in 0..2^63-1")
-
-    def total(self, count: int, batch: int, epochs: int) -> int:
-        """Steps of a run on `count` images, `epochs` being the preset's. Raises BadInput."""
-        per_epoch = batches_per_epoch(count, batch)
-        return per_epoch * (self.epochs or epochs) if self.steps is None else self.steps
 
     def rows(self, ranks: Ranks, batch: int, group: int) -> torch.Tensor:
         """The rows of each batch that this process takes, part by part, int64. Raises BadInput.

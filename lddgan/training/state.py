@@ -31,20 +31,15 @@ SAVE_SHARE: Final = 0.05  # of the time at most goes into saving
 class Keeper:
     """Saves the state of one stage to `path` about once a minute, and loads the one that is there.
 
-    `run` describes the run, by name of the setting; the state of another run is refused.  `first`
-    is the step to start at, `parts` the state dicts of that step (None at the beginning),
-    `seconds` the time spent so far.  Raises BadInput if there is a state and `resume` is False, or
-    there is none and it is True.
+    `run` describes the run, by name of the setting.  Raises BadInput for a state of another run, or
+    if there is a state and `resume` is False, or there is none and it is True.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, str], *, resume: bool, writes: bool = True
-    ) -> None:
-        self.path, self.run, self.writes = path, dict(run), writes
-        self.first, self.seconds = 0, 0.0
-        self.parts: dict[str, Any] | None = None
-        self.since = time.monotonic()  # the last saving
-        self.cost = 0.0  # seconds that it took
+    def __init__(self, path: Path, run: Mapping[str, str], resume: bool) -> None:
+        self.path, self.run = path, dict(run)
+        self.first, self.seconds = 0, 0.0  # step to start at, time spent so far
+        self.parts: dict[str, Any] = {}  # state dicts of that step
+        self.since, self.cost = time.monotonic(), 0.0  # the last saving, seconds that it took
         if path.exists():
             if not resume:
                 raise BadInput(
@@ -60,14 +55,10 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to save again."""
-        spent = time.monotonic() - self.since
-        return self.writes and spent >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
+        return time.monotonic() - self.since >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def keep(self, step: int, parts: dict[str, Any]) -> None:
         """Save the state after `step` steps, atomically. Raises LddganError if the disk fails."""
-        if not self.writes:
-            return
         now = time.monotonic()
         seconds = self.seconds + now - self.since
         buffer = io.BytesIO()
@@ -115,13 +106,11 @@ def seed_step(seed: int, stage: int, step: int, rank: int = 0) -> None:
     torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
 
-def rate_at(progress: float, rate: float, least: float | None) -> float:
-    """Learning rate at a progress of 0..1: constant, or a cosine from `rate` down to `least`."""
-    if least is None:
-        return rate
-    return least + (rate - least) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(
+    optimizer: torch.optim.Optimizer, progress: float, rate: float, least: float | None
+) -> None:
+    """Set the learning rate at a progress of 0..1: constant, or a cosine from `rate` to `least`."""
+    if least is not None:
+        rate = least + (rate - least) * (1 + math.cos(math.pi * progress)) / 2
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -9,7 +9,7 @@ import lddgan.training.generator as gan_module
 from lddgan.errors import BadInput
 from lddgan.networks import discriminator, generator, layers
 from lddgan.training.generator import Draws, Gan, discriminator_losses, draw, generator_losses
-from lddgan.training.state import rate_at
+from lddgan.training.state import set_rate
 from tests.lddgan.training.support import ALONE, settings, tiny_preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,10 +25,11 @@ def new_gan(preset, **changes):
 
 
 def test_cosine_rate():
-    assert rate_at(0.7, 1e-3, None) == 1e-3
-    assert rate_at(0.0, 1e-3, 1e-5) == pytest.approx(1e-3)
-    assert rate_at(0.5, 1e-3, 1e-5) == pytest.approx((1e-3 + 1e-5) / 2)
-    assert rate_at(1.0, 1e-3, 1e-5) == pytest.approx(1e-5)
+    sgd = torch.optim.SGD([torch.zeros(1)])
+    rates = {(0.7, None): 1e-3, (0.0, 1e-5): 1e-3, (0.5, 1e-5): 0.505e-3, (1.0, 1e-5): 1e-5}
+    for (progress, least), expected in rates.items():
+        set_rate(sgd, progress, 1e-3, least)
+        assert sgd.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 @pytest.fixture

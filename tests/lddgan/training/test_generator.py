@@ -19,7 +19,7 @@ from lddgan.errors import BadInput, LddganError, OutOfMemory, Stopped
 from lddgan.pictures import grid
 from lddgan.training.generator import Gan, train_generator
 from lddgan.training.latents import StoredLatents, latents_of
-from lddgan.training.run_folder import MODEL_FILE, load_unfinished
+from lddgan.training.run_folder import MODEL_FILE, load_model
 from lddgan.training.state import Keeper
 from tests.lddgan.training.support import random_autoencoder, settings, tiny_preset
 
@@ -99,7 +99,7 @@ def test_a_signal_saves_and_the_rest_is_the_same(tiny, trained, latents, tmp_pat
             run(tiny, trained, latents, out)
     assert stop.value.signal == number
     assert signal.getsignal(number) is before
-    seen = load_unfinished(out / STATE)
+    seen = load_model(out / STATE)
     assert seen.provenance["steps"] == 1 and seen.preset == tiny
     equal_models(whole, run(tiny, trained, latents, out, resume=True))
 
@@ -268,7 +268,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(LddganError, match=r"cannot write .*generator\.state\.pt: No space left"):
         run(tiny, trained, latents, tmp_path)
-    assert load_unfinished(tmp_path / STATE).provenance["steps"] == 2
+    assert load_model(tmp_path / STATE).provenance["steps"] == 2
     assert not list(tmp_path.glob(f".{STATE}.*"))
 
 

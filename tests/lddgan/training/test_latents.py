@@ -18,7 +18,7 @@ from lddgan.data.feed import Feed, Order
 from lddgan.data.images import InMemory
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import draw_latent
-from lddgan.training.latents import ENCODE_BATCH, encode_moments, latents_of, open_latents
+from lddgan.training.latents import ENCODE_BATCH, latents_of, open_latents
 from tests.conftest import TINY
 from tests.lddgan.training.stored import (
     COUNT,
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", PRESETS)
 def test_moments_are_what_the_encoder_gives(trained_by_kind, kind: str) -> None:
     trained = trained_by_kind[kind]
-    found = encode_moments(trained.autoencoder, floats(FITTED)).numpy()
+    found = trained.autoencoder.moments(floats(FITTED)).numpy()
     channels = {"kl": 8, "none": 4, "vq": 3}[kind]
     assert found.shape == (COUNT, channels, 8, 8) and found.dtype == np.float32
     assert close(found, reference(trained, FITTED))

@@ -311,19 +311,6 @@ def test_missing_packages_are_named_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_does_not_write_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    (tmp_path / FILE).write_text("of the first process\n\n")
-    with TrainingLog(tmp_path, STAGE, 1, 2, writes=False) as log:
-        log.note(1, {"d": 1.0})
-        log.add_picture(2, tiles(1))
-        log.finish()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    assert (tmp_path / FILE).read_text() == "of the first process\n\n"
-
-
 def test_folders_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LddganError, match=r"cannot write .*jsonl: (Not a directory|File exists)"):

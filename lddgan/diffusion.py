@@ -37,12 +37,12 @@ class Posterior(NamedTuple):
 
 def schedule(preset: Preset) -> NDArray[np.float32]:
     """Variances beta_0..beta_T of the forward process, float32 [T+1]; beta_0 is 1e-8."""
-    first = 1e-3
-    s = np.arange(preset.steps + 1) / preset.steps * (1 - first) + first
+    start = 1e-3  # s_0
+    s = np.arange(preset.steps + 1) / preset.steps * (1 - start) + start
     log_mean = -0.25 * s**2 * (preset.beta_max - preset.beta_min) - 0.5 * s * preset.beta_min
     alpha_bar = np.exp(2 * log_mean)
     betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    return np.concatenate(([1e-8], betas)).astype(np.float32)
+    return np.concatenate(([1e-8], betas)).astype(np.float32)  # so that index t means x_t
 
 
 def posterior(preset: Preset) -> Posterior:
@@ -55,7 +55,7 @@ def posterior(preset: Preset) -> Posterior:
     return Posterior(
         coef1=(beta * np.sqrt(alpha_bar_prev) / (1 - alpha_bar)).astype(np.float32),
         coef2=((1 - alpha_bar_prev) * np.sqrt(alpha) / (1 - alpha_bar)).astype(np.float32),
-        log_var=np.log(np.maximum(variance, 1e-20)).astype(np.float32),
+        log_var=np.log(np.maximum(variance, 1e-20)).astype(np.float32),  # of a variance that is 0
     )
 
 

@@ -16,6 +16,7 @@ from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 
 BATCHES: Final = tuple(f"data_batch_{number}" for number in range(1, 6))
+FOLDERS: Final = ("cifar-10-batches-py", "cifar-10-batches-bin")  # as the archives unpack
 BINARY: Final = ".bin"  # suffix of binary batches
 RECORD: Final = 1 + 3 * 32 * 32  # bytes of a binary batch's image: label, red, green, blue
 BAD_PICKLE: Final = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, *UNREADABLE)

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from lddgan.data.cifar import Cifar10, is_cifar10
+from lddgan.data.cifar import FOLDERS, Cifar10, is_cifar10
 from lddgan.data.lmdb import FILE, Lmdb, is_lmdb
 from lddgan.data.sources import SUFFIXES, Folder, Source, Zip
 from lddgan.errors import BadInput
@@ -25,7 +25,10 @@ def open_source(path: Path) -> Source:
 def _folder(path: Path) -> Source:
     if (path / FILE).is_file():
         return Lmdb(path)
-    return Cifar10(path) if is_cifar10(path) else Folder(path)
+    for folder in (path, *(path / name for name in FOLDERS)):
+        if is_cifar10(folder):
+            return Cifar10(folder)
+    return Folder(path)
 
 
 def _file(path: Path) -> Source:

@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.files import atomic_write, writing
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINES: Final = 1000  # of losses in a run, about
-MARKED_POINTS: Final = 60  # curves of more points have no marks
+SMOOTHED_SHARE: Final = 0.03  # of all points, which a point of the smooth line averages
+MARKED_POINTS: Final = 60  # curves of more points get a smooth line instead of marks
 DPI: Final = 130
 
 
@@ -118,7 +122,8 @@ def read_losses(path: Path) -> list[Line]:
             lines.append(Line(losses.pop("step"), losses))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number < len(rows):
-                raise BadInput(f"{path}: line {number} holds no losses; delete the file") from error
+                told = f"{path}: line {number} holds no losses"
+                raise BadInput(f"{told}; mend it, or delete the file") from error
     return lines
 
 
@@ -134,11 +139,25 @@ def losses_figure(title: str, lines: Sequence[Line]) -> Figure:
         steps, values = zip(
             *((line.step, line.losses[name]) for line in lines if name in line.losses), strict=True
         )
-        axes.plot(steps, values, ".-" if len(steps) <= MARKED_POINTS else "-")
-        axes.set_title(f"last: {values[-1]:.3g}", loc="right", fontsize=8)
+        last = values[-1]
+        if len(steps) <= MARKED_POINTS:
+            axes.plot(steps, values, ".-")
+        else:
+            smooth = smoothed(values, round(SMOOTHED_SHARE * len(values)))
+            axes.plot(steps, values, "C0", alpha=0.3)
+            axes.plot(steps, smooth, "C0")
+            last = float(smooth[-1])
+        axes.set_title(f"last: {last:.3g}", loc="right", fontsize=8)
         axes.set_ylabel(name)
         if min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     return figure
+
+
+def smoothed(values: Sequence[float], width: int) -> NDArray[np.float64]:
+    """At each point the mean of it and up to `width` // 2 values on either side."""
+    window = np.ones(width // 2 * 2 + 1)
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    return np.convolve(values, window, "same") / counts

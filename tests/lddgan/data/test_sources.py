@@ -178,7 +178,7 @@ def test_cifar10_is_read_from_every_form_of_it(
     for number, batch in enumerate(CIFAR, start=1):
         (inside / f"data_batch_{number}{suffix}").write_bytes(write(batch))
     (inside / f"test_batch{suffix}").write_bytes(write(CIFAR[0]))
-    path = inside
+    path = tmp_path
     if not unpack:
         path = tmp_path / "cifar-10.tar.gz"
         with tarfile.open(path, "w:gz") as file:

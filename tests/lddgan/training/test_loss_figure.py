@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from lddgan.training.log import MARKED_POINTS, Line, losses_figure
+from lddgan.training.log import MARKED_POINTS, Line, losses_figure, smoothed
 
 STAGE = "generator"
 
@@ -53,7 +54,7 @@ def test_a_loss_of_all_steps_but_few_points_has_them_marked() -> None:
     few = panel_of(dict.fromkeys(range(MARKED_POINTS), 1.0))
     many = panel_of(dict.fromkeys(range(MARKED_POINTS + 1), 1.0))
     assert [line.get_marker() for line in few.lines] == ["."]
-    assert [line.get_marker() for line in many.lines] == ["None"]
+    assert [line.get_marker() for line in many.lines] == ["None", "None"]
 
 
 @pytest.mark.parametrize(
@@ -71,5 +72,16 @@ def test_wide_positive_losses_have_a_logarithmic_axis(values: list[float], scale
     assert panel_of(dict(enumerate(values))).get_yscale() == scale
 
 
-def test_a_panel_tells_the_last_value() -> None:
-    assert panel_of({0: 1.0, 9: 0.12345}).get_title("right") == "last: 0.123"
+def test_many_points_have_a_smooth_line_over_them() -> None:
+    panel = panel_of({step: float(step % 2) for step in range(1000)})
+    raw, smooth = panel.lines
+    assert raw.get_alpha() < 0.5 and smooth.get_alpha() is None
+    assert list(raw.get_ydata()) == [0.0, 1.0] * 500
+    assert np.ptp(smooth.get_ydata()[20:]) < 0.1
+    assert panel.get_title("right") == f"last: {smooth.get_ydata()[-1]:.3g}"
+
+
+def test_smoothing_averages_what_is_there_on_both_sides() -> None:
+    values = [9.0, 3.0, 0.0, 6.0, 3.0, 0.0]
+    assert smoothed(values, 4).tolist() == pytest.approx([4, 4.5, 21 / 5, 12 / 5, 9 / 4, 3])
+    assert smoothed(values, 0).tolist() == smoothed(values, 1).tolist() == values

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
-from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
-from export.rewrites.generator import (
-    SkipFirst,
-    StepTable,
-    bare,
-    rescale_in_weights,
-    styles_together,
-)
-from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
+from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.generator import StepTable, styles_together
+from export.rewrites.upsampling import as_transposed, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
 from lddgan.names import PRECISIONS, Precision
-from lddgan.networks.autoencoder import AttnBlock, Upsample
-from lddgan.networks.generator import Attention, ResidualBlock
-from lddgan.networks.layers import FirUp, GroupNorm
+from lddgan.networks.autoencoder import Upsample
 from lddgan.preset import Preset
 
 Which = Literal["generator", "decoder"]
-Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Graphs(NamedTuple):
@@ -65,16 +56,13 @@ def rewritten(graphs: Graphs, names: Sequence[str]) -> Graphs:
     return graphs
 
 
-def replace(
-    which: Which, kind: type[Layer], make: Callable[[Layer], nn.Module]
-) -> Callable[[Graphs], None]:
-    """A rewrite that puts `make(layer)` in the place of every layer of a kind in one graph."""
+def upsampling_by(make: Callable[[Upsample], nn.Module]) -> Callable[[Graphs], None]:
+    """A rewrite that puts `make(layer)` in the place of every upsampling of the decoder."""
 
     def apply(graphs: Graphs) -> None:
-        graph: nn.Module = getattr(graphs, which)
-        for parent in list(graph.modules()):
+        for parent in list(graphs.decoder.modules()):
             for name, child in parent._modules.items():
-                if isinstance(child, kind):
+                if isinstance(child, Upsample):
                     parent._modules[name] = make(child)
 
     return apply
@@ -84,32 +72,6 @@ def step_table(graphs: Graphs) -> None:
     """Make the time embedding and its projections constants."""
     generator = graphs.generator.generator
     graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
-
-
-def rescaled_weights(graphs: Graphs) -> None:
-    """Move the factor 1/sqrt(2) of a residual sum into the weights of its two convolutions."""
-    for block in graphs.generator.modules():
-        if isinstance(block, ResidualBlock) and isinstance(block.Conv_2, nn.Conv2d):
-            rescale_in_weights(block)
-
-
-def skip_first(graphs: Graphs) -> None:
-    """Run the 1x1 convolution of a skip before its FIR upsampling."""
-    for block in graphs.generator.modules():
-        if isinstance(block, ResidualBlock) and isinstance(block.resample_skip, FirUp):
-            conv = block.get_submodule("Conv_2")
-            assert isinstance(conv, nn.Conv2d)
-            up = FirUp(conv.out_channels).to(conv.weight.dtype)
-            block.add_module("Conv_2", SkipFirst(conv, up))
-            block.resample_skip = nn.Identity()
-
-
-def attention_output(graphs: Graphs) -> None:
-    """Fold the projection after attention into that of its values."""
-    for graph in (graphs.generator, graphs.decoder):
-        for layer in graph.modules():
-            if isinstance(layer, Attention | AttnBlock):
-                fold_output_projection(layer)
 
 
 def winograd(graphs: Graphs) -> None:
@@ -150,19 +112,12 @@ BOTH: Final = ("generator", "decoder")
 CPU: Final = ("fp32", "int8")
 FP16: Final = ("fp16",)
 
-# rescaled-weights looks for convolutions that skip-first replaces, and skip-first for filters that
-# phased-fir replaces.
 REWRITES: Final = (
-    Rewrite("transposed-upsampling", replace("decoder", Upsample, as_transposed), DECODER, FP16),
-    Rewrite("phased-upsampling", replace("decoder", Upsample, upsampling_in_phases), DECODER, CPU),
+    Rewrite("transposed-upsampling", upsampling_by(as_transposed), DECODER, FP16),
+    Rewrite("phased-upsampling", upsampling_by(upsampling_in_phases), DECODER, CPU),
     Rewrite("codebook", lambda g: fold_post_quant_conv(g.decoder.autoencoder), DECODER, PRECISIONS),
-    Rewrite("rescaled-weights", rescaled_weights, GENERATOR, PRECISIONS),
-    Rewrite("skip-first", skip_first, GENERATOR, PRECISIONS),
-    Rewrite("phased-fir", replace("generator", FirUp, fir_in_phases), GENERATOR, CPU),
-    Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
     Rewrite("styles", lambda g: styles_together(g.generator.generator), GENERATOR, PRECISIONS),
     Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
-    Rewrite("bare-norms", replace("generator", GroupNorm, bare), GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),
 )
 

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lddgan.networks.generator import AdaGN, Generator, ResidualBlock
-from lddgan.networks.layers import SQRT_HALF, GroupNorm
 
 
 class Picked(nn.Module):
@@ -82,46 +80,3 @@ def styles_together(generator: Generator) -> None:
                 setattr(block, name, StyledNorm(child.norm, len(layers)))
                 layers.append(child.style)
     generator.z_transform.append(Styles(layers))
-
-
-class BareGroupNorm(nn.Module):
-    """Group normalisation without scale and shift, float32 statistics: [B,C,h,w]."""
-
-    def __init__(self, norm: GroupNorm) -> None:
-        super().__init__()
-        self.num_groups, self.num_channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = x.float().reshape(x.shape[0], self.num_groups, -1)
-        return F.instance_norm(groups, eps=self.eps).reshape(x.shape).to(x.dtype)
-
-
-def bare(norm: GroupNorm) -> nn.Module:
-    """The normalisation without scale and shift, if it has none."""
-    return norm if norm.affine else BareGroupNorm(norm)
-
-
-class SkipFirst(nn.Module):
-    """FIR upsampling followed by a 1x1 convolution, the convolution first: a quarter of its work.
-
-    The bias comes last, as the filter does not keep a constant at the border.
-    """
-
-    def __init__(self, conv: nn.Conv2d, up: nn.Module) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        self.weight, self.bias, self.up = conv.weight, conv.bias, up
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.conv2d(x, self.weight)) + self.bias[:, None, None]
-
-
-@torch.no_grad()
-def rescale_in_weights(block: ResidualBlock) -> None:
-    """1/sqrt(2) of the sum of two convolutions' outputs into their weights, in place."""
-    for name in ("Conv_1", "Conv_2"):
-        conv = block.get_submodule(name)
-        for parameter in (conv.weight, conv.bias):
-            assert isinstance(parameter, Tensor)
-            parameter.mul_(SQRT_HALF)
-    block.add_module("rescale", nn.Identity())

@@ -1,7 +1,6 @@
-"""Nearest x2 and a 3x3 convolution with 4/9 of the multiply-adds, and the FIR upsampling without
-inserted zeros.
+"""Nearest x2 and a 3x3 convolution with 4/9 of the multiply-adds.
 
-Both are a transposed convolution of a 4x4 kernel with stride 2, which is four 2x2 convolutions.
+It is a transposed convolution of a 4x4 kernel with stride 2, which is four 2x2 convolutions.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.autoencoder import Upsample
-from lddgan.networks.layers import FirUp
 
 # Row k of the 4-tap transposed kernel is the sum of these rows of the 3-tap kernel: nearest x2
 # repeats each sample, so two of the three taps fall on the same one.
@@ -51,17 +49,16 @@ class Phases(nn.Module):
     One makes the outputs of even rows and columns, and so on: [B,in,h,w] -> [B,out,2h,2w].
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-        """weight [in,out/groups,4,4], as of conv_transpose2d; groups is 1 or in."""
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight [in,out,4,4], as of conv_transpose2d."""
         super().__init__()
-        self.bias, self.groups = bias, groups
-        swapped = weight if groups > 1 else weight.transpose(0, 1)
+        self.bias, swapped = bias, weight.transpose(0, 1)
         kernels = [swapped[:, :, ROWS[p]][:, :, :, ROWS[q]].contiguous() for p, q in PARITIES]
         self.kernels = nn.ParameterList(nn.Parameter(kernel, False) for kernel in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = [
-            F.conv2d(F.pad(x, (1 - q, q, 1 - p, p)), kernel, self.bias, groups=self.groups)
+            F.conv2d(F.pad(x, (1 - q, q, 1 - p, p)), kernel, self.bias)
             for kernel, (p, q) in zip(self.kernels, PARITIES, strict=True)
         ]
         return interleaved(torch.cat(parts, dim=1))
@@ -80,9 +77,4 @@ def interleaved(parts: Tensor) -> Tensor:
 def upsampling_in_phases(upsample: Upsample) -> Phases:
     """Nearest x2 followed by the 3x3 convolution."""
     folded = as_transposed(upsample)
-    return Phases(folded.weight, folded.bias, groups=1)
-
-
-def fir_in_phases(fir: FirUp) -> Phases:
-    """The FIR upsampling without the zeros that it inserts."""
-    return Phases(fir.kernel, None, groups=fir.channels)
+    return Phases(folded.weight, folded.bias)

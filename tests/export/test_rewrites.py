@@ -28,23 +28,17 @@ from export.rewrites import (
     rewritten,
 )
 from export.rewrites import upsampling as up
-from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
+from export.rewrites.codebook import fold_post_quant_conv
 from export.rewrites.generator import (
-    BareGroupNorm,
-    SkipFirst,
     StepTable,
-    rescale_in_weights,
     styles_together,
 )
-from export.rewrites.upsampling import as_transposed, fir_in_phases, upsampling_in_phases
+from export.rewrites.upsampling import as_transposed, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
-from lddgan.networks.autoencoder import AttnBlock, Upsample
-from lddgan.networks.configs import generator_groups
-from lddgan.networks.generator import Attention, ResidualBlock
-from lddgan.networks.layers import FirUp, GroupNorm
+from lddgan.networks.autoencoder import Upsample
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32
@@ -118,20 +112,6 @@ def test_comparison_notices_a_wrong_tap_map(
     assert error(as_transposed(upsample)(x), upsample(x)) > 0.1
 
 
-@pytest.mark.parametrize("channels", [1, 5])
-def test_fir_upsampling(channels: int) -> None:
-    fir = FirUp(channels).double()
-    check(fir, fir_in_phases(fir), draw(1, 2, channels, 6, 3))
-
-
-@pytest.mark.parametrize("fir", [FirUp, lambda channels: fir_in_phases(FirUp(channels))])
-def test_skip_convolution_before_the_filter(fir: Callable[[int], nn.Module]) -> None:
-    conv = filled(nn.Conv2d(3, 5, 1), 2)
-    assert conv.bias.abs().max() > 0.1, "a bias before the filter would show at the border"
-    before = nn.Sequential(FirUp(3).double(), conv)
-    check(before, SkipFirst(conv, fir(5).double()), draw(3, 2, 3, 4, 6))
-
-
 def test_phases_are_interleaved_by_one_operator(tmp_path: Path, tiny_model: Model) -> None:
     spec = graph_specs(tiny_model.preset)["decoder"]
 
@@ -195,21 +175,6 @@ def test_winograd_matrices_are_minimal_filtering() -> None:
 # ---- attention, norms, embeddings ----
 
 
-@pytest.mark.parametrize("kind", [Attention, AttnBlock])
-def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
-    layer = filled(kind(32), 4)
-    folded = copy.deepcopy(layer)
-    fold_output_projection(folded)
-    check(layer, folded, draw(5, 2, 32, 3, 5))
-    assert sum(1 for _ in folded.parameters()) == sum(1 for _ in layer.parameters()) - 2
-
-
-@pytest.mark.parametrize("channels", [8, 160])
-def test_norm_without_scale_and_shift(channels: int) -> None:
-    norm = GroupNorm(generator_groups(channels), channels, eps=1e-6, affine=False)
-    check(norm, BareGroupNorm(norm), draw(6, 3, channels, 4, 5) * 3 + 1)
-
-
 def test_codebook_through_the_convolution(tiny_vq_model: Model) -> None:
     plain = copy.deepcopy(tiny_vq_model.autoencoder).double()
     plain.post_quant_conv.weight.data = draw(0, 3, 3, 1, 1)
@@ -221,15 +186,6 @@ def test_codebook_through_the_convolution(tiny_vq_model: Model) -> None:
     before, after = (nn.Sequential(m.quantize, m.post_quant_conv) for m in (plain, folded))
     check(before, after, latent)
     assert before(latent).unique().numel() == codes.numel(), "every code is met"
-
-
-@pytest.mark.parametrize("resample", [None, FirUp])
-def test_rescaled_weights(resample: type[FirUp] | None) -> None:
-    block = filled(ResidualBlock(4, 8, 6, 5, resample), 0)
-    assert isinstance(block, ResidualBlock)
-    after = copy.deepcopy(block)
-    rescale_in_weights(after)
-    check(block, after, draw(1, 2, 4, 6, 6), draw(2, 2, 6), draw(3, 2, 5))
 
 
 def spread(model: Model) -> Model:

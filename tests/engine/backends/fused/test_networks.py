@@ -23,7 +23,7 @@ from engine.backends.fused.run import FusedBackend
 from engine.backends.torch.run import TorchBackend
 from engine.sampler import Sampler
 from export.modules import DecoderToImage, GeneratorStep
-from export.rewrites.generator import BareGroupNorm, StepTable, Styles
+from export.rewrites.generator import StepTable, Styles
 from export.rewrites.upsampling import Phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.checkpoint import Model
@@ -199,11 +199,9 @@ def test_fused_computes_four_of_the_rewrites(model: Model) -> None:
     kinds = {
         "transposed-upsampling": nn.ConvTranspose2d,
         "phased-upsampling": Phases,
-        "phased-fir": Phases,
         "codebook": Lookup,
         "styles": Styles,
         "step-table": StepTable,
-        "bare-norms": BareGroupNorm,
         "winograd": WinogradConv,
     }
     networks = nn.ModuleList(

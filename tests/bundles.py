@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lddgan.extras import version_of
 
@@ -23,18 +23,31 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-def shared(name: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make` fills; it belongs to the sources and to the exporters' versions."""
+def shared(
+    name: str, make: Callable[[Path], object], meanwhile: Callable[[], object] = lambda: None
+) -> Path:
+    """The folder that `make` fills; it belongs to the sources and to the exporters' versions.
+
+    While another process fills it, this one does `meanwhile`.
+    """
     digest = hashlib.sha256(repr([version_of(package) for package in EXPORTERS]).encode())
     for path in sorted(p for f in ("export", "lddgan") for p in (ROOT / f).rglob("*.py")):
         digest.update(path.read_bytes())
     folder = ROOT / "build" / "test-bundles" / f"{name}-{digest.hexdigest()[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = folder.with_suffix(".done")
-    with FileLock(folder.with_suffix(".lock")):
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        meanwhile()
+        lock.acquire()
+    try:
         if not done.exists():
             make(folder)
             done.touch()
+    finally:
+        lock.release()
     return folder
 
 
@@ -68,8 +81,13 @@ def python(*args: object, cwd: Path) -> str:
     return done.stdout
 
 
-def exported(model, precisions: Sequence[str]) -> Path:  # type: ignore[no-untyped-def]
+def exported(  # type: ignore[no-untyped-def]
+    model, precisions: Sequence[str], meanwhile: Callable[[], object] = lambda: None
+) -> Path:
     """A bundle of a model in memory."""
     from export.exporter import export_bundle
 
-    return shared(model.preset.name, lambda folder: export_bundle(model, folder, precisions))
+    def make(folder: Path) -> None:
+        export_bundle(model, folder, precisions)
+
+    return shared(model.preset.name, make, meanwhile)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,10 +119,11 @@ def tiny_vq_model():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_model) -> Path:  # type: ignore[no-untyped-def]
+def tiny_bundle(tiny_model, tiny_vq_model) -> Path:  # type: ignore[no-untyped-def]
     """The KL model exported in fp32 and fp16. Tests that change files copy it first."""
     pytest.importorskip("onnxscript")
-    return exported(tiny_model, ("fp32", "fp16"))
+    other = partial(exported, tiny_vq_model, ("fp32",))  # while another process makes this one
+    return exported(tiny_model, ("fp32", "fp16"), other)
 
 
 @pytest.fixture(scope="session")

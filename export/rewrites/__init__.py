@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import StepTable, styles_together
 from export.rewrites.upsampling import as_transposed, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
 from lddgan.names import PRECISIONS, Precision
-from lddgan.networks.autoencoder import Upsample
+from lddgan.networks.autoencoder import AttnBlock, Upsample
+from lddgan.networks.generator import Attention
 from lddgan.preset import Preset
 
 Which = Literal["generator", "decoder"]
@@ -74,6 +75,14 @@ def step_table(graphs: Graphs) -> None:
     graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
 
 
+def attention_output(graphs: Graphs) -> None:
+    """Fold the projection after attention into that of its values."""
+    for graph in (graphs.generator, graphs.decoder):
+        for layer in graph.modules():
+            if isinstance(layer, Attention | AttnBlock):
+                fold_output_projection(layer)
+
+
 def winograd(graphs: Graphs) -> None:
     """Compute wide 3x3 convolutions by Winograd's F(4x4,3x3)."""
     specs = graph_specs(graphs.preset)
@@ -116,6 +125,7 @@ REWRITES: Final = (
     Rewrite("transposed-upsampling", upsampling_by(as_transposed), DECODER, FP16),
     Rewrite("phased-upsampling", upsampling_by(upsampling_in_phases), DECODER, CPU),
     Rewrite("codebook", lambda g: fold_post_quant_conv(g.decoder.autoencoder), DECODER, PRECISIONS),
+    Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
     Rewrite("styles", lambda g: styles_together(g.generator.generator), GENERATOR, PRECISIONS),
     Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),

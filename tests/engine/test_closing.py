@@ -23,7 +23,7 @@ GROWTH = 40 << 20  # bytes, in all of the others; a bundle that stays takes 5 MB
 @pytest.mark.parametrize(
     "engine",
     [
-        "ort",
+        pytest.param("ort", marks=pytest.mark.full),
         pytest.param("torch", marks=pytest.mark.full),
         pytest.param("openvino", marks=[pytest.mark.full, needs("openvino")]),
     ],

@@ -28,7 +28,7 @@ from export.rewrites import (
     rewritten,
 )
 from export.rewrites import upsampling as up
-from export.rewrites.codebook import fold_post_quant_conv
+from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import (
     StepTable,
     styles_together,
@@ -38,7 +38,8 @@ from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
-from lddgan.networks.autoencoder import Upsample
+from lddgan.networks.autoencoder import AttnBlock, Upsample
+from lddgan.networks.generator import Attention
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32
@@ -173,6 +174,15 @@ def test_winograd_matrices_are_minimal_filtering() -> None:
 
 
 # ---- attention, norms, embeddings ----
+
+
+@pytest.mark.parametrize("kind", [Attention, AttnBlock])
+def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
+    layer = filled(kind(32), 4)
+    folded = copy.deepcopy(layer)
+    fold_output_projection(folded)
+    check(layer, folded, draw(5, 2, 32, 3, 5))
+    assert sum(1 for _ in folded.parameters()) == sum(1 for _ in layer.parameters()) - 2
 
 
 def test_codebook_through_the_convolution(tiny_vq_model: Model) -> None:

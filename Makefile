@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 GPU := .venv-gpu/bin
-# Two workers of one thread each; the tests of a file share fixtures and stay together.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Workers of one thread each; a third one fills the time in which the others wait for a child.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-full check gpu-report clean
@@ -12,10 +12,10 @@ demo: .venv/.demo  ## sample 64 images from the bundled digits model
 	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
 
 test: .venv/.test check  ## style, types and everything that takes seconds
-	$(PYTEST) -m "not full"
+	$(PYTEST) -n 3 --dist loadfile -m "not full"  # the tests of a file share fixtures
 
 test-full: .venv/.test  ## the rest: big exports, environments of their own
-	$(PYTEST) -m full
+	$(PYTEST) -n 2 --dist load --maxschedchunk 1 -m full
 
 check: .venv/.test  ## style and types
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from lddgan.extras import version_of
 
 ROOT = Path(__file__).parents[1]
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
+BIG = ("lsun", "celeba_256", "cifar10")
 PEAK = "peak_gb"  # in the folder of a bundle that a command exported
 MEASURING = """
 import resource, subprocess, sys
@@ -51,15 +52,22 @@ def shared(
     return folder
 
 
-def exported_by_command(dataset: str) -> Path:
-    """Where `lddgan export --dataset DATASET` has made exports/DATASET, of random weights."""
+def exported_by_command(dataset: str, *, waits: bool = False) -> Path:
+    """Where `lddgan export --dataset DATASET` has made exports/DATASET, of random weights.
+
+    While another process makes it, this one makes the next of BIG, unless it `waits`.
+    """
 
     def make(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         peak = peak_gb("export", "--dataset", dataset, cwd=folder)
         (folder / PEAK).write_text(str(peak))
 
-    return shared(f"big-{dataset}", make)
+    def make_next() -> None:
+        if not waits:
+            exported_by_command(BIG[(BIG.index(dataset) + 1) % len(BIG)], waits=True)
+
+    return shared(f"big-{dataset}", make, make_next)
 
 
 def peak_gb(*args: object, cwd: Path) -> float:

@@ -39,7 +39,7 @@ class Small(Scripted):
         return super().decode(x_0)
 
 
-def test_out_of_memory_halves_the_chunk_says_so_and_gives_the_same_images() -> None:
+def test_out_of_memory_halves_the_chunk_and_says_so() -> None:
     said: list[str] = []
     sampler = Sampler(Small(3), TINY, random_weights=True, chunk=16, log=said.append)
     plenty, _ = scripted(chunk=16)
@@ -74,7 +74,7 @@ def test_make_leaves_the_images_where_they_are_made(tiny_bundle: Path) -> None:
     assert np.array_equal(ort.backend.download(given.image), ort.run(*drawn(2)))
 
 
-def test_make_refuses_more_than_the_chunk_and_arrays_of_another_place() -> None:
+def test_make_refuses_large_batches_and_foreign_arrays() -> None:
     sampler, backend = scripted(chunk=4)
     with pytest.raises(BadInput, match=r"5 images at once; the engine takes 1\.\.4"):
         sampler.make(0, 0, 5)
@@ -100,7 +100,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_default_chunk_is_the_most_that_keeps_every_activation_in_bounds(name: str) -> None:
+def test_default_chunk_keeps_every_activation_in_bounds(name: str) -> None:
     preset = PRESETS[name]
     with torch.device("meta"):
         autoencoder = create("autoencoder", preset)

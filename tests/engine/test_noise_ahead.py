@@ -63,7 +63,7 @@ def test_noise_is_that_of_each_image(
     assert not threads()
 
 
-def test_an_error_in_the_thread_is_raised_where_the_noise_is_taken(
+def test_an_error_in_the_thread_is_raised_by_take(
     monkeypatch: pytest.MonkeyPatch, drawn: Drawn
 ) -> None:
     with NoiseAhead(TINY, SEED, end=4) as ahead:

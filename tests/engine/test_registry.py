@@ -106,7 +106,7 @@ def test_bf16_is_for_the_fused_engine_and_needs_no_graph(machine) -> None:
         choose("auto", "auto", "bf16")
 
 
-def test_auto_passes_over_an_engine_whose_precision_the_bundle_lacks(machine) -> None:
+def test_auto_passes_over_engines_the_bundle_has_no_graphs_for(machine) -> None:
     machine(trt=None)
     assert choose("auto", "auto", None, ("fp32",)) == ("trt", "cuda", "fp32")
     assert choose("auto", "auto", "fp16", ("fp32",)) == ("torch", "cuda", "fp16")

@@ -211,7 +211,7 @@ def test_chunks_run_in_order_each_from_the_last_t_to_zero() -> None:
         assert np.array_equal(noise_k, noise[k, part])
 
 
-def test_batches_are_streamed_and_chunked_with_the_noise_of_their_indices() -> None:
+def test_streamed_batches_have_the_noise_of_their_indices() -> None:
     sampler, backend = scripted(chunk=3)
     sizes = [len(images) for images in sampler.stream(10, seed=5, first=40, batch=4)]
     assert sizes == [4, 4, 2]
@@ -228,7 +228,7 @@ def test_batches_are_streamed_and_chunked_with_the_noise_of_their_indices() -> N
         assert np.array_equal(noise, expected.noise[k])
 
 
-def test_without_a_batch_images_come_in_equal_parts_of_at_most_a_chunk() -> None:
+def test_without_a_batch_images_come_in_equal_parts() -> None:
     sampler, backend = scripted(chunk=8)
     assert [len(images) for images in sampler.stream(20)] == [7, 7, 6]
     assert [size for what, size, _ in backend.calls if what == "decode"] == [7, 7, 6]
@@ -298,7 +298,7 @@ WRONG: dict[str, tuple[int, Any, str]] = {  # which argument, how it is changed,
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_other_shapes_and_dtypes_are_refused_with_the_expected_ones(case: str) -> None:
+def test_other_shapes_and_dtypes_are_refused(case: str) -> None:
     sampler, backend = scripted(chunk=4)
     which, change, message = WRONG[case]
     arguments = list(drawn(3))

@@ -45,14 +45,22 @@ def check_cells(rows: list[Row], dataset: str) -> None:
     assert jobs == [cell.words for cell in mine]
 
 
-def test_a_dry_run_measures_every_kind_of_job_on_a_cpu(tmp_path: Path) -> None:
-    stages = ("--only", "facts,noise,cifar10,kernels,profile,compile,ort")
-    done = dry(tmp_path, *stages, "--commit", "c" * 40)
+@pytest.mark.full
+def test_a_whole_dry_run_leaves_nothing_out_and_is_not_repeated(tmp_path: Path) -> None:
+    done = dry(tmp_path, "--commit", "c" * 40)
     assert done.returncode == 0, done.stderr
     rows = read_rows(tmp_path / "rows.jsonl")
-    found = {(row.stage, row.variant): row for row in rows if row.kind == "job"}
     assert {row.commit for row in rows} == {"c" * 40}
-    check_cells(rows, "cifar10")
+    for dataset in ("lsun", "celeba_256", "cifar10"):
+        check_cells(rows, dataset)
+    jobs = [row for row in rows if row.kind == "job"]
+    assert {row.stage for row in jobs} == set(report.STAGES)
+    assert {row.stage for row in jobs if row.why_not is not None} == {
+        *("noise", "compile"),
+        *report.COMMANDS,
+    }
+    assert "skipped" in (tmp_path / probes.TESTS_LOG).read_text()
+    found = {(row.stage, row.variant): row for row in jobs}
     said = found["facts", "machine"].facts
     assert said["packages"]["torch"] and {"torch", "fused"} <= {
         one["engine"] for one in said["engines"]
@@ -63,22 +71,7 @@ def test_a_dry_run_measures_every_kind_of_job_on_a_cpu(tmp_path: Path) -> None:
     assert "convolution" in (tmp_path / probes.PROFILE).read_text()
     assert found["noise", "bits"].why_not == DRY
     assert f"- ort, export lsun: {DRY}" in done.stdout and "| cifar10 \\* | 2 |" in done.stdout
-
-
-@pytest.mark.full
-def test_a_whole_dry_run_leaves_nothing_out_and_is_not_repeated(tmp_path: Path) -> None:
-    assert dry(tmp_path).returncode == 0
-    rows = read_rows(tmp_path / "rows.jsonl")
-    for dataset in ("lsun", "celeba_256", "cifar10"):
-        check_cells(rows, dataset)
-    jobs = [row for row in rows if row.kind == "job"]
-    assert {row.stage for row in jobs} == set(report.STAGES)
-    assert {row.stage for row in jobs if row.why_not is not None} == {
-        *("noise", "compile"),
-        *report.COMMANDS,
-    }
-    assert "skipped" in (tmp_path / probes.TESTS_LOG).read_text()
-    again = dry(tmp_path)
+    again = dry(tmp_path, "--commit", "c" * 40)
     assert "lsun: batch 100, fused fp16: measured before" in again.stderr
     measured = [row.line() for row in rows if row.kind == "engine"]
     kept = read_rows(tmp_path / "rows.jsonl")

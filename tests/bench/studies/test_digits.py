@@ -30,6 +30,7 @@ def meets_the_bar(found: DigitsQuality) -> bool:
     return found.sure >= 0.80 and min(found.digits) >= 0.04 and found.copies < 0.01
 
 
+@pytest.mark.full
 def test_the_shipped_model_meets_its_bar() -> None:
     found = quality(open_engine(DIGITS).sample(1000))
     assert found.samples == 1000

@@ -29,7 +29,7 @@ def test_the_baseline_is_eager_fp32_in_the_default_memory_format(tiny_model: Mod
     assert uploaded.is_contiguous() and uploaded.dtype == torch.float32
 
 
-def test_fp16_modules_are_channels_last_and_leave_the_model_as_it_is(tiny_model: Model) -> None:
+def test_fp16_modules_are_channels_last_copies(tiny_model: Model) -> None:
     before = copy.deepcopy(tiny_model.generator.state_dict())
     halves = graph_modules(tiny_model, "fp16")
     kernels = [p for half in halves for p in half.parameters() if p.ndim == 4 and p.shape[2] > 1]
@@ -95,7 +95,7 @@ def test_too_little_memory_is_named() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-def test_too_little_memory_halves_the_chunk_and_gives_the_same_images(tiny_model: Model) -> None:
+def test_too_little_memory_halves_the_chunk(tiny_model: Model) -> None:
     class Small(TorchBackend):
         def decode(self, x_0: torch.Tensor) -> torch.Tensor:
             with memory_named():
@@ -120,7 +120,7 @@ def test_the_engine_of_a_bundle(tiny_bundle: Path) -> None:
         open_engine(tiny_bundle, "torch-compile", "fp16", "cpu")
 
 
-def test_fp32_channels_last_leaves_the_model_as_it_is_and_makes_the_same_images(
+def test_fp32_channels_last_makes_the_same_images(
     tiny_model: Model,
 ) -> None:
     plain = sampler(TorchBackend(tiny_model, "cpu"), tiny_model)

@@ -30,7 +30,7 @@ class Cai:
 
 @on_each
 @pytest.mark.parametrize("protocol", ["dlpack", "cuda_array_interface"])
-def test_an_array_of_another_stream_is_used_in_place_and_in_order(gpu: Gpu, protocol: str) -> None:
+def test_an_array_of_another_stream_is_used_in_order(gpu: Gpu, protocol: str) -> None:
     other = open_gpu()
     theirs = other.upload(np.zeros((3, 2), np.float32))
     other.write(theirs, np.arange(6, dtype=np.float32).reshape(3, 2))
@@ -42,7 +42,7 @@ def test_an_array_of_another_stream_is_used_in_place_and_in_order(gpu: Gpu, prot
 
 
 @fake_only
-def test_an_array_that_names_no_stream_waits_for_the_default_stream(gpu: Gpu) -> None:
+def test_an_array_without_a_stream_waits_for_the_default(gpu: Gpu) -> None:
     array = gpu.upload(np.zeros(3, np.int32))
     gpu.synchronize()
 

@@ -74,7 +74,7 @@ def test_an_exception_in_a_capture_leaves_the_stream_usable(gpu: Gpu) -> None:
 
 
 @on_each
-def test_waiting_in_a_capture_is_an_error_that_leaves_the_stream_usable(gpu: Gpu) -> None:
+def test_waiting_in_a_capture_fails_and_frees_the_stream(gpu: Gpu) -> None:
     target = gpu.upload(np.zeros(4))
     with pytest.raises(LddganError, match="CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
         gpu.capture(gpu.synchronize)

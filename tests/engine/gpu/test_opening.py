@@ -62,7 +62,7 @@ def test_a_stream_of_cuda_core_is_taken(gpu: Gpu) -> None:
 
 
 @on_each
-def test_streams_of_their_own_differ_and_do_not_wait_for_the_default_one(gpu: Gpu) -> None:
+def test_own_streams_differ_and_ignore_the_default_stream(gpu: Gpu) -> None:
     other = open_gpu()
     assert other.handle != gpu.handle
     assert other.stream.is_nonblocking and gpu.stream.is_nonblocking
@@ -111,7 +111,7 @@ def opening_fails_with(**environment: str) -> str:
 
 
 @fake_only
-def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed() -> None:
+def test_an_old_driver_is_named_with_the_one_needed() -> None:
     assert opening_fails_with(LDDGAN_FAKE_VERSION="12040") == (
         "the NVIDIA driver is too old for CUDA 13 (it runs 12.4): update it to 580 or newer"
     )

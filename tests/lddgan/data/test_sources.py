@@ -295,7 +295,7 @@ def test_unknown_sources_are_one_sentence(
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_empty_folder_and_incomplete_cifar10_name_what_is_missing(tmp_path: Path) -> None:
+def test_incomplete_sources_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"holds no images \(\.bmp, \.jpeg"):
         open_source(tmp_path)
     (tmp_path / "data_batch_1.bin").write_bytes(binary(CIFAR[0]))

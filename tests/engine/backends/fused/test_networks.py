@@ -250,9 +250,7 @@ def test_bf16_takes_values_that_fp16_cannot_hold(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_is_for_products_and_float32_for_what_the_kernels_add(
-    model: Model, half: torch.dtype
-) -> None:
+def test_products_are_half_and_added_values_float32(model: Model, half: torch.dtype) -> None:
     networks = nn.ModuleList(
         [
             in_precision(FusedStep(model.generator, model.preset, PLAIN), half),

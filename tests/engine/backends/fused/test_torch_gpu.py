@@ -32,7 +32,7 @@ def _products_in_tf32() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_products_in_tf32")
-def test_settings_are_the_engines_while_it_runs_and_as_before_after(bare: TorchGpu) -> None:
+def test_settings_are_the_engines_only_while_it_runs(bare: TorchGpu) -> None:
     def settings() -> tuple[bool, bool, bool, bool]:
         backends: Any = torch.backends
         cudnn = backends.cudnn
@@ -48,7 +48,7 @@ def test_settings_are_the_engines_while_it_runs_and_as_before_after(bare: TorchG
     assert settings() == before
 
 
-def test_a_capture_is_of_the_stream_and_without_garbage_collection(
+def test_a_capture_runs_without_garbage_collection(
     bare: TorchGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []

@@ -99,9 +99,7 @@ def test_tensorrt_rtx_is_told_that_memory_is_ours(script: Script) -> None:
     assert flags_for(script.library(STRONG), "fp16").builder == ()
 
 
-def test_where_types_are_weak_what_computes_keeps_the_dtype_of_the_graph(
-    script: Script, bundle: Bundle
-) -> None:
+def test_weakly_typed_layers_keep_the_dtype_of_the_graph(script: Script, bundle: Bundle) -> None:
     half, single, integer = DataType.HALF, DataType.FLOAT, DataType.INT32
     script.layers = [
         Layer(LayerType.CONVOLUTION, half),

@@ -147,7 +147,7 @@ class RtxConfig:
         self.allocation = strategy
 
 
-def test_contexts_of_rtx_compile_their_kernels_before_they_are_captured(script: Script) -> None:
+def test_rtx_compiles_kernels_before_a_capture(script: Script) -> None:
     module = SimpleNamespace(
         ILogger=script.library().module.ILogger,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="ours"),

@@ -171,7 +171,7 @@ def test_a_failed_build_leaves_what_was_there(store: Store) -> None:
     assert store.script.builds == ["generator", "decoder"] * 2
 
 
-def test_a_failed_second_graph_publishes_nothing_but_the_timing_cache(store: Store) -> None:
+def test_a_failed_second_graph_leaves_the_timing_cache_alone(store: Store) -> None:
     store.script.failures["decoder"] = "no kernel"
     with pytest.raises(LddganError):
         store.ensure()
@@ -216,7 +216,7 @@ def test_every_user_can_read_what_one_has_built(store: Store) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
-def test_a_timing_cache_that_cannot_be_kept_is_said_and_the_plans_are(
+def test_plans_are_kept_where_a_timing_cache_cannot_be(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, content: bytes | None) -> None:

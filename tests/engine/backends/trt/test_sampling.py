@@ -101,7 +101,7 @@ def test_same_seed_repeats_and_another_differs(trt) -> None:
     assert levels(sampler.sample(4, seed=5, first=1)[:3], first[1:]) <= 1
 
 
-def test_graph_is_captured_once_and_nothing_is_bound_or_made_after(trt, machine: Machine) -> None:
+def test_graph_is_captured_once_and_nothing_made_after(trt, machine: Machine) -> None:
     sampler = trt()
     sampler.sample(3, seed=0)
     assert machine.runs == [("generator", 3)] * 4 + [("decoder", 3)] + (
@@ -120,7 +120,7 @@ def test_contexts_share_one_block_of_memory(trt, machine: Machine) -> None:
     assert len({context.memory[0] for context in machine.contexts}) == 1
 
 
-def test_smaller_batches_are_padded_to_a_captured_size_with_the_same_bits(trt, machine) -> None:
+def test_smaller_batches_are_padded_and_keep_their_bits(trt, machine) -> None:
     sampler = trt()
     eight = sampler.sample(8, seed=3, first=7)
     contexts = len(machine.contexts)
@@ -231,7 +231,7 @@ def test_result_of_make_stays_on_the_gpu_until_the_next_call(trt) -> None:
     assert first.image.__cuda_array_interface__["shape"] == (2, 32, 32, 3)
 
 
-def test_out_of_memory_halves_the_chunk_and_gives_the_same_images(trt, machine, ort) -> None:
+def test_out_of_memory_halves_the_chunk(trt, machine, ort) -> None:
     from tests.fake_cuda import set_memory, used
 
     sampler = trt(chunk=32)

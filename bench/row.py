@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
 from bench.roofline import Ceilings
@@ -35,8 +35,6 @@ class Row(Frozen):
 
     `preset` and `verification` are dictionaries, so that a row stays readable when those change.
     """
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     schema_version: Literal[3]
     kind: Kind

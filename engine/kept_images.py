@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydantic import ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from engine.backend import Images
 from engine.sampler import Sampler, check_request
@@ -74,8 +74,6 @@ class ImagesVerified(Frozen):
 
     Only images are compared: what a row shows of a verification is named as in `Verification`.
     """
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
 
     images: int
     origin: Origin

@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 
 from lddgan.diffusion import chain
 from lddgan.frozen import Frozen
@@ -125,8 +124,6 @@ def any_of_one_value(images: Images) -> bool:
 
 class Differences(Frozen):
     """How far a run is from the reference's, on the same noise."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # the PSNR of equal images is infinite
 
     generator_error: float  # largest |difference| of x_next / largest |x_next|, over every step
     decoder_levels: int  # largest difference of the decoder alone, in grey levels

@@ -14,6 +14,6 @@ Widths = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 class Frozen(BaseModel):
-    """A record: its values cannot be set, and unknown ones are refused."""
+    """A record: its values cannot be set, unknown ones are refused, inf and NaN are written."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")

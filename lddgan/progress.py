@@ -145,7 +145,8 @@ def start_pool(processes: int) -> ProcessPoolExecutor:
     To be called by the main thread.
     """
     # Not forked: a GPU's driver does not survive that.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"))
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore)
     with signal_handler(signal.SIG_IGN, signal.SIGINT):  # the processes inherit it
         for _ in range(processes):
             pool.submit(int)

@@ -6,7 +6,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,11 +19,7 @@ ROOT = Path(__file__).parents[1]
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 BIG = ("lsun", "celeba_256", "cifar10")
 PEAK = "peak_gb"  # in the folder of a bundle that a command exported
-MEASURING = """
-import resource, subprocess, sys
-subprocess.run([sys.executable, "-m", "lddgan", *sys.argv[1:]], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
+EXPORT_SECONDS = 2400  # of a test that may have to export big models first, both at once
 
 
 def shared(
@@ -71,8 +69,22 @@ def exported_by_command(dataset: str, *, waits: bool = False) -> Path:
 
 
 def peak_gb(*args: object, cwd: Path) -> float:
-    """Largest resident size of `lddgan ARGS` in GB."""
-    return int(python("-c", MEASURING, *args, cwd=cwd).splitlines()[-1]) / 1e6
+    """Largest resident size of `lddgan ARGS` in GB; it must succeed."""
+    with tempfile.TemporaryFile("w+") as said:
+        command = [sys.executable, "-m", "lddgan", *map(str, args)]
+        process = subprocess.Popen(command, cwd=cwd, env=all_cores(), stdout=said, stderr=said)
+        with ExitStack() as on_timeout:
+            on_timeout.callback(process.kill)
+            _, status, used = os.wait4(process.pid, 0)
+            on_timeout.pop_all()
+        said.seek(0)
+        assert status == 0, said.read()
+    return used.ru_maxrss / 1e6
+
+
+def all_cores() -> dict[str, str]:
+    """The environment without the limit of one thread that the test workers have."""
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
 
 def python(*args: object, cwd: Path) -> str:
@@ -80,7 +92,7 @@ def python(*args: object, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
-        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        env=all_cores(),
         capture_output=True,
         text=True,
         check=False,

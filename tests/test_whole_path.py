@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from export.bundle import open_bundle
-from tests.bundles import PEAK, exported_by_command, peak_gb, python
+from tests.bundles import EXPORT_SECONDS, PEAK, exported_by_command, peak_gb, python
 
 EXPORT_GB, SAMPLE_GB = 6.0, 4.0  # at most, of memory
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(EXPORT_SECONDS)]
 
 
 def lddgan(*args: object, cwd: Path) -> str:

@@ -87,7 +87,13 @@ def read_features(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, T
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path} holds no state dict but a {type(loaded).__name__}")
     found = {k: loaded[k] for k in expected if k in loaded}
-    odd = [k for k, v in found.items() if not (isinstance(v, Tensor) and v.is_floating_point())]
+    plain = {
+        name
+        for name, value in found.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        if value.layout == torch.strided and value.is_cpu
+    }
+    odd = [name for name in found if name not in plain]
     if odd:
         raise BadInput(f"{path} has tensors that are not plain floats: {', '.join(odd[:5])}")
     tensors = {k: v.detach() for k, v in found.items()}

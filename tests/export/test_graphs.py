@@ -18,7 +18,7 @@ from export.graphs import MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from export.rewrites import TAKES
 from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
-from tests.bundles import exported_by_command
+from tests.bundles import EXPORT_SECONDS, exported_by_command
 
 LARGEST = 2**31 - 1  # elements of one tensor
 SLICE = 512  # codes that the search looks at together
@@ -269,6 +269,7 @@ def test_older_parsers_read_the_same_shipped_graphs() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(EXPORT_SECONDS)
 @pytest.mark.parametrize("which", TINY_TENSORS)
 def test_older_parsers_read_the_same_cifar10_graphs(which: str) -> None:
     bundle = exported_by_command("cifar10") / "exports" / "cifar10"
@@ -332,6 +333,7 @@ def test_search_never_holds_more_than_a_slice_of_the_codebook(tiny_vq_bundle: Pa
 
 
 @pytest.mark.full
+@pytest.mark.timeout(EXPORT_SECONDS)
 @pytest.mark.parametrize("which", ["generator", "decoder"])
 @pytest.mark.parametrize("dataset", ["celeba_256", "lsun"])
 def test_no_tensor_of_the_big_graphs_passes_the_index_limit(dataset: str, which: str) -> None:

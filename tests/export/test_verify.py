@@ -28,7 +28,7 @@ from export.verify import code_flips, refuse_disagreement
 from lddgan.checkpoint import Model, random_tensor
 from lddgan.diffusion import sample
 from lddgan.errors import LddganError
-from tests.bundles import exported_by_command
+from tests.bundles import EXPORT_SECONDS, exported_by_command
 from tests.reference import weights
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -296,6 +296,7 @@ def test_random_tensors_follow_the_rule_of_the_recorded_cases() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(EXPORT_SECONDS)
 def test_exported_cifar10_gives_the_recorded_latents() -> None:
     path = exported_by_command("cifar10") / "exports" / "cifar10" / "generator.fp32.onnx"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -24,11 +24,11 @@ def open_fused(request: Request) -> Backend:
     from engine.backends.fused.kernels import TRITON
     from engine.backends.fused.run import FusedOnGpu
 
-    gpu = TorchGpu(request.stream)
+    model, gpu = request.model(), TorchGpu(request.stream)
     kept = None if request.store is None else request.store / TUNING
     tuning = Tuning(kept, f"{gpu.where}, {request.precision}", request.log)
     return FusedOnGpu(
-        request.model(),
+        model,
         request.precision,
         TRITON,
         gpu,

@@ -2,7 +2,7 @@
 
 <bundle>/engines/<readable name>-<digest of the key>/
     generator.plan  decoder.plan  plan.json         published together, whole or not at all
-    verification.json  tuning.json                  added later; they name the plans they are of
+    verification.json  tuning.json                  added later; of these plans alone
 <bundle>/engines/timing-<library>-<GPU>.cache       what the builder measured
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.backends.trt.plans import choose, options_before
-from engine.verification import LatentError, Verification
+from engine.verification import LatentError, Verification, refuse
 from lddgan.errors import LddganError
 from tests.engine.backends.trt.conftest import AGREEMENT
 from tests.engine.backends.trt.scripted import STRONG
@@ -115,6 +115,16 @@ def test_findings_are_kept_with_the_plans(store: Store) -> None:
     found = store.ensure()
     assert found.verification() == PASSED
     assert found.tuning.read() == {100: 20, 16: 8}
+
+
+def test_a_verification_of_nan_is_kept_and_refused(store: Store) -> None:
+    inf = float("inf")
+    broken = {"latents": LatentError(largest=inf, mean=inf), "finite": False, "why_failed": "NaN"}
+    store.ensure().save_verification(PASSED.model_copy(update=broken))
+    found = store.ensure().verification()
+    assert found is not None and found.latents.largest == inf
+    with pytest.raises(LddganError, match="does not make PyTorch's images: NaN"):
+        refuse(found)
 
 
 def test_what_cannot_be_kept_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from export.bundle import DIGITS, graph_file, open_bundle
 from export.graphs import GraphSpec, graph_specs
 from lddgan.names import Precision
 from lddgan.presets import get_preset
-from tests.bundles import exported_by_command
+from tests.bundles import EXPORT_SECONDS, exported_by_command
 from tests.engine.backends.trt import setup_cpu_builder as fixture
 from tests.engine.backends.trt.conftest import RunWith, python_with
 
@@ -131,7 +131,7 @@ def test_digits_after_set_up(installed: Path, precision: Precision) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(EXPORT_SECONDS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
 def test_every_preset(installed: Path, dataset: str, precision: Precision) -> None:

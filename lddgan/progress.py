@@ -140,14 +140,11 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 def start_pool(processes: int) -> ProcessPoolExecutor:
-    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun.
-
-    To be called by the main thread.
-    """
+    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun."""
     # Not forked: a GPU's driver does not survive that.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     pool = ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore)
-    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # the processes inherit it
+    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # inherited, until they have run `ignore`
         for _ in range(processes):
             pool.submit(int)
     return pool

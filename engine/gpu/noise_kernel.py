@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -82,13 +83,21 @@ def noise_program(arch: str) -> Program:
 
 def compile_noise(arch: str) -> ObjectCode:
     """Compile noise.cu for one architecture. Needs no GPU. Raises LddganError."""
+    from cuda.core import ObjectCode
+
+    return ObjectCode.from_cubin(noise_cubin(arch))
+
+
+@cache
+def noise_cubin(arch: str) -> bytes:
+    """The machine code, compiled once in a process: engines share it. Raises LddganError."""
     from cuda.core._utils.cuda_utils import CUDAError
 
     missing = why_no_nvrtc()
     if missing is not None:
         raise LddganError(missing)
     try:
-        return noise_program(arch).compile("cubin")
+        return noise_program(arch).compile("cubin").code
     except CUDAError as error:
         raise LddganError(
             f"NVRTC does not compile {SOURCE.name} for {arch}: {first_line(str(error))}; "

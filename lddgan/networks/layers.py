@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 SQRT_HALF = math.sqrt(0.5)
+TAPS = np.array([1, 3, 3, 1], np.float32)
+LOW_PASS = np.outer(TAPS, TAPS) / TAPS.sum() ** 2  # torch would import its compiler for it
 
 
 class GroupNorm(nn.GroupNorm):
@@ -64,9 +67,8 @@ class Fir(nn.Module):
 
     def reset_buffers(self) -> None:
         """Fill the constant. A network made on the meta device needs it again."""
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        kernel = torch.outer(taps, taps) / taps.sum() ** 2
-        self.kernel = self.gain * kernel.repeat(self.channels, 1, 1, 1)  # [C,1,4,4]
+        kernel = torch.tensor(self.gain * LOW_PASS)
+        self.kernel = kernel.repeat(self.channels, 1, 1, 1)  # [C,1,4,4]
 
     def forward(self, x: Tensor) -> Tensor:
         same, settings = x.to(self.kernel.dtype), (None, self.stride, self.padding)

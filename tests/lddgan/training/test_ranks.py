@@ -112,20 +112,23 @@ def train_both(out: Path, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Weights by world and name, after two steps."""
-    found = {}
-    for world, port in ((1, "2961"), (2, "2962")):
-        folder = tmp_path_factory.mktemp(f"world{world}")
-        context = multiprocessing.start_processes(
-            rank, (world, port, str(folder)), nprocs=world, start_method="spawn"
-        )
-        assert context is None  # all have ended well
-        found[world] = {
-            path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")
-        }
+    """Weights by name after two steps, of one process and of two."""
+    alone, together = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("WORLD_SIZE", raising=False)
+        environment.setenv("MASTER_PORT", "")
+        train_both(alone, 0)
+    context = multiprocessing.start_processes(
+        rank, (2, "2962", str(together)), nprocs=2, start_method="spawn"
+    )
+    assert context is None  # all have ended well
+    for folder in (alone, together):
         assert (folder / "autoencoder.safetensors").exists()
         assert (folder / "g" / "model.safetensors").exists()
-    return found
+    return [
+        {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+        for folder in (alone, together)
+    ]
 
 
 # Adam makes whole steps of the signs of gradients, those that are rounding too.
@@ -134,7 +137,8 @@ STRAYS = 0.005  # of a tensor's weights, at most
 
 @pytest.mark.parametrize("name", ["autoencoder", "generator"])
 def test_two_processes_make_the_step_of_one(trained, name):
-    alone, first, second = trained[1][f"{name}0"], trained[2][f"{name}0"], trained[2][f"{name}1"]
+    one, two = trained
+    alone, first, second = one[f"{name}0"], two[f"{name}0"], two[f"{name}1"]
     assert all(torch.equal(first[k], second[k]) for k in first)
     for key, weight in alone.items():
         if weight.ndim > 1:  # a bias before a normalisation has rounding for a gradient

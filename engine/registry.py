@@ -163,7 +163,7 @@ def choose(
     if device not in get_args(DeviceName):
         raise BadInput(f"device is {device}, and is one of {', '.join(get_args(DeviceName))}")
     check_precision(precision, engine, device)
-    causes = []
+    hindered: dict[str, list[str]] = {}  # cause -> where it holds
     for candidate in survey(engine, device, preset):
         record = find_engine(candidate.engine)
         wanted = precision or default_precision(candidate.engine, candidate.device, held)
@@ -173,7 +173,9 @@ def choose(
             continue
         if candidate.why_not is None:
             return Chosen(candidate.engine, candidate.device, wanted)
-        causes.append(f"{candidate.engine} on {candidate.device}: {candidate.why_not}")
+        where = f"{candidate.engine} on {candidate.device}"
+        hindered.setdefault(candidate.why_not, []).append(where)
+    causes = [f"{', '.join(where)}: {cause}" for cause, where in hindered.items()]
     if not causes and engine != "auto":
         causes = [f"the {engine} engine does not run on {device}"]
     elif not causes:

@@ -51,7 +51,8 @@ class Agreement(Differences):
     def summary(self) -> str:
         """What was measured, as one line of text."""
         flips = f", {self.code_flips:.3%} of the VQ codes differ" if self.code_flips else ""
-        largest = "" if self.fp16_largest is None else f", fp16 reaches {self.fp16_largest:,.0f}"
+        highest = self.fp16_largest
+        largest = "" if highest is None else f", largest fp16 value {highest:,.0f}"
         kept = f"; {self.why_fp32}" if self.why_fp32 else ""
         return (
             f"agrees with PyTorch at batch {', '.join(map(str, self.batches))}: generator within "

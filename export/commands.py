@@ -48,7 +48,8 @@ def export(
         str | None, typer.Option(help="Which preset; a --checkpoint knows its own.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="From `import` or `train`; without it: random weights.")
+        Path | None,
+        typer.Option(help="From `import` or `train`; else the shipped digits, or random weights."),
     ] = None,
     precision: Annotated[
         Wanted,

@@ -181,6 +181,7 @@ def train_autoencoder(
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
     given = "" if data is None else f" --data {data}"
+    given += "" if out is None else f" --out {out}"
     print_once(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
 
 

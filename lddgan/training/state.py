@@ -78,7 +78,7 @@ def load_state(path: Path) -> dict[str, Any]:
             raise KeyError("run")
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
         raise BadInput(
-            f"{path} is not a readable training state; delete it to start over"
+            f"{path} is not a readable training state; to train from the start, delete it"
         ) from error
     return dict(state)
 

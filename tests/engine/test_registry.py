@@ -113,7 +113,7 @@ def test_auto_passes_over_engines_the_bundle_has_no_graphs_for(machine) -> None:
     machine(gpu="no GPU")
     with pytest.raises(
         LddganError,
-        match=r"^fused on cuda: no GPU; torch on cuda: no GPU; torch-compile on cuda: no GPU; `",
+        match=r"^fused on cuda, torch on cuda, torch-compile on cuda: no GPU; `",
     ):
         choose("auto", "auto", "fp16", ("fp32",))
     with pytest.raises(LddganError, match="nothing runs fp16 on cpu, the bundle holds fp32"):
@@ -130,7 +130,7 @@ def test_an_engine_or_device_by_name_is_never_another(machine) -> None:
     with pytest.raises(LddganError, match="ort on cuda: no GPU"):
         choose("ort", "cuda", "fp32")
     machine(missing=("onnxruntime",), ort_cuda="onnxruntime is gone")
-    with pytest.raises(LddganError, match=r"ort on cuda: .*; ort on cpu: onnxruntime is gone"):
+    with pytest.raises(LddganError, match="ort on cuda, ort on cpu: onnxruntime is gone"):
         choose("ort", "auto", "fp32")
     with pytest.raises(LddganError, match="the trt engine does not run on cpu"):
         choose("trt", "cpu", "fp32")
@@ -141,8 +141,8 @@ def test_nothing_that_runs_lists_every_cause(machine) -> None:
     with pytest.raises(LddganError) as caught:
         choose("auto", "auto", "fp32")
     assert str(caught.value) == (
-        "trt on cuda: no GPU; trt-rtx on cuda: no GPU; fused on cuda: no GPU; ort on cuda: no GPU; "
-        "torch on cuda: no GPU; torch-compile on cuda: no GPU; openvino on cpu: openvino is gone; "
+        "trt on cuda, trt-rtx on cuda, fused on cuda, ort on cuda, torch on cuda, "
+        "torch-compile on cuda: no GPU; openvino on cpu: openvino is gone; "
         "ort on cpu: onnxruntime is gone; torch on cpu: torch is gone; "
         "`lddgan doctor` says what runs here"
     )

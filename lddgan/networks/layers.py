@@ -15,7 +15,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 SQRT_HALF = math.sqrt(0.5)
 TAPS = np.array([1, 3, 3, 1], np.float32)
-LOW_PASS = np.outer(TAPS, TAPS) / TAPS.sum() ** 2  # torch would import its compiler for it
+LOW_PASS = np.outer(TAPS, TAPS) / TAPS.sum() ** 2  # [4,4]; torch would import its compiler
 
 
 class GroupNorm(nn.GroupNorm):

@@ -33,6 +33,7 @@ from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.progress import to_stderr
 
 Features = NDArray[np.float64]  # [N,D]
 
@@ -118,6 +119,8 @@ def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
     Raises BadInput for none, a bad one, or sizes that differ.
     """
     source = open_source(path)
+    for line in source.told():
+        to_stderr(line)
     index = np.random.default_rng(seed).permutation(len(source))[:count]
     images = []
     for number in sorted(index.tolist()):

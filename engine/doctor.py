@@ -9,6 +9,7 @@ import sys
 
 from engine.gpu.driver import find_gpu
 from engine.registry import ENGINES, find_engine, pairs, survey
+from lddgan.data.decode import FORMATS, NO_AVIF, READS_AVIF
 from lddgan.extras import INSTALL, usable_cores, version_of
 from lddgan.frozen import Frozen
 from lddgan.presets import PRESETS
@@ -33,6 +34,7 @@ class Report(Frozen):
     free_disk_gb: float  # where the command was run
     gpu: str | None  # name, driver version and memory, as the driver says
     packages: dict[str, str | None]
+    images: tuple[str, ...]  # formats that are read to train on
     engines: list[EngineState]
     auto: dict[str, str]  # model -> the engine and device that `--engine auto` takes
 
@@ -61,6 +63,7 @@ def examine() -> Report:
         free_disk_gb=round(shutil.disk_usage(".").free / 1e9, 1),
         gpu=find_gpu().description,
         packages={name: version_of(name) for name in dict.fromkeys((*OWN_PACKAGES, *needed))},
+        images=tuple(sorted(FORMATS)),
         engines=list(engines.values()),
         auto={name: " on ".join(pair) for name, pair in best.items() if pair is not None},
     )
@@ -95,6 +98,8 @@ def print_report(report: Report) -> None:
     missing = [name for name, found in report.packages.items() if not found]
     console.print("installed: " + ", ".join(installed), highlight=False)
     console.print("not installed: " + ", ".join(missing), highlight=False)
+    avif = "" if READS_AVIF else f"; {NO_AVIF}"
+    console.print("reads images: " + ", ".join(report.images) + avif, highlight=False, markup=False)
     if not report.auto:
         console.print(f"no engine runs here: {INSTALL['onnxruntime']}", markup=False)
     for choice in dict.fromkeys(report.auto.values()):

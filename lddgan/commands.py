@@ -10,12 +10,13 @@ import typer
 
 from lddgan.errors import BadInput
 from lddgan.extras import require, usable_cores
-from lddgan.names import DeviceName, Loss, Regulariser
+from lddgan.names import Convert, DeviceName, Loss, Regulariser
 from lddgan.options import Device, Seed, print_once, workers_for
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
     from lddgan.data.images import Images
+    from lddgan.data.sources import Source
     from lddgan.preset import Preset
     from lddgan.training.settings import Settings
 
@@ -35,6 +36,12 @@ Workers = Annotated[
     typer.Option(min=0, help="Processes that read images; default one per core, 4 at most."),
 ]
 OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="For images that cannot be read.")]
+ConvertOption = Annotated[
+    Convert,
+    typer.Option(
+        help="rgb: read grey, transparent (over white), palette, CMYK and 16-bit images too."
+    ),
+]
 
 # ---- options: the model ----
 
@@ -78,23 +85,27 @@ def check_dataset(
     path: ImagesPath,
     dataset: Annotated[str | None, typer.Option(help="A model, whose image size is taken.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
+    convert: ConvertOption = "strict",
 ) -> None:
-    """List every image that cannot be trained on, and why; exit code 1 if there are any."""
+    """List every image that cannot be trained on, and count them; exit code 1 if there are any."""
+    from lddgan.data.check import Summary
     from lddgan.data.open_source import open_source
     from lddgan.data.sources import check_images
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
     size = size if dataset is None else get_preset(dataset).image_size
-    source, bad = open_source(path), 0
+    source = open_source(path, convert)
+    summary = Summary(source)
     with Meter("looking", 0, len(source), None, unit="images") as meter:
-        for line in check_images(source, size, usable_cores()):
-            if line is not None:
-                bad += 1
-                typer.echo(line)
+        for look in check_images(source, size, usable_cores()):
+            if look.why is not None:
+                typer.echo(f"{look.name} {look.why}")
+            summary.add(look)
             meter.advance(1)
-    typer.echo(f"{path}: {len(source):,} images, {bad:,} bad")
-    if bad:
+    for line in summary.lines():
+        typer.echo(line)
+    if summary.bad:
         raise typer.Exit(1)
 
 
@@ -110,13 +121,13 @@ def encode_dataset(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = "stop",
+    convert: ConvertOption = "strict",
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
     require("torch", "safetensors")
     from lddgan.data.images import ImageFiles
-    from lddgan.data.open_source import open_source
     from lddgan.presets import get_preset
     from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
@@ -125,7 +136,7 @@ def encode_dataset(
     count = encode_images(
         out,
         trained,
-        ImageFiles(open_source(path), trained.preset.image_size),
+        ImageFiles(open_told(path, convert), trained.preset.image_size),
         flip=trained.preset.training.flip if flip is None else flip,
         device=kind_of(None if device == "auto" else device),
         batch=batch,
@@ -152,6 +163,7 @@ def train_autoencoder(
     steps: Steps = None,
     resume: Resume = False,
     on_bad: OnBad = "stop",
+    convert: ConvertOption = "strict",
     device: Device = "auto",
     workers: Workers = None,
     bf16: Bf16 = False,
@@ -175,12 +187,13 @@ def train_autoencoder(
     if perceptual_weight is not None:
         preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
-    images = open_images(preset, data)
+    images = open_images(preset, data, convert)
     start = None if autoencoder is None else open_autoencoder(autoencoder, preset)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
     given = "" if data is None else f" --data {data}"
+    given += "" if convert == "strict" else f" --convert {convert}"
     given += "" if out is None else f" --out {out}"
     print_once(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
 
@@ -198,6 +211,7 @@ def train(
     steps: Steps = None,
     resume: Resume = False,
     on_bad: OnBad = "stop",
+    convert: ConvertOption = "strict",
     device: Device = "auto",
     workers: Workers = None,
     accumulate: Accumulate = 1,
@@ -231,7 +245,9 @@ def train(
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
     preset = with_values(preset, parsed(values or []))
-    images = open_latents(latents, trained) if latents else open_images(preset, data, trained)
+    images = (
+        open_latents(latents, trained) if latents else open_images(preset, data, convert, trained)
+    )
     train_generator(preset, trained, images, settings)
     path = settings.out / MODEL_FILE
     print_once(
@@ -262,19 +278,28 @@ def settings_of(
     )
 
 
+def open_told(path: Path, convert: Convert) -> Source:
+    """Open the images at a path and say what people should know of them. Raises BadInput."""
+    from lddgan.data.open_source import open_source
+
+    source = open_source(path, convert)
+    for line in source.told():
+        print_once(line, err=True)
+    return source
+
+
 def open_images(
-    preset: Preset, data: Path | None, trained: TrainedAutoencoder | None = None
+    preset: Preset, data: Path | None, convert: Convert, trained: TrainedAutoencoder | None = None
 ) -> Images:
     """Open the images of --data, or else scikit-learn's digits, with `trained` as latents.
 
     Raises BadInput if there are no images.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
-    from lddgan.data.open_source import open_source
     from lddgan.training.latents import latents_of
 
     if data is not None:
-        return ImageFiles(open_source(data), preset.image_size)
+        return ImageFiles(open_told(data, convert), preset.image_size)
     size = preset.image_size
     if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")

@@ -13,3 +13,4 @@ Wanted = Literal["fp32", "fp16", "int8", "both", "all", "none"]  # of an export
 
 Regulariser = Literal["kl", "vq", "none"]  # of latents
 Loss = Literal["adversarial", "reconstruction", "weighted"]  # of the generator
+Convert = Literal["strict", "rgb"]  # what becomes of images that are not RGB: refused, or converted

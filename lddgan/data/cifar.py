@@ -46,7 +46,7 @@ def is_cifar10(path: Path) -> bool:
 
 def in_folder(path: Path) -> dict[str, bytes]:
     """Read the batches in a folder, by name."""
-    files = {file.name.removesuffix(BINARY): file for file in path.iterdir()}
+    files = {file.name.removesuffix(BINARY): file for file in path.iterdir() if file.is_file()}
     return {name: file.read_bytes() for name, file in files.items() if name in BATCHES}
 
 

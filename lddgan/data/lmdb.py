@@ -14,6 +14,7 @@ from lddgan.data.decode import BadImage, NotEncoded, Pixels, decode
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
+from lddgan.names import Convert
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
 
@@ -25,7 +26,7 @@ class Lmdb(Source):
     or if of the keys 0, 1, 2, ... some are missing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, convert: Convert = "strict") -> None:
         environment = opened(path, open_environment)
         import lmdb
 
@@ -35,7 +36,7 @@ class Lmdb(Source):
         except lmdb.Error as error:
             raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
         check_keys(path, keys)
-        super().__init__(path, keys)
+        super().__init__(path, keys, convert)
 
     def name(self, index: int) -> str:
         return f"key {self.names[index].decode(errors='backslashreplace')} in {self.path}"
@@ -51,7 +52,7 @@ class Lmdb(Source):
             raise BadImage(f"cannot be read ({error})") from error
         if data is None:
             raise BadImage("is missing")
-        return pixels_of(data)
+        return pixels_of(data, self.convert, self.remarks)
 
 
 def is_lmdb(file: Path) -> bool:
@@ -71,10 +72,10 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
         raise BadInput(f"{known}, but {missing:,} of these are missing; copy or download it again")
 
 
-def pixels_of(data: bytes) -> Pixels:
+def pixels_of(data: bytes, convert: Convert, remarks: set[str]) -> Pixels:
     """An encoded image, or the raw RGB of a square one -> [H,W,3]. Raises BadImage."""
     try:
-        return decode(data)
+        return decode(data, convert, remarks)
     except NotEncoded:
         side = math.isqrt(len(data) // 3)
         if len(data) != 3 * side**2:

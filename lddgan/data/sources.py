@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from lddgan.data.decode import BadImage, Pixels, decode, fit
+from lddgan.data.listing import BAD_MEMBER, describe_passed_over, list_images, why_passed_over
 from lddgan.errors import BadInput
+from lddgan.names import Convert
 from lddgan.progress import start_pool
 
-SUFFIXES: Final = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ENCRYPTED: Final = 1  # bit of a zip file's member
 T = TypeVar("T")
 
 
 class Source(ABC):
     """Named images that are read by index. A copy in another process opens its own handles."""
 
-    def __init__(self, path: Path, names: Sequence[Any]) -> None:
-        self.path, self.names = path, names
+    def __init__(self, path: Path, names: Sequence[Any], convert: Convert = "strict") -> None:
+        self.path, self.names, self.convert = path, names, convert
+        self.passed_over = Counter[str]()  # files beside the images, by reason
+        self.notes: list[str] = []  # sentences that people should read
+        self.remarks = set[str]()  # on the images that were read
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,6 +41,13 @@ class Source(ABC):
     @abstractmethod
     def read(self, index: int) -> Pixels:
         """Read an image [H,W,3] of any size. Raises BadImage."""
+
+    def told(self) -> list[str]:
+        """What people should know before they train: the number of images, what is left out."""
+        left = describe_passed_over(self.passed_over)
+        gifs = sum(str(name).lower().endswith(".gif") for name in self.names)
+        first = [f"of {gifs:,} .gif files the first picture is taken"] if gifs else []
+        return [f"{self.path}: {len(self):,} images{left}", *first, *self.notes]
 
 
 OPENED: dict[Path, tuple[int, Any]] = {}  # handles, and the process that opened each
@@ -54,14 +67,9 @@ def opened(path: Path, open_it: Callable[[Path], T]) -> T:
 class Folder(Source):
     """Image files in a folder and all folders in it, sorted by path."""
 
-    def __init__(self, path: Path) -> None:
-        files = (
-            str((Path(folder) / name).relative_to(path))
-            for folder, _, names in os.walk(path)
-            for name in names
-            if is_image(name)
-        )
-        super().__init__(path, sorted(files))
+    def __init__(self, path: Path, convert: Convert = "strict") -> None:
+        super().__init__(path, [], convert)
+        self.names = list_images(path, self.passed_over)
 
     def name(self, index: int) -> str:
         return str(self.path / self.names[index])
@@ -71,22 +79,38 @@ class Folder(Source):
             data = (self.path / self.names[index]).read_bytes()
         except OSError as error:
             raise BadImage(f"cannot be read ({error.strerror})") from error
-        return decode(data)
+        return decode(data, self.convert, self.remarks)
 
 
 class Zip(Source):
-    """Image files in a zip archive, sorted by path."""
+    """Image files in a zip archive, sorted by path. Raises BadInput if it is encrypted."""
 
-    def __init__(self, path: Path) -> None:
-        names = opened(path, open_zip).namelist()
-        super().__init__(path, sorted(name for name in names if is_image(name)))
+    def __init__(self, path: Path, convert: Convert = "strict") -> None:
+        super().__init__(path, [], convert)
+        archive = opened(path, open_zip)
+        files = [info for info in archive.infolist() if info.filename[-1:] != "/"]
+        if any(info.flag_bits & ENCRYPTED for info in files):
+            raise BadInput(f"{path} is encrypted; unpack it with its password, and give the folder")
+        names: list[str] = []
+        for info in {info.filename: info for info in files}.values():
+            name = info.filename.replace("\\", "/")  # as some programs on Windows write it
+            why = why_passed_over(name, partial(archive.open, info))
+            if stat.S_ISLNK(info.external_attr >> 16):
+                why = "links"
+            if why:
+                self.passed_over[why] += 1
+            else:
+                names.append(info.filename)
+        self.names = sorted(names)
+        if again := len(files) - len({info.filename for info in files}):
+            self.passed_over["earlier files of the same name"] = again
 
     def read(self, index: int) -> Pixels:
         try:
             data = opened(self.path, open_zip).read(self.names[index])
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except BAD_MEMBER as error:
             raise BadImage(f"cannot be unpacked ({error})") from error
-        return decode(data)
+        return decode(data, self.convert, self.remarks)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -96,24 +120,29 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise BadInput(f"{path} is no whole zip archive ({error}); download it again") from error
 
 
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its suffix; macOS leaves .name files beside images."""
-    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")
-
-
 # ---- checking ----
 
 
-def check_images(source: Source, size: int, processes: int) -> Iterator[str | None]:
-    """Yield for each image of a source why none of `size` can be made of it, or None."""
+class Look(NamedTuple):
+    """What was found when an image was looked at."""
+
+    name: str
+    why: str | None  # it cannot be trained on, in words that follow its name
+    kind: str | None  # of what is wrong
+    remarks: frozenset[str]  # what people should know of a good one
+
+
+def check_images(source: Source, size: int, processes: int) -> Iterator[Look]:
+    """Yield for each image of a source whether one of `size` can be made of it."""
     with start_pool(processes) as pool:
         yield from pool.map(partial(check, source, size), range(len(source)), chunksize=64)
 
 
-def check(source: Source, size: int, index: int) -> str | None:
-    """Name an image and say why it cannot be trained on. Returns None if it can."""
+def check(source: Source, size: int, index: int) -> Look:
+    """Look at an image: read it and fit it to `size`."""
+    source.remarks.clear()
     try:
         fit(source.read(index), size)
     except BadImage as error:
-        return f"{source.name(index)} {error}"
-    return None
+        return Look(source.name(index), str(error), error.kind, frozenset())
+    return Look(source.name(index), None, None, frozenset(source.remarks))

@@ -203,3 +203,6 @@ def test_bad_images_are_skipped_told_and_counted(lddgan, photos: Path, files: Pa
     refused(lddgan(*encode), "00b.png is empty")
     outcome = lddgan(*encode, "--on-bad", "skip")
     assert outcome.code == 0 and "latents: the latents of 15 images" in outcome.out
+    outcome = lddgan(*encode[:-1], "converted", "--on-bad", "skip", "--convert", "rgb")
+    assert outcome.code == 0 and "converted: the latents of 18 images" in outcome.out
+    assert "images: 20 images" in outcome.err.splitlines()

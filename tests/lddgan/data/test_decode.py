@@ -82,9 +82,10 @@ def test_every_bad_image_of_a_source_is_listed(tmp_path: Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(data)
     (tmp_path / "good.png").write_bytes(encoded(PICTURES[0]))
     found = list(check_images(open_source(tmp_path), 32, processes=2))
-    assert found.pop() is None  # good.png
-    for index, (line, said) in enumerate(zip(found, BAD, strict=True)):
-        assert line.startswith(str(tmp_path / f"{index}.png")) and said in line
+    good = found.pop()
+    assert (good.name, good.why, good.kind) == (str(tmp_path / "good.png"), None, None)
+    for index, (look, said) in enumerate(zip(found, BAD, strict=True)):
+        assert look.name == str(tmp_path / f"{index}.png") and said in str(look.why) and look.kind
 
 
 def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:
@@ -134,6 +135,18 @@ def test_too_many_bad_images_in_a_row_end(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(BadInput, match=f"^{said}"):
         ImageFiles(Counting(bad=30), 32).read([5], [False])
     assert not ImageFiles(Counting(bad=19), 32).read([19], [False]).bad
+
+
+def test_images_that_are_all_grey_are_to_be_converted_not_skipped(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(encoded(PICTURES[index], "PNG", "L"))
+    said = r"^all 3 images are bad, the last: .*\(grey\); --convert rgb reads it$"
+    with pytest.raises(BadInput, match=said):
+        ImageFiles(open_source(tmp_path), 32).read([0], [False])
+    found = ImageFiles(open_source(tmp_path, "rgb"), 32).read([1], [False])
+    grey = np.asarray(Image.fromarray(PICTURES[1]).convert("L"))
+    expected = fit(np.stack([grey] * 3, axis=-1), 32).transpose(2, 0, 1)
+    assert np.array_equal(found.values[0], expected) and found.bad == []
 
 
 def test_a_source_of_bad_images_alone_ends(tmp_path: Path) -> None:

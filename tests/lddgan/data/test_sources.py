@@ -296,7 +296,7 @@ def test_unknown_sources_are_one_sentence(
 
 
 def test_incomplete_sources_name_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"holds no images \(\.bmp, \.jpeg"):
+    with pytest.raises(BadInput, match=r"holds no images \(\.apng, \.avif"):
         open_source(tmp_path)
     (tmp_path / "data_batch_1.bin").write_bytes(binary(CIFAR[0]))
     with pytest.raises(BadInput, match="not the whole of CIFAR-10: data_batch_2, data_batch_3, "):

@@ -24,11 +24,14 @@ datasets = typer.Typer(help="Look at training images, or encode them.", no_args_
 
 # ---- options: what is trained on ----
 
-ImagesPath = Annotated[Path, typer.Argument(help="A folder, zip file, LMDB, or CIFAR-10.")]
+ImagesPath = Annotated[Path, typer.Argument(help="A folder, zip, tar, LMDB, or CIFAR-10.")]
 DatasetName = Annotated[str, typer.Option(help="The model: cifar10, celeba_256, lsun or digits.")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="A folder of images, zip file, LMDB or CIFAR-10; digits needs none."),
+    typer.Option(help="A folder of images, zip, tar, LMDB or CIFAR-10; digits needs none."),
+]
+LmdbSize = Annotated[
+    int | None, typer.Option(help="Side of the images to take, of an LMDB with several sizes.")
 ]
 Latents = Annotated[Path | None, typer.Option(help="From `dataset encode`, instead of --data.")]
 Workers = Annotated[
@@ -86,6 +89,7 @@ def check_dataset(
     dataset: Annotated[str | None, typer.Option(help="A model, whose image size is taken.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
     convert: ConvertOption = "strict",
+    lmdb_size: LmdbSize = None,
 ) -> None:
     """List every image that cannot be trained on, and count them; exit code 1 if there are any."""
     from lddgan.data.check import Summary
@@ -95,7 +99,7 @@ def check_dataset(
     from lddgan.progress import Meter
 
     size = size if dataset is None else get_preset(dataset).image_size
-    source = open_source(path, convert)
+    source = open_source(path, convert, lmdb_size)
     summary = Summary(source)
     with Meter("looking", 0, len(source), None, unit="images") as meter:
         for look in check_images(source, size, usable_cores()):
@@ -124,6 +128,7 @@ def encode_dataset(
     convert: ConvertOption = "strict",
     device: Device = "auto",
     workers: Workers = None,
+    lmdb_size: LmdbSize = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
     require("torch", "safetensors")
@@ -136,7 +141,7 @@ def encode_dataset(
     count = encode_images(
         out,
         trained,
-        ImageFiles(open_told(path, convert), trained.preset.image_size),
+        ImageFiles(open_told(path, convert, lmdb_size), trained.preset.image_size),
         flip=trained.preset.training.flip if flip is None else flip,
         device=kind_of(None if device == "auto" else device),
         batch=batch,
@@ -169,6 +174,7 @@ def train_autoencoder(
     bf16: Bf16 = False,
     channels_last: ChannelsLast = False,
     values: Values = None,
+    lmdb_size: LmdbSize = None,
 ) -> None:
     """Train an autoencoder on images and measure the scale factor of its latents."""
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
@@ -187,13 +193,14 @@ def train_autoencoder(
     if perceptual_weight is not None:
         preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
-    images = open_images(preset, data, convert)
+    images = open_images(preset, data, convert, lmdb_size)
     start = None if autoencoder is None else open_autoencoder(autoencoder, preset)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
     given = "" if data is None else f" --data {data}"
     given += "" if convert == "strict" else f" --convert {convert}"
+    given += "" if lmdb_size is None else f" --lmdb-size {lmdb_size}"
     given += "" if out is None else f" --out {out}"
     print_once(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
 
@@ -219,10 +226,13 @@ def train(
     channels_last: ChannelsLast = False,
     compile_: Compile = False,
     values: Values = None,
+    lmdb_size: LmdbSize = None,
 ) -> None:
     """Train the diffusion GAN on the latents of images."""
     if data is not None and latents is not None:
         raise BadInput("--data and --latents name two sets of images; give one")
+    if latents is not None and lmdb_size is not None:
+        raise BadInput("--lmdb-size is of --data; `dataset encode` takes it for --latents")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
     run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
     run |= {"accumulate": accumulate}
@@ -246,7 +256,9 @@ def train(
         preset = with_loss(preset, loss or preset.loss, delta)
     preset = with_values(preset, parsed(values or []))
     images = (
-        open_latents(latents, trained) if latents else open_images(preset, data, convert, trained)
+        open_latents(latents, trained)
+        if latents
+        else open_images(preset, data, convert, lmdb_size, trained)
     )
     train_generator(preset, trained, images, settings)
     path = settings.out / MODEL_FILE
@@ -278,28 +290,34 @@ def settings_of(
     )
 
 
-def open_told(path: Path, convert: Convert) -> Source:
+def open_told(path: Path, convert: Convert, lmdb_size: int | None) -> Source:
     """Open the images at a path and say what people should know of them. Raises BadInput."""
     from lddgan.data.open_source import open_source
 
-    source = open_source(path, convert)
+    source = open_source(path, convert, lmdb_size)
     for line in source.told():
         print_once(line, err=True)
     return source
 
 
 def open_images(
-    preset: Preset, data: Path | None, convert: Convert, trained: TrainedAutoencoder | None = None
+    preset: Preset,
+    data: Path | None,
+    convert: Convert,
+    lmdb_size: int | None,
+    trained: TrainedAutoencoder | None = None,
 ) -> Images:
     """Open the images of --data, or else scikit-learn's digits, with `trained` as latents.
 
-    Raises BadInput if there are no images.
+    Raises BadInput if there are no images, or --lmdb-size is given without --data.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.training.latents import latents_of
 
     if data is not None:
-        return ImageFiles(open_told(data, convert), preset.image_size)
+        return ImageFiles(open_told(data, convert, lmdb_size), preset.image_size)
+    if lmdb_size is not None:
+        raise BadInput("--lmdb-size is of --data; give both or neither")
     size = preset.image_size
     if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")

@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import math
+import re
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from lddgan.data.decode import BadImage, NotEncoded, Pixels, decode
+from lddgan.data.cifar import BAD_PICKLE, OnlyArrays
+from lddgan.data.decode import FORMATS, BadImage, NotEncoded, Pixels, decode
+from lddgan.data.foreign import AS_FILES
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.names import Convert
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
+SAMPLED: Final = 32  # entries that are looked at when an LMDB is opened
+MOST_FORMS: Final = 64  # of keys; of more, each key is a name or a hash
+MIN_SIDE: Final = 8  # pixels of a raw image; fewer bytes are a number or a word
+MIN_CONTRAST: Final = 1.5  # between neighbours in the wrong layout and in the right one
+COUNTS: Final = re.compile(
+    rb"__len__|length|len|count|(num|n|total)[-_]?(samples|images|examples|items|entries)", re.I
+)
+BOOKKEEPING: Final = re.compile(
+    COUNTS.pattern + rb"|__\w+__|keys|size|total|meta[-_]?(data|info)?|info|labels|classes", re.I
+)
+SIZED: Final = re.compile(rb"\D*(\d+)\D+\d.*")  # a key of rosinality's: 64-00000
+NO_IMAGES: Final = {
+    "pickled": f"its values are pickled objects; {AS_FILES}",
+    "text": "its values are text",
+    "unknown": f"its values are neither {', '.join(FORMATS)} nor raw RGB of squares; {AS_FILES}",
+}
+
+Get = Callable[[bytes], bytes]  # the value of a key
 
 
 class Lmdb(Source):
     """Encoded images under any keys, in their order, or raw RGB of square images.
 
-    Raises BadInput if the file is damaged, empty or cut short (reading it would end the process),
-    or if of the keys 0, 1, 2, ... some are missing.
+    Of an LMDB that holds each image in several sizes, those of `size`.  Raises BadInput if the file
+    is damaged, empty or cut short (reading it would end the process), if of the keys 0, 1, 2, ...
+    some are missing or it says that it holds more, or if it holds no images or none of `size`.
     """
 
-    def __init__(self, path: Path, convert: Convert = "strict") -> None:
+    def __init__(self, path: Path, convert: Convert = "strict", size: int | None = None) -> None:
         environment = opened(path, open_environment)
         import lmdb
 
         try:
             with environment.begin() as transaction:
                 keys = list(transaction.cursor().iternext(values=False))
+                others = bookkeeping(path, keys, transaction.get)
+                images = [key for key in keys if key not in others] if others else keys
+                names = of_size(path, images, size, transaction.get)
+                self.planes = stored_as_planes(map(transaction.get, sample(names, SAMPLED)))
+                counts = {key: transaction.get(key) for key in others if COUNTS.fullmatch(key)}
         except lmdb.Error as error:
             raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
-        check_keys(path, keys)
-        super().__init__(path, keys, convert)
+        check_keys(path, names)
+        check_counts(path, counts, {len(names), len(images)})
+        super().__init__(path, names, convert)
+        other_sizes = len(images) - len(names)  # `+=` leaves out what is 0
+        self.passed_over += {"bookkeeping entries": len(others), "of other sizes": other_sizes}
+        if self.planes:
+            self.notes.append(f"the raw images of {path} are read as planes (CHW), as they look")
 
     def name(self, index: int) -> str:
         return f"key {self.names[index].decode(errors='backslashreplace')} in {self.path}"
@@ -52,7 +87,7 @@ class Lmdb(Source):
             raise BadImage(f"cannot be read ({error})") from error
         if data is None:
             raise BadImage("is missing")
-        return pixels_of(data, self.convert, self.remarks)
+        return pixels_of(data, self.planes, self.convert, self.remarks)
 
 
 def is_lmdb(file: Path) -> bool:
@@ -61,10 +96,78 @@ def is_lmdb(file: Path) -> bool:
         return stream.read(20)[16:] == struct.pack("=I", 0xBEEFC0DE)
 
 
-def check_keys(path: Path, keys: Sequence[bytes]) -> None:
-    """Raise BadInput if there are no keys, or if they are numbers from 0 with gaps."""
+# ---- which entries are images ----
+
+
+def bookkeeping(path: Path, keys: Sequence[bytes], get: Get) -> set[bytes]:
+    """The keys of what is no image: lengths, lists of keys, labels. Raises BadInput if all are.
+
+    A sample of each form of keys is looked at.  Text and pickles are no images, and neither is what
+    is not encoded under a known name.
+    """
     if not keys:
         raise BadInput(f"{path} is an LMDB without entries")
+    forms = by_form(keys)
+    many = max(1, SAMPLED // len(forms))
+    kinds = {
+        form: [kind_of(key, get(key)) for key in sample(members, many)]
+        for form, members in forms.items()
+    }
+    if not {"encoded", "raw"} & {kind for found in kinds.values() for kind in found}:
+        most = max(forms, key=lambda form: len(forms[form]))
+        raise BadInput(f"{path} holds no images: {NO_IMAGES[kinds[most][0]]}")
+    others = [form for form, found in kinds.items() if {"text", "pickled"}.issuperset(found)]
+    return {key for form in others for key in forms[form]}
+
+
+def by_form(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+    """Keys by what is left of them without digits; names and hashes as one form."""
+    forms: dict[bytes, list[bytes]] = {}
+    for key in keys:
+        forms.setdefault(key.translate(None, b"0123456789"), []).append(key)
+        if len(forms) > MOST_FORMS:
+            break
+    else:
+        return forms
+    known = {key: [key] for key in keys if BOOKKEEPING.fullmatch(key)}
+    return {b"": [key for key in keys if key not in known]} | known
+
+
+def sample(keys: Sequence[bytes], count: int) -> Sequence[bytes]:
+    """At most `count` keys, spread evenly."""
+    return keys[:: math.ceil(len(keys) / count)]
+
+
+def kind_of(key: bytes, data: bytes) -> str:
+    """What an entry is by its value, and by its name: encoded, raw, or one of NO_IMAGES."""
+    if is_encoded(data):
+        return "encoded"
+    if data[:1] == b"\x80" and data[1:2] <= b"\5" and data.endswith(b"."):
+        return "pickled"
+    if BOOKKEEPING.fullmatch(key):
+        return "text"
+    if raw_side(data):
+        return "raw"
+    try:  # the last character may be cut
+        start = codecs.getincrementaldecoder("utf-8")().decode(data[:1000])
+    except UnicodeDecodeError:
+        return "unknown"
+    return "text" if "".join(start.split()).isprintable() else "unknown"
+
+
+def is_encoded(data: bytes) -> bool:
+    """Whether it begins as an image of the FORMATS, or is the nothing that is left of one."""
+    try:
+        decode(data)
+    except NotEncoded:
+        return False
+    except BadImage:
+        return True
+    return True
+
+
+def check_keys(path: Path, keys: Sequence[bytes]) -> None:
+    """Raise BadInput if the keys are numbers from 0 with gaps."""
     numbers = {int(key) for key in keys} if all(key.isdigit() for key in keys) else {0}
     missing = max(numbers) + 1 - len(numbers)
     if 0 in numbers and missing:
@@ -72,15 +175,97 @@ def check_keys(path: Path, keys: Sequence[bytes]) -> None:
         raise BadInput(f"{known}, but {missing:,} of these are missing; copy or download it again")
 
 
-def pixels_of(data: bytes, convert: Convert, remarks: set[str]) -> Pixels:
+def check_counts(path: Path, counts: Mapping[bytes, bytes], held: set[int]) -> None:
+    """Raise BadInput if a count of the images, in text or pickled, is more than are `held`."""
+    for key, data in counts.items():
+        try:
+            count = int(data) if data.strip().isdigit() else OnlyArrays(io.BytesIO(data)).load()
+        except BAD_PICKLE:
+            continue
+        if isinstance(count, int) and count > min(held) and count not in held:
+            says = f"{path} says that it holds {count:,} images ({key.decode()})"
+            raise BadInput(f"{says}, but {min(held):,} are there; copy or download it again")
+
+
+# ---- several sizes of each image ----
+
+
+def of_size(path: Path, keys: list[bytes], size: int | None, get: Get) -> list[bytes]:
+    """The keys of the images of `size`. Raises BadInput if there are none, or several sizes."""
+    sizes = by_size(keys, get)
+    known = ", ".join(map(str, sorted(sizes)))
+    if size is None:
+        if len(sizes) > 1:
+            raise BadInput(f"{path} holds images of several sizes ({known}); choose by --lmdb-size")
+        return keys
+    if size not in sizes:
+        other = f"of {known}" if sizes else "images by no size; leave it out"
+        raise BadInput(f"{path} holds no images of --lmdb-size {size}, but {other}")
+    return sizes[size]
+
+
+def by_size(keys: Sequence[bytes], get: Get) -> dict[int, list[bytes]]:
+    """Keys by the side of their images, if that is what each begins with; {} if it is not."""
+    sizes: dict[int, list[bytes]] = {}
+    for key in keys:
+        found = SIZED.fullmatch(key)
+        if found is None or len(sizes) > MOST_FORMS:
+            return {}
+        sizes.setdefault(int(found[1]), []).append(key)
+    good = [any(has_side(size, get(key)) for key in sample(of, 4)) for size, of in sizes.items()]
+    return sizes if all(good) else {}
+
+
+def has_side(size: int, data: bytes) -> bool:
+    try:
+        return size in pixels_of(data, convert="rgb").shape[:2]
+    except BadImage:
+        return False
+
+
+# ---- raw images ----
+
+
+def raw_side(data: bytes) -> int:
+    """Side of the square whose raw RGB this may be; 0 for none."""
+    side = math.isqrt(len(data) // 3)
+    return side if side >= MIN_SIDE and len(data) == 3 * side**2 else 0
+
+
+def pixels_of(
+    data: bytes,
+    planes: bool = False,
+    convert: Convert = "strict",
+    remarks: set[str] | None = None,
+) -> Pixels:
     """An encoded image, or the raw RGB of a square one -> [H,W,3]. Raises BadImage."""
     try:
         return decode(data, convert, remarks)
     except NotEncoded:
-        side = math.isqrt(len(data) // 3)
-        if len(data) != 3 * side**2:
+        side, values = raw_side(data), np.frombuffer(data, np.uint8)
+        if not side:
             raise
-        return np.frombuffer(data, np.uint8).reshape(side, side, 3)
+        if planes:
+            return values.reshape(3, side, side).transpose(1, 2, 0)
+        return values.reshape(side, side, 3)
+
+
+def stored_as_planes(values: Iterable[bytes]) -> bool:
+    """Whether most raw images among the values of an LMDB are [3,H,W] rather than [H,W,3]."""
+    raw = (data for data in values if raw_side(data) and not is_encoded(data))
+    votes = Counter(looks_planar(data) for data in raw if data.count(data[0]) < len(data))
+    return votes[True] > votes[False]
+
+
+def looks_planar(data: bytes) -> bool:
+    """Whether neighbours are alike in [3,H,W] and not in [H,W,3]; in noise they never are."""
+    interleaved, planar = (pixels_of(data, planes).astype(np.int16) for planes in (False, True))
+    apart, near = (
+        sum(np.abs(np.diff(pixels, axis=axis)).mean() for axis in (0, 1))
+        for pixels in (interleaved, planar)
+    )
+    is_grey = (interleaved == interleaved[..., :1]).all()  # photos in planes never look so
+    return bool(apart > MIN_CONTRAST * near and (near == 0 or not is_grey))
 
 
 def open_environment(path: Path) -> Any:

@@ -16,6 +16,7 @@ from lddgan.preset import with_values
 from lddgan.presets import get_preset
 from lddgan.training.state import load_state
 from tests import test_cli
+from tests.lddgan.data.support import encoded, lmdb_with, picture
 from tests.lddgan.runs import (
     AUTOENCODER,
     CIFAR,
@@ -62,6 +63,12 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
         ("is 32x32, smaller than 256x256",),
     ),
     ((*OF_DIGITS, "--latents", "none"), ("no latents at none", "`lddgan dataset encode`")),
+    ((*FOR_AUTOENCODER, "--lmdb-size", 32), ("--lmdb-size is of --data; give both",)),
+    ((*FOR_AUTOENCODER, "--data", "{photos}", "--lmdb-size", 32), ("is no LMDB; leave out",)),
+    (
+        (*OF_DIGITS, "--latents", "none", "--lmdb-size", 32),
+        ("--lmdb-size is of --data; `dataset encode` takes it",),
+    ),
     # the autoencoder
     (("train", "--dataset", "digits"), ("--autoencoder", "train-autoencoder --dataset digits")),
     (("train", "--dataset", "imagenet"), ("imagenet", "cifar10, celeba_256, lsun, digits")),
@@ -133,6 +140,23 @@ def test_unusable_input_is_one_sentence(
     given = [str(arg).format(photos=photos, files=files, lsun=lsun) for arg in args]
     refused(lddgan(*given), *words)
     assert not Path("runs").exists() or not [*Path().rglob(AUTOENCODER), *Path().rglob(MODEL)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("dataset", "check", "faces"),
+        ("dataset", "encode", "faces", *OF_DIGITS[1:], "--out", "kept"),
+        (*FOR_AUTOENCODER, "--data", "faces"),
+        (*OF_DIGITS, "--steps", 1, "--data", "faces"),
+    ],
+)
+def test_all_commands_take_one_size_of_an_lmdb(lddgan, files: Path, command: tuple) -> None:
+    entries = {f"{side}-{n}": encoded(picture(n, side, side)) for side in (8, 24) for n in range(9)}
+    lmdb_with(Path("faces"), entries)
+    given = [str(word).format(files=files) for word in command]
+    refused(lddgan(*given), "several sizes (8, 24); choose by --lmdb-size")
+    refused(lddgan(*given, "--lmdb-size", 32), "no images of --lmdb-size 32, but of 8, 24")
 
 
 @pytest.fixture(scope="module")

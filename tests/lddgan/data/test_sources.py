@@ -18,7 +18,7 @@ from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
 from lddgan.data.sources import Source
 from lddgan.errors import BadInput
-from tests.lddgan.data.support import PICTURES, encoded, picture
+from tests.lddgan.data.support import PICTURES, encoded, lmdb_with, picture
 from tests.needs import needs
 
 # ---- sources ----
@@ -45,18 +45,6 @@ def archive(at: Path) -> Path:
 def lmdb_of(at: Path, values: list[bytes], *, file: str = "") -> Path:
     """Values under the keys 0, 1, 2, ...; in a folder, or the one file `file`."""
     return lmdb_with(at / (file or "lmdb"), {str(i): v for i, v in enumerate(values)}, not file)
-
-
-def lmdb_with(path: Path, entries: dict[str, bytes], subdir: bool = True) -> Path:
-    lmdb = pytest.importorskip("lmdb")
-
-    with (
-        lmdb.open(str(path), map_size=1 << 24, subdir=subdir) as environment,
-        environment.begin(write=True) as transaction,
-    ):
-        for key, value in entries.items():
-            transaction.put(key.encode(), value)
-    return path
 
 
 def encoded_lmdb(at: Path) -> Path:
@@ -281,7 +269,7 @@ def test_an_empty_lmdb_says_so(tmp_path: Path) -> None:
         pytest.param(
             *("data.mdb", b"\0" * 8192, "cannot be opened as an LMDB"), marks=needs("lmdb")
         ),
-        ("notes.txt", b"hello", "is no folder of images, zip archive, LMDB or archive of CIFAR-10"),
+        ("notes.txt", b"hello", "is no folder of images, zip or tar archive, LMDB or archive"),
     ],
 )
 def test_unknown_sources_are_one_sentence(

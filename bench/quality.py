@@ -139,10 +139,10 @@ def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> d
     import torch
 
     from engine.registry import open_model
-    from lddgan.checkpoint import load_checkpoint
     from lddgan.data.images import to_float
+    from lddgan.training.run_folder import load_model
 
-    model = load_checkpoint(path)
+    model = load_model(path)
     sampler = open_model(model, device="cpu")
 
     def reconstruct(start: int, size: int) -> Images:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.registry import ENGINES
-from export.commands import BundleFolder, chosen_bundle
+from export.commands import BundleFolder, chosen_bundle, note_unfinished
 from lddgan.names import Precision
-from lddgan.options import Dataset, Device, Json, Seed, note, print_json
+from lddgan.options import Dataset, Device, Json, Seed, print_json
 
 if TYPE_CHECKING:
     from engine.sampler import Sampler
@@ -188,8 +188,7 @@ def model_at(checkpoint: Path) -> Model:
     from lddgan.training.run_folder import load_model
 
     model = load_model(checkpoint)
-    if "unfinished" in model.provenance:
-        note(f"{checkpoint}: unfinished, after {model.provenance['steps']:,} steps")
+    note_unfinished(model, checkpoint)
     return model
 
 

@@ -14,6 +14,7 @@ from lddgan.options import note, warn_of_random_weights
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
+    from lddgan.checkpoint import Model
 
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
 
@@ -49,7 +50,10 @@ def export(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="From `import` or `train`; else the shipped digits, or random weights."),
+        typer.Option(
+            help="From `import` or `train`, finished or not (.state.pt); else the shipped digits, "
+            "or random weights."
+        ),
     ] = None,
     precision: Annotated[
         Wanted,
@@ -79,6 +83,7 @@ def export(
     model, source = model_to_export(dataset, checkpoint)
     if model.has_random_weights:
         warn_of_random_weights()
+    note_unfinished(model, checkpoint)
     folder = out or EXPORTS / model.preset.name
     names = () if rewrites in (None, "none") else tuple(str(rewrites).split(","))
     asked = TAKES if rewrites is None else dict.fromkeys(PRECISIONS, names)
@@ -95,6 +100,12 @@ def export(
         typer.echo(f"{name}: {found.summary()}")
     without = "" if measured else " without graphs, for --engine torch and fused"
     typer.echo(f"{folder}: published{without}; use it with --bundle {folder}")
+
+
+def note_unfinished(model: Model, checkpoint: Path | None) -> None:
+    """Tell if the training that `checkpoint` is of had not ended."""
+    if "unfinished" in model.provenance:
+        note(f"{checkpoint}: unfinished, after {model.provenance['steps']:,} steps")
 
 
 def chosen_bundle(dataset: str | None, folder: Path | None) -> Bundle:

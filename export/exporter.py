@@ -29,12 +29,13 @@ from export.graphs import graph_specs
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import TAKES, Graphs, rewritten
 from export.verify import check_half, onnx_runner, refuse_disagreement, verify
-from lddgan.checkpoint import Model, load_checkpoint, random_model, save_checkpoint
+from lddgan.checkpoint import Model, random_model, save_checkpoint
 from lddgan.errors import BadInput
 from lddgan.extras import version_of
 from lddgan.names import Precision
 from lddgan.presets import get_preset
 from lddgan.progress import Log
+from lddgan.training.run_folder import STATE, load_model
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -99,10 +100,11 @@ def refuse_loss(model: Model, folder: Path) -> None:
 
 
 def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:
-    """Load the model to export; returns it and its file, None for random weights.
+    """Load the model to export; returns it and its file, None if there is no checkpoint of it.
 
-    Without a checkpoint `digits` is the shipped model, and other data sets get random weights.
-    Raises BadInput if the checkpoint belongs to another data set, or neither is given.
+    A training's state holds a model too: its moving average.  Without a checkpoint `digits` is the
+    shipped model, and other data sets get random weights.  Raises BadInput if the checkpoint
+    belongs to another data set, or neither is given.
     """
     if checkpoint is None and dataset == "digits":
         checkpoint = DIGITS / CHECKPOINT
@@ -110,10 +112,10 @@ def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model
         if dataset is None:
             raise BadInput("name a --dataset or a --checkpoint")
         return random_model(get_preset(dataset)), None
-    model = load_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     if dataset is not None and dataset != model.preset.name:
         raise BadInput(f"{checkpoint} is a {model.preset.name} model; you asked for {dataset}")
-    return model, checkpoint
+    return model, None if checkpoint.name.endswith(STATE) else checkpoint
 
 
 def place_checkpoint(model: Model, source: Path | None, target: Path) -> None:

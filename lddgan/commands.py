@@ -51,9 +51,10 @@ ConvertOption = Annotated[
 EncodedBy = Annotated[Path, typer.Option(help="Trained by lddgan, or a published .ckpt.")]
 LearnedFrom = Annotated[
     Path | None,
-    typer.Option(help="Trained by lddgan, or a published .ckpt; default that of runs/<dataset>."),
+    typer.Option(help="Trained by lddgan, or a published .ckpt; default that of --out."),
 ]
 BegunWith = Annotated[Path | None, typer.Option(help="Start from its weights; ours, or a .ckpt.")]
+Init = Annotated[Path | None, typer.Option(help="Start from this model's weights, or .state.pt's.")]
 RegulariserOption = Annotated[
     Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
 ]
@@ -74,9 +75,14 @@ Values = Annotated[
 # ---- options: the run ----
 
 Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs; default the preset's.")]
-Steps = Annotated[int | None, typer.Option(min=0, help="Number of steps, instead of epochs.")]
-Resume = Annotated[bool, typer.Option(help="Continue the unfinished run in the folder.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs in all; default the preset's.")]
+Steps = Annotated[int | None, typer.Option(min=0, help="Steps in all, instead of epochs.")]
+TOTALS = "--steps and --epochs are totals: --steps 4 after 2 makes 2 more"
+Resume = Annotated[bool, typer.Option(help=f"Continue the run in the folder; {TOTALS}.")]
+KeepEvery = Annotated[int | None, typer.Option(min=1, help="Keep a checkpoint every N steps.")]
+DiscardState = Annotated[
+    bool, typer.Option(help="Remove the state, which --resume needs, at the end.")
+]
 Accumulate = Annotated[int, typer.Option(min=1, help="Compute each batch in so many parts.")]
 Bf16 = Annotated[bool, typer.Option(help="Compute in bfloat16; losses stay in float32.")]
 ChannelsLast = Annotated[bool, typer.Option(help="Keep channels last in memory.")]
@@ -167,6 +173,8 @@ def train_autoencoder(
     epochs: Epochs = None,
     steps: Steps = None,
     resume: Resume = False,
+    keep_every: KeepEvery = None,
+    discard_state: DiscardState = False,
     on_bad: OnBad = "stop",
     convert: ConvertOption = "strict",
     device: Device = "auto",
@@ -178,6 +186,7 @@ def train_autoencoder(
 ) -> None:
     """Train an autoencoder on images and measure the scale factor of its latents."""
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
+    run |= {"keep_every": keep_every, "discard_state": discard_state}
     run |= {"bf16": bf16, "channels_last": channels_last}
     settings = settings_of(dataset, data, out, device, workers, run)
     from lddgan.preset import parsed, resized, with_values
@@ -210,6 +219,7 @@ def train(
     data: Data = None,
     autoencoder: LearnedFrom = None,
     latents: Latents = None,
+    init: Init = None,
     out: Out = None,
     loss: LossOption = None,
     delta: Delta = None,
@@ -217,6 +227,8 @@ def train(
     epochs: Epochs = None,
     steps: Steps = None,
     resume: Resume = False,
+    keep_every: KeepEvery = None,
+    discard_state: DiscardState = False,
     on_bad: OnBad = "stop",
     convert: ConvertOption = "strict",
     device: Device = "auto",
@@ -231,9 +243,10 @@ def train(
     """Train the diffusion GAN on the latents of images."""
     if data is not None and latents is not None:
         raise BadInput("--data and --latents name two sets of images; give one")
-    if latents is not None and lmdb_size is not None:
-        raise BadInput("--lmdb-size is of --data; `dataset encode` takes it for --latents")
+    if latents is not None and (lmdb_size is not None or convert != "strict"):
+        raise BadInput("--latents are encoded: `dataset encode` takes --lmdb-size and --convert")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
+    run |= {"keep_every": keep_every, "discard_state": discard_state}
     run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
     run |= {"accumulate": accumulate}
     settings = settings_of(dataset, data or latents, out, device, workers, run)
@@ -241,12 +254,13 @@ def train(
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
     from lddgan.training.latents import open_latents
-    from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE
+    from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE, load_generator
 
     asked = get_preset(dataset)
     if autoencoder is None:
-        autoencoder = Path("runs", dataset, AUTOENCODER_FILE)
-        if not autoencoder.exists():
+        places = [folder / AUTOENCODER_FILE for folder in (settings.out, Path("runs", dataset))]
+        autoencoder = next((path for path in places if path.exists()), None)
+        if autoencoder is None:
             how = f"`lddgan train-autoencoder --dataset {dataset}` trains one"
             raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how}")
         print_once(f"using {autoencoder}")
@@ -260,7 +274,8 @@ def train(
         if latents
         else open_images(preset, data, convert, lmdb_size, trained)
     )
-    train_generator(preset, trained, images, settings)
+    start = None if init is None else load_generator(init)
+    train_generator(preset, trained, images, settings, start=start)
     path = settings.out / MODEL_FILE
     print_once(
         f"{path}: trained; next: `lddgan export --checkpoint {path}`, then "

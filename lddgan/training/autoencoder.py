@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lddgan.checkpoint import TrainedAutoencoder, build_autoencoder, check_tensors, digest_of
+from lddgan.checkpoint import TrainedAutoencoder, build_autoencoder, digest_of
 from lddgan.data.images import Images, OnBad, read_unmirrored, refuse_bad, to_float, to_pixels
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import Autoencoder
@@ -27,7 +27,7 @@ from lddgan.training.losses import adaptive_weight, hinge_discriminator_loss, wi
 from lddgan.training.perceptual import load_perceptual
 from lddgan.training.ranks import Ranks
 from lddgan.training.settings import Settings
-from lddgan.training.state import on_cpu, seed_step, set_rate
+from lddgan.training.state import COSINE, NOTHING, begin_with, on_cpu, seed_step, set_rate
 
 NUMBER: Final = 0  # of the stage's seeds
 GROUP: Final = 1  # images of a batch that cannot be parted
@@ -120,7 +120,6 @@ def train_autoencoder(
     """
     cfg = training_of(preset)
     check_size(preset.image_size, cfg)
-    origin = digest_of(start) if start else "none"
 
     def begin(settings: Settings, ranks: Ranks, total: int) -> Work[TrainedAutoencoder]:
         if total == 0 and start is None:
@@ -132,13 +131,10 @@ def train_autoencoder(
             )
         gan = AutoencoderGan(preset, settings, ranks)
         if start is not None:
-            tensors = start.autoencoder.state_dict()
-            shapes = {name: v.shape for name, v in gan.autoencoder.state_dict().items()}
-            check_tensors(tensors, shapes, "autoencoder to begin with")
-            gan.autoencoder.load_state_dict(tensors)
+            begin_with(gan.autoencoder, start.autoencoder.state_dict(), "autoencoder")
         if cfg.perceptual_weight and total:
             gan.perceptual = load_perceptual(vgg, ranks.device)
-        return work_on(gan, images, {"begun with": origin})
+        return work_on(gan, images)
 
     stage = Stage(
         name="autoencoder",
@@ -147,28 +143,29 @@ def train_autoencoder(
         images=images,
         cfg=cfg,
         group=GROUP,
-        origin={"autoencoder to begin with": origin},
+        origin={},
+        start=digest_of(start) if start else NOTHING,
+        schedules=[COSINE] if cfg.lr_min not in (None, cfg.lr) else [],
         remedy="--set autoencoder_training.batch=N takes fewer images at once",
         begin=begin,
     )
     return train(stage, settings)
 
 
-def work_on(
-    gan: AutoencoderGan, images: Images, origin: dict[str, Any]
-) -> Work[TrainedAutoencoder]:
-    """What the loop does with rows of `images`; `origin` goes into the provenance."""
+def work_on(gan: AutoencoderGan, images: Images) -> Work[TrainedAutoencoder]:
+    """What the loop does with rows of `images`."""
     autoencoder, device = gan.autoencoder, gan.ranks.device
 
     def step(rows: Tensor, number: int, progress: float) -> Losses:
         return gan.step(to_float(rows), number, progress)
 
     def result(provenance: dict[str, Any]) -> TrainedAutoencoder:
-        autoencoder.eval().requires_grad_(False)
+        was_training = autoencoder.training
         covered, on_bad = gan.cfg.covered, gan.settings.on_bad
-        scale = measure_scale_factor(autoencoder, images, covered, device, on_bad)
+        scale = measure_scale_factor(autoencoder.eval(), images, covered, device, on_bad)
+        autoencoder.train(was_training)
         preset = gan.preset.model_copy(update={"scale_factor": scale})
-        return build_autoencoder(preset, on_cpu(autoencoder), provenance | origin)
+        return build_autoencoder(preset, on_cpu(autoencoder), provenance)
 
     picture = partial(reconstructions, autoencoder, images, device)
     return Work(gan.parts(), step, picture, result)

@@ -5,7 +5,7 @@ NETWORKS.md, "Training step"; arXiv 2406.11713 section 3, arXiv 2112.07804.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lddgan.checkpoint import Model, TrainedAutoencoder, build_model, digest_of
+from lddgan.checkpoint import (
+    Model,
+    TrainedAutoencoder,
+    build_model,
+    digest_of,
+    sha256_of_content,
+)
 from lddgan.data.images import Images, to_float, to_pixels
 from lddgan.diffusion import forward_pair, posterior, posterior_sample, sample
 from lddgan.errors import BadInput
@@ -34,9 +40,11 @@ from lddgan.training.losses import (
 from lddgan.training.ranks import Ranks
 from lddgan.training.run_folder import keep_autoencoder
 from lddgan.training.settings import Settings
-from lddgan.training.state import on_cpu, set_rate
+from lddgan.training.state import COSINE, NOTHING, begin_with, on_cpu, set_rate
 
 PICTURES: Final = 16  # images of a grid
+
+Tensors = Mapping[str, Tensor]  # of a network, by name
 
 
 class Draws(NamedTuple):
@@ -62,18 +70,27 @@ def draw(preset: Preset, batch: int, device: torch.device) -> Draws:
 
 
 class Gan:
-    """Both networks, the moving average and the optimisers."""
+    """Both networks, the moving average and the optimisers.
 
-    def __init__(self, preset: Preset, settings: Settings, ranks: Ranks) -> None:
+    Generator and average begin with the tensors of `start`, if given.
+    """
+
+    def __init__(
+        self, preset: Preset, settings: Settings, ranks: Ranks, start: Tensors | None = None
+    ) -> None:
         cfg = preset.training
         self.preset, self.cfg, self.settings, self.ranks = preset, cfg, settings, ranks
         self.rows = settings.rows(ranks, cfg.batch, GROUP).to(ranks.device)
         self.coefficients = posterior(preset)
         self.generator = create("generator", preset).to(ranks.device, **settings.layout())
         self.discriminator = create("discriminator", preset).to(ranks.device, **settings.layout())
+        if start is not None:
+            begin_with(self.generator, start, "generator")
         ranks.broadcast([*self.generator.parameters(), *self.discriminator.parameters()])
         average = get_ema_multi_avg_fn(cfg.ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.generator, multi_avg_fn=average).requires_grad_(False)
+        if start is not None:
+            self.ema.n_averaged += 1  # otherwise the first step would replace what it starts with
         self.adam_g = torch.optim.Adam(self.generator.parameters(), cfg.lr_g, cfg.betas)
         self.adam_d = torch.optim.Adam(self.discriminator.parameters(), cfg.lr_d, cfg.betas)
         compiled = torch.compile if settings.compile else (lambda network: network)
@@ -164,18 +181,25 @@ def denoise(gan: Gan, x_next: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def train_generator(
-    preset: Preset, trained: TrainedAutoencoder, images: Images, settings: Settings
+    preset: Preset,
+    trained: TrainedAutoencoder,
+    images: Images,
+    settings: Settings,
+    start: Tensors | None = None,
 ) -> Model:
     """Train the generator of `preset` on the latents of images; returns its average as a model.
 
     `images` are images, encoded as they are read, or latents encoded before (StoredLatents).  The
-    autoencoder and the scale factor are those of `trained`.  The model is written to
-    `settings.out`.  Raises what `loop.train` does.
+    autoencoder and the scale factor are those of `trained`.  The generator begins with the tensors
+    of `start`, if given.  The model is written to `settings.out`.  Raises what `loop.train` does.
     """
+    cfg = preset.training
+    if start is not None and settings.resume:
+        raise BadInput("--init begins a run and --resume continues one; give one of them")
     for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
         if getattr(preset, name) != getattr(trained.preset, name):
             raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
-    if isinstance(images, StoredLatents) and preset.training.flip and not images.has_mirrored:
+    if isinstance(images, StoredLatents) and cfg.flip and not images.has_mirrored:
         remedy = "encode with --flip, or train with --set training.flip=false"
         raise BadInput(f"these latents are of no mirrored images; {remedy}")
 
@@ -184,7 +208,7 @@ def train_generator(
             raise BadInput("no step at all makes no generator")
         if ranks.is_first:
             keep_autoencoder(settings.out, trained)
-        gan = Gan(preset, settings, ranks)
+        gan = Gan(preset, settings, ranks, start)
         autoencoder = trained.autoencoder.to(ranks.device, **settings.layout())
 
         def step(rows: Tensor, number: int, progress: float) -> Losses:
@@ -199,14 +223,18 @@ def train_generator(
         picture = partial(grid_images, preset, gan.ema.module, trained)
         return Work(gan.parts(), step, picture, result)
 
+    decays = cfg.lr_min is not None and {cfg.lr_g, cfg.lr_d} != {cfg.lr_min}
+    schedules = {COSINE: decays, "Weighted Learning": cfg.reconstruction and cfg.delta}
     stage = Stage(
         name="generator",
         number=1,
         preset=preset,
         images=images,
-        cfg=preset.training,
+        cfg=cfg,
         group=GROUP,
         origin={"autoencoder": digest_of(trained)},
+        start=NOTHING if start is None else sha256_of_content({}, start),
+        schedules=[name for name, changes in schedules.items() if changes],
         remedy="--accumulate 2 computes a batch in two parts, --set training.batch=N takes less",
         begin=begin,
     )

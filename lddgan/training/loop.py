@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,16 +15,16 @@ from torch import Tensor, nn
 from lddgan.checkpoint import Model, TrainedAutoencoder, save_checkpoint
 from lddgan.data.feed import Feed
 from lddgan.data.images import Images
-from lddgan.errors import LddganError, OutOfMemory, Stopped
+from lddgan.errors import BadInput, LddganError, OutOfMemory, Stopped
 from lddgan.pictures import Pixels
 from lddgan.preset import AutoencoderTraining, Preset, Training
 from lddgan.progress import Meter, stop_signals
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.log import TrainingLog
 from lddgan.training.ranks import Ranks, joined
-from lddgan.training.run_folder import paths_of
+from lddgan.training.run_folder import finished, paths_of, steps_of
 from lddgan.training.settings import Settings
-from lddgan.training.state import Keeper, seed_step
+from lddgan.training.state import TOTAL, Keeper, seed_step
 
 GRIDS: Final = 20  # pictures in a run, about
 GRID_STEPS: Final = 100  # between two of them, at least
@@ -54,6 +55,8 @@ class Stage(Generic[Result]):
     cfg: AutoencoderTraining | Training  # of the preset: batch and epochs
     group: int  # images of a batch that cannot be parted
     origin: dict[str, str]  # what else must be the same where a run is resumed, by name
+    start: str  # digest of the weights to begin with, or NOTHING
+    schedules: Sequence[str]  # what ends with the last step
     remedy: str  # for too little memory
     begin: Callable[[Settings, Ranks, int], Work[Result]]  # the int is the number of steps
 
@@ -65,27 +68,34 @@ class NotFinite(Exception):
 def train(stage: Stage[Result], settings: Settings) -> Result:
     """Train to the end, from where an earlier run was if `settings.resume`; write the result.
 
-    Until then the state is kept in `settings.out`.  Raises BadInput for what does not fit together;
-    Stopped, after saving, on SIGTERM and Ctrl-C; LddganError naming step and batch if a loss or a
-    gradient is not finite; OutOfMemory.
+    The state is kept in `settings.out`, and so are snapshots of what would be the result.  Raises
+    BadInput for what does not fit together; Stopped, after saving, on SIGTERM and Ctrl-C;
+    LddganError naming step and batch if a loss or a gradient is not finite; OutOfMemory.
     """
-    result_path, state_path = paths_of(settings.out, stage.name)
+    result_path, state_path = paths_of(settings.out, stage.name, settings.resume)
     with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
         # What is read, and what an earlier run left
         flip = stage.preset.training.flip
         feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
-        epochs = settings.epochs or stage.cfg.epochs
-        total = feed.order.per_epoch * epochs if settings.steps is None else settings.steps
         if not ranks.is_first:  # only what the feed skips is told by the others too
             settings = replace(settings, log=lambda line: None)
-        run = settings.run(stage.preset, stage.images, total) | stage.origin
+        begun = f"{stage.name} to begin with"
+        run = settings.run(stage.preset, stage.images) | stage.origin | {begun: stage.start}
         keeper = Keeper(state_path, run, settings.resume)
+        total = choose_total(stage, settings, keeper, feed.order.per_epoch, result_path)
 
         # The networks
         seed_step(settings.seed, stage.number, total)  # of the initial weights
         work = stage.begin(settings, ranks, total)
         for name, state in keeper.parts.items():
             work.parts[name].load_state_dict(state)
+
+        def states() -> dict[str, Any]:
+            return {name: part.state_dict() for name, part in work.parts.items()}
+
+        def result(step: int) -> Result:
+            made = settings.provenance(len(stage.images), step, total, keeper.elapsed)
+            return work.result(made | {"begun with": keeper.run[begun]})
 
         # The steps
         with (
@@ -113,7 +123,10 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                 if log is not None:
                     log.note(number, losses)
                     if stopped or done == total or keeper.is_due:
-                        keeper.keep(done, {k: part.state_dict() for k, part in work.parts.items()})
+                        keeper.keep(done, states())
+                    if settings.keep_every and done % settings.keep_every == 0:
+                        snapshot = result_path.with_stem(f"{result_path.stem}-{done:06d}")
+                        save_checkpoint(snapshot, result(done))
                     if done == total or done % max(total // GRIDS, GRID_STEPS) == 0:
                         log.add_picture(done, work.picture())
                 if stopped and done < total:
@@ -121,15 +134,42 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                     raise Stopped(told, stop.asked)
             if log is not None:
                 log.finish()
+                if keeper.first == total:  # no step was left to make
+                    keeper.keep(total, states())
         if bad := ranks.union(feed.bad):
             settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
 
         # The result
-        trained = work.result(settings.provenance(len(stage.images), total, keeper.seconds))
+        trained = result(total)
         if ranks.is_first:
             save_checkpoint(result_path, trained)
-            state_path.unlink(missing_ok=True)
+            if settings.discard_state:
+                state_path.unlink(missing_ok=True)
         return trained
+
+
+def choose_total(
+    stage: Stage[Any], settings: Settings, keeper: Keeper, per_epoch: int, result: Path
+) -> int:
+    """The number of steps in all: as asked for, else the resumed run's, else the preset's.
+
+    Logs what changes with it.  Raises BadInput if so many have been made already.
+    """
+    first, asked = keeper.first, settings.epochs and settings.epochs * per_epoch
+    given = (settings.steps, asked, keeper.total, stage.cfg.epochs * per_epoch)
+    total = next(steps for steps in given if steps is not None)
+    if total < first:
+        raise BadInput(f"{keeper.path} is after step {first:,}: {total:,} steps in all are too few")
+    if settings.resume and total == first == steps_of(result):
+        raise BadInput(finished(result, keeper.path))
+    if keeper.total not in (None, total):
+        told = f"{stage.name}: {total:,} steps instead of {keeper.total:,}"
+        if stage.schedules:
+            end = "ends" if len(stage.schedules) == 1 else "end"
+            told += f": {' and '.join(stage.schedules)} now {end} at step {total:,}"
+        settings.log(told)
+    keeper.run[TOTAL] = str(total)
+    return total
 
 
 def describe_step(feed: Feed, number: int, keeper: Keeper) -> str:

@@ -17,6 +17,7 @@ from lddgan.noise import MAX_INDEX
 from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
 from lddgan.training.ranks import Ranks, rows_of
+from lddgan.training.state import progress_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Settings:
 
     out: Path  # folder of what the run writes
     seed: int = 0
-    epochs: int | None = None  # None: the preset's
+    epochs: int | None = None  # in all; None: the resumed run's, or the preset's
     steps: int | None = None  # instead of epochs
     resume: bool = False
+    keep_every: int | None = None  # steps between two snapshots; None: no snapshots
+    discard_state: bool = False  # at the end
     device: str | None = None  # None: a GPU if there is one
     workers: int = 0  # processes that read images
     on_bad: OnBad = "stop"
@@ -74,26 +77,25 @@ class Settings:
         """Options of `nn.Module.to` that give a network its memory layout."""
         return {"memory_format": torch.channels_last} if self.channels_last else {}
 
-    def run(self, preset: Preset, images: Images, total: int) -> dict[str, str]:
+    def run(self, preset: Preset, images: Images) -> dict[str, str]:
         """What must be the same where a run is resumed, by name. Raises BadInput."""
         some = read_unmirrored(images, [0, len(images) // 2, len(images) - 1]).values
         return {
             "seed": str(self.seed),
             "number of images": str(len(images)),
             "set of images": sha256_of_bytes(some.numpy().tobytes()),
-            "number of steps": str(total),
             "precision": "bfloat16" if self.bf16 else "float32",
             "preset": preset.model_dump_json(),
         }
 
-    def provenance(self, count: int, steps: int, seconds: float) -> dict[str, Any]:
-        """Where weights come from: the provenance in their checkpoint."""
+    def provenance(self, count: int, step: int, total: int, seconds: float) -> dict[str, Any]:
+        """Where weights come from: the provenance in their checkpoint, after `step` steps."""
         return {
             "command": " ".join(self.command),
             "data": self.source,
             "seed": self.seed,
             "images": count,
-            "steps": steps,
+            **progress_of(step, total),
             "seconds": round(seconds),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

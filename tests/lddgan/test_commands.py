@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lddgan.checkpoint import load_autoencoder
+from lddgan.checkpoint import load_autoencoder, load_checkpoint, sha256_of_content
 from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
 from tests import test_cli
@@ -53,12 +54,12 @@ def test_digits_from_nothing_to_images(lddgan) -> None:
     assert f"{RUN / MODEL}: trained; next: `lddgan export --checkpoint" in second.out
     images = sampled(lddgan, RUN / MODEL)
     assert images.shape == (4, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 0
-    assert not [path.name for path in RUN.iterdir() if path.name.endswith(".state.pt")]
     for stage in ("autoencoder", "generator"):
         lines = (RUN / f"{stage}.losses.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [0, 1]
-    refused(lddgan("train", "--dataset", "digits"), f"{RUN / MODEL} is finished")
-    refused(lddgan("train-autoencoder", "--dataset", "digits"), f"{RUN / AUTOENCODER} is finished")
+    told = "is finished after 2 steps; `--resume --steps MORE` goes on to MORE steps in all"
+    refused(lddgan("train", "--dataset", "digits"), f"{RUN / MODEL} {told}")
+    refused(lddgan("train-autoencoder", "--dataset", "digits"), f"{RUN / AUTOENCODER} {told}")
 
 
 def test_interrupted_run_can_be_sampled_and_resumed(lddgan, photos: Path, files: Path) -> None:
@@ -75,12 +76,12 @@ def test_interrupted_run_can_be_sampled_and_resumed(lddgan, photos: Path, files:
 
     again = (*common, "--out", "cut", "--resume")
     refused(lddgan(*common, "--out", "cut"), "unfinished run; go on with --resume")
-    refused(lddgan(*again, "--loss", "reconstruction"), "another preset")
+    refused(lddgan(*again, "--loss", "reconstruction"), "another training.delta: null, it was 1.0;")
     assert lddgan(*again).code == 0
 
     assert equal(*(generator_of(Path(name)) for name in ("whole", "cut")))
-    assert not np.array_equal(sampled(lddgan, "cut/" + MODEL)[:2], early)
-    assert not state.exists()
+    final = sampled(lddgan, "cut/" + MODEL)
+    assert not np.array_equal(final[:2], early) and np.array_equal(final, sampled(lddgan, state))
 
 
 def test_interrupted_autoencoder_can_be_resumed(lddgan, photos: Path) -> None:
@@ -91,11 +92,31 @@ def test_interrupted_autoencoder_can_be_resumed(lddgan, photos: Path) -> None:
     state = Path("cut/autoencoder.state.pt")
     refused(lddgan("sample", "--checkpoint", state), "the state of an autoencoder")
     again = (*common, "--out", "cut", "--resume")
-    refused(lddgan(*again, "--regulariser", "none"), "another preset")
+    refused(lddgan(*again, "--regulariser", "none"), "another autoencoder.kind: none, it was kl;")
     assert lddgan(*again).code == 0
     whole, resumed = (load_autoencoder(Path(name) / AUTOENCODER) for name in ("whole", "cut"))
     assert whole.preset == resumed.preset
     assert equal(whole.autoencoder.state_dict(), resumed.autoencoder.state_dict())
+
+
+def test_train_begins_with_a_model_and_keeps_snapshots(lddgan, photos: Path, files: Path) -> None:
+    Path("own").mkdir()
+    shutil.copyfile(files / AUTOENCODER, f"own/{AUTOENCODER}")
+    asked = ("train", "--dataset", "digits", "--data", photos, "--out", "own", "--steps", 2)
+    outcome = lddgan(*asked, "--init", files / MODEL, "--keep-every", 1)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[0] == f"using own/{AUTOENCODER}"
+    digest = sha256_of_content({}, generator_of(files))
+    assert load_checkpoint(f"own/{MODEL}").provenance["begun with"] == digest
+    snapshot = "own/model-000001.safetensors"
+    early = lddgan("sample", "--checkpoint", snapshot, "--num", 1, "--out", "early.png")
+    assert f"{snapshot}: unfinished, after 1 steps" in early.err
+    again = (*asked, "--resume", "--init", files / MODEL)
+    refused(lddgan(*again), "--init begins a run and --resume continues one")
+    wider = (*asked, "--set", "generator.nf=16", "--init", files / MODEL)
+    Path(f"own/{MODEL}").unlink()
+    Path("own/generator.state.pt").unlink()
+    refused(lddgan(*wider), "the generator to begin with has", "misshapen")
 
 
 @pytest.mark.full

@@ -67,7 +67,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_AUTOENCODER, "--data", "{photos}", "--lmdb-size", 32), ("is no LMDB; leave out",)),
     (
         (*OF_DIGITS, "--latents", "none", "--lmdb-size", 32),
-        ("--lmdb-size is of --data; `dataset encode` takes it",),
+        ("--latents are encoded: `dataset encode` takes --lmdb-size",),
     ),
     # the autoencoder
     (("train", "--dataset", "digits"), ("--autoencoder", "train-autoencoder --dataset digits")),

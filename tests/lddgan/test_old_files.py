@@ -78,7 +78,7 @@ def test_old_json_of_every_preset_is_that_preset() -> None:
 def test_old_training_state_is_of_the_same_run() -> None:
     found = {"seed": "0", "preset": json.dumps(in_old_words(EXPECTED))}
     check_run(OLD, found, {"seed": "0", "preset": EXPECTED.model_dump_json()})
-    with pytest.raises(BadInput, match="another preset"):
+    with pytest.raises(BadInput, match="another dataset: digits, it was old, another image_size"):
         check_run(OLD, found, {"seed": "0", "preset": get_preset("digits").model_dump_json()})
 
 

@@ -215,4 +215,4 @@ def twice(cwd: Path, command: tuple[object, ...], whole: Path, cut: Path, stage:
     assert f"stopped after step {step} of 3; go on with --resume" in ended.err.splitlines()
     with Process(cwd, *ranks, *command, "--out", cut, "--resume") as process:
         assert process.end().code == 0, process.said.read_text()
-    assert not (cut / f"{stage}.state.pt").exists()
+    assert load_state(cut / f"{stage}.state.pt")["step"] == 3

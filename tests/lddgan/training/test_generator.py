@@ -79,8 +79,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, trained, latents, tmp_pa
     assert next(steps) == 8  # 6 steps and the two that were cut: none was made twice
     equal_models(whole, resumed)
     kept = {p.name for p in out.iterdir()}
-    assert kept >= {MODEL_FILE, "autoencoder.safetensors", "generator.losses.png"}
-    assert STATE not in kept
+    assert kept >= {MODEL_FILE, "autoencoder.safetensors", "generator.losses.png", STATE}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -205,17 +204,15 @@ def test_a_state_is_neither_overwritten_nor_mixed_up(tiny, trained, latents, tmp
         run(tiny, trained, latents, tmp_path)
     with pytest.raises(BadInput, match="unfinished run; go on with --resume"):
         run(tiny, trained, latents, tmp_path)
-    with pytest.raises(BadInput, match="a run with another seed; repeat"):
+    with pytest.raises(BadInput, match="a run with another seed: 1, it was 0; repeat"):
         run(tiny, trained, latents, tmp_path, resume=True, seed=1)
-    with pytest.raises(BadInput, match="a run with another number of steps"):
-        run(tiny, trained, latents, tmp_path, resume=True, epochs=1)
     others = StoredLatents(latents.values[::-1])
     with pytest.raises(BadInput, match="a run with another set of images; repeat"):
         run(tiny, trained, others, tmp_path, resume=True)
-    with pytest.raises(BadInput, match="a run with another precision"):
+    with pytest.raises(BadInput, match="another precision: bfloat16, it was float32;"):
         run(tiny, trained, latents, tmp_path, resume=True, bf16=True)
     wider = tiny.model_copy(update={"beta_max": 7.0})
-    with pytest.raises(BadInput, match="a run with another preset"):
+    with pytest.raises(BadInput, match=r"a run with another beta_max: 7\.0, it was 6\.0;"):
         run(wider, trained, latents, tmp_path, resume=True)
     other = random_autoencoder(tiny)
     other.autoencoder.decoder.conv_out.bias.data += 1
@@ -232,12 +229,6 @@ def test_another_autoencoder_in_the_folder_is_not_replaced(tiny, trained, latent
     save_checkpoint(tmp_path / "autoencoder.safetensors", other)
     with pytest.raises(BadInput, match="another autoencoder than the one given"):
         run(tiny, trained, latents, tmp_path)
-
-
-def test_a_finished_run_is_not_resumed(tiny, trained, latents, tmp_path):
-    (tmp_path / MODEL_FILE).write_bytes(b"finished")
-    with pytest.raises(BadInput, match="nothing to resume"):
-        run(tiny, trained, latents, tmp_path, resume=True)
 
 
 def test_bad_settings_are_refused(tiny, trained, latents, tmp_path):

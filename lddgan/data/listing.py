@@ -28,6 +28,7 @@ LEFT_OUT: Final = (
     *("__macosx", "@eadir", "#recycle", "@recycle", "@__thumb", "$recycle.bin", "lost+found"),
     *("system volume information", "thumbs", "_thumbs", "thumbnails", "_thumbnails"),
 )
+RUN_FILES: Final = ("autoencoder.losses.jsonl", "generator.losses.jsonl")  # in a run's folder
 # What reading a damaged or unusual member of a zip file raises.
 BAD_MEMBER: Final = (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError)
 NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of broken links
@@ -100,6 +101,9 @@ def list_images(root: Path, passed_over: Counter[str]) -> list[str]:
                 listed.add(real)
                 with os.scandir(path) as entries:
                     inside = sorted(entries, key=lambda entry: entry.name)
+                if at and any(entry.name in RUN_FILES for entry in inside):
+                    passed_over["in folders of trainings"] += count_files(path)
+                    inside = []
                 for entry in inside:
                     name = os.path.join(at, entry.name)
                     if entry.is_symlink():

@@ -48,8 +48,8 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     (LSUN, ("no images of lsun", "--data")),
     (("train", "--dataset", "lsun", "--autoencoder", "{lsun}"), ("no images of lsun",)),
     ((*FOR_AUTOENCODER, "--data", "none"), ("none does not exist",)),
-    ((*FOR_AUTOENCODER, "--data", "empty"), ("empty holds no images (.bmp",)),
-    ((*FOR_TRAIN, "--data", "empty"), ("empty holds no images (.bmp",)),
+    ((*FOR_AUTOENCODER, "--data", "empty"), ("empty holds no images (.apng",)),
+    ((*FOR_TRAIN, "--data", "empty"), ("empty holds no images (.apng",)),
     (
         (*FOR_AUTOENCODER, "--data", "{photos}", *options(autoencoder_training__batch=20)),
         ("16 images are too few: one batch takes 20",),

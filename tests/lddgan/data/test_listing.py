@@ -34,6 +34,14 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 # ---- folders ----
 
 
+def test_pictures_of_a_training_are_not_trained_on(tmp_path: Path) -> None:
+    run = {"runs/a/generator.losses.jsonl": b"", "runs/a/samples/generator-0000100.png": DATA[1]}
+    source = open_source(write(tmp_path, {"a.png": DATA[0], "runs/b.png": DATA[2]} | run))
+    assert source.names == ["a.png", "runs/b.png"]
+    assert source.passed_over == {"in folders of trainings": 2}
+    assert len(open_source(tmp_path / "runs" / "a" / "samples")) == 1
+
+
 def test_what_is_no_image_is_counted_by_reason(tmp_path: Path) -> None:
     kept = ["a.JFIF", "b/c.gif", "b/d.avif", "b/IMG_0001", "v1.2/e.webp", "f/g.png"]
     left = {

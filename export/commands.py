@@ -10,7 +10,7 @@ import typer
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.names import Wanted
-from lddgan.options import note, warn_of_random_weights
+from lddgan.options import Key, note, warn_of_random_weights
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
@@ -22,18 +22,23 @@ BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a
 def import_(
     dataset: Annotated[str, typer.Option(help="cifar10, celeba_256 or lsun.")],
     generator: Annotated[Path, typer.Option(help="netG_N.pth or content.pth.")],
-    autoencoder: Annotated[Path, typer.Option(help="The Lightning .ckpt file.")],
+    autoencoder: Annotated[Path, typer.Option(help="A Lightning .ckpt, or diffusers' folder.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     raw_generator: Annotated[
         bool, typer.Option(help="Take the weights of a content.pth that has no moving average.")
     ] = False,
+    key: Key = None,
 ) -> None:
     """Read published checkpoints into one .safetensors file."""
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise BadInput(f"--out {out} is no .safetensors file: name one, e.g. {out}.safetensors")
+    if out in (generator, autoencoder):
+        raise BadInput(f"--out {out} is to be read: name another file")
     require("torch", "safetensors")
     from lddgan.checkpoint import save_checkpoint
     from lddgan.published.reader import import_published
 
-    model = import_published(dataset, generator, autoencoder, use_raw=raw_generator)
+    model = import_published(dataset, generator, autoencoder, use_raw=raw_generator, keys=key or ())
     save_checkpoint(out, model)
     for part in ("generator", "autoencoder"):
         left_out = model.provenance[part]["left_out"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,8 @@ from lddgan.preset import Preset
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
+FORMATS = (FORMAT, AUTOENCODER_FORMAT)
+HEADER = 64 << 10  # bytes, enough for a checkpoint's metadata
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,11 @@ def load_autoencoder(path: str | os.PathLike[str]) -> TrainedAutoencoder:
 
 def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, Any]]:
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_safetensors(path) if is_safetensors(path) else ({}, {})
     form = metadata.get("format")
-    if form not in (FORMAT, AUTOENCODER_FORMAT):
+    if form not in FORMATS:
+        if "preset" not in metadata:
+            check_metadata_kept(tensors, path)
         raise BadInput(
             f"{path} is not an lddgan checkpoint ({FORMAT}); published ones need `lddgan import`"
         )
@@ -209,17 +213,46 @@ def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, 
     return form, preset, provenance, parts
 
 
+def check_metadata_kept(names: Iterable[object], path: Path) -> None:
+    """Raise BadInput if a file without metadata has the tensors of a checkpoint of ours."""
+    parts = {str(name).partition(".")[0] for name in names}
+    if parts in ({"autoencoder"}, {"generator", "autoencoder"}):
+        raise BadInput(
+            f"{path} has the tensors of an lddgan checkpoint, but its metadata (preset and sha256) "
+            "is missing: whatever saved it again lost it; take the file that lddgan wrote"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file begins as a checkpoint of lddgan. Raises BadInput if it cannot be read."""
+    return is_safetensors(path) and b'"lddgan-' in read_bytes(path, HEADER)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do. Raises BadInput if it cannot be read."""
+    head = read_bytes(path, 9)  # the length of a JSON object, then the object
+    if path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80")):
+        return True
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20
+
+
+def read_bytes(path: Path, count: int = -1) -> bytes:
+    """Read the first `count` bytes of a file, -1 for all. Raises BadInput if it cannot be read."""
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist or is not a file")
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(metadata, tensors) of a safetensors file. Raises BadInput.
 
     The file is read whole: a mapped one that shrinks would kill the process.
     """
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist or is not a file")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    data = read_bytes(path)
     try:
         tensors = safetensors_load(data)
     except SafetensorError as error:

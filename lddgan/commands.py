@@ -11,7 +11,7 @@ import typer
 from lddgan.errors import BadInput
 from lddgan.extras import require, usable_cores
 from lddgan.names import Convert, DeviceName, Loss, Regulariser
-from lddgan.options import Device, Seed, print_once, workers_for
+from lddgan.options import Device, Key, Seed, print_once, workers_for
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
@@ -48,12 +48,12 @@ ConvertOption = Annotated[
 
 # ---- options: the model ----
 
-EncodedBy = Annotated[Path, typer.Option(help="Trained by lddgan, or a published .ckpt.")]
+EncodedBy = Annotated[Path, typer.Option(help="Trained by lddgan, published, or of diffusers.")]
 LearnedFrom = Annotated[
     Path | None,
-    typer.Option(help="Trained by lddgan, or a published .ckpt; default that of --out."),
+    typer.Option(help="Trained by lddgan, published, or of diffusers; default that of --out."),
 ]
-BegunWith = Annotated[Path | None, typer.Option(help="Start from its weights; ours, or a .ckpt.")]
+BegunWith = Annotated[Path | None, typer.Option(help="Start from its weights, as train does.")]
 Init = Annotated[Path | None, typer.Option(help="Start from this model's weights, or .state.pt's.")]
 RegulariserOption = Annotated[
     Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
@@ -135,6 +135,7 @@ def encode_dataset(
     device: Device = "auto",
     workers: Workers = None,
     lmdb_size: LmdbSize = None,
+    key: Key = None,
 ) -> None:
     """Encode all images once, for `train --latents`."""
     require("torch", "safetensors")
@@ -143,7 +144,7 @@ def encode_dataset(
     from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
 
-    trained = open_autoencoder(autoencoder, get_preset(dataset))
+    trained = open_autoencoder(autoencoder, get_preset(dataset), key)
     count = encode_images(
         out,
         trained,
@@ -167,6 +168,7 @@ def train_autoencoder(
     regulariser: RegulariserOption = None,
     image_size: ImageSize = None,
     autoencoder: BegunWith = None,
+    key: Key = None,
     perceptual_weight: PerceptualWeight = None,
     vgg: Vgg = None,
     seed: Seed = 0,
@@ -203,7 +205,7 @@ def train_autoencoder(
         preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
     preset = with_values(preset, parsed(values or []))
     images = open_images(preset, data, convert, lmdb_size)
-    start = None if autoencoder is None else open_autoencoder(autoencoder, preset)
+    start = None if autoencoder is None else open_autoencoder(autoencoder, preset, key)
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
@@ -218,6 +220,7 @@ def train(
     dataset: DatasetName,
     data: Data = None,
     autoencoder: LearnedFrom = None,
+    key: Key = None,
     latents: Latents = None,
     init: Init = None,
     out: Out = None,
@@ -264,7 +267,7 @@ def train(
             how = f"`lddgan train-autoencoder --dataset {dataset}` trains one"
             raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how}")
         print_once(f"using {autoencoder}")
-    trained = open_autoencoder(autoencoder, asked)
+    trained = open_autoencoder(autoencoder, asked, key)
     preset = trained.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
@@ -339,14 +342,20 @@ def open_images(
     return InMemory(digits()) if trained is None else latents_of(trained.autoencoder, digits())
 
 
-def open_autoencoder(path: Path, preset: Preset) -> TrainedAutoencoder:
+def open_autoencoder(path: Path, preset: Preset, keys: list[str] | None) -> TrainedAutoencoder:
     """Load an autoencoder of ours or a published one. Raises BadInput if it does not fit."""
-    from lddgan.checkpoint import build_autoencoder, load_autoencoder
-    from lddgan.published.reader import import_autoencoder
+    from lddgan.checkpoint import build_autoencoder, is_ours, load_autoencoder
+    from lddgan.published.diffusers import weights_of
+    from lddgan.published.reader import check_keys, import_autoencoder, notes_of
 
-    if path.suffix != ".safetensors":
-        part = import_autoencoder(preset, path)
+    path = weights_of(path)
+    if not is_ours(path):
+        part = import_autoencoder(preset, path, keys or ())
+        check_keys(keys or (), part)
+        for sentence in notes_of(preset, part):
+            print_once(sentence)
         return build_autoencoder(part.preset, part.tensors, part.record)
+    check_keys(keys or ())
     trained = load_autoencoder(path)
     if trained.preset.name != preset.name:
         raise BadInput(f"{path} was trained for {trained.preset.name}; you asked for {preset.name}")

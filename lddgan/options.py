@@ -19,6 +19,10 @@ Dataset = Annotated[
         "Without it: the newest bundle under exports/, or digits."
     ),
 ]
+Key = Annotated[
+    list[str] | None,
+    typer.Option("--key", help="Which network of a file that holds several, e.g. ema; repeatable."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness, 0..2^63-1.")]
 Device = Annotated[DeviceName, typer.Option(help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]

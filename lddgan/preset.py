@@ -88,13 +88,16 @@ class Preset(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _accept_former_names(cls, values: Any) -> Any:
-        """Reads presets of before 0.2: a codec, a generator of no kind, 0 codes if not VQ."""
+        """Reads presets of before 0.2: a codec, no flips, a generator of no kind, 0 codes."""
         if not isinstance(values, dict):
             return values
+        no_flips = {"flip": False} if "codec" in values else {}
         values = {name.replace("codec", "autoencoder"): value for name, value in values.items()}
         generator, autoencoder = values.get("generator"), values.get("autoencoder")
         if isinstance(generator, dict):
             values["generator"] = {"kind": "ncsnpp", **generator}
+        if isinstance(values.get("training"), dict):
+            values["training"] = no_flips | values["training"]
         if isinstance(autoencoder, dict) and autoencoder.get("kind") in ("kl", "none"):
             values["autoencoder"] = {k: v for k, v in autoencoder.items() if (k, v) != ("codes", 0)}
         return values
@@ -160,9 +163,34 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         section, _, leaf = name.rpartition(".")
         (values[section] if section else values)[leaf] = value
     try:
-        return Preset.model_validate(values)
+        changed = Preset.model_validate(values)
     except ValidationError as error:
         raise BadInput(why_invalid(error, preset.name)) from error
+    before, after = flat(preset.model_dump()), flat(changed.model_dump())
+    for name, why in without_effect(changed).items():
+        if name in changes and after[name] != before.get(name):
+            raise BadInput(f"{name} would have no effect: {why}")
+    return changed
+
+
+def without_effect(preset: Preset) -> dict[str, str]:
+    """The values of a preset that its networks and trainings never read, by name, and why."""
+    unread, kind = {}, preset.autoencoder.kind
+    for name, side, levels in (
+        ("generator", preset.latent_size, preset.generator.halvings + 1),
+        ("autoencoder", preset.image_size, preset.autoencoder.factor.bit_length()),
+    ):
+        sides = [side >> level for level in range(levels)]
+        if not set(getattr(getattr(preset, name), "attention", ())) <= set(sides):
+            unread[f"{name}.attention"] = f"the resolutions are {', '.join(map(str, sides))}"
+    if not preset.training.reconstruction and preset.training.delta is not None:
+        unread["training.delta"] = "the loss is adversarial alone"
+    for name, reader in (("kl_weight", "kl"), ("commitment", "vq")):
+        if kind != reader:
+            unread[f"autoencoder_training.{name}"] = f"the autoencoder is of the kind '{kind}'"
+    if preset.autoencoder_training is not None and not preset.autoencoder_training.disc_weight:
+        unread["autoencoder_training.disc_start"] = "autoencoder_training.disc_weight is 0"
+    return unread
 
 
 def names(values: Mapping[str, Any]) -> list[str]:

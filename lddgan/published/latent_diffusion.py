@@ -63,6 +63,8 @@ def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:
 LATENT_DIFFUSION: Final = Family(
     part="autoencoder",
     kinds=("kl", "vq", "none"),
-    roots=frozenset({"encoder", "decoder", "quant_conv", "first_stage_model"}),
+    roots=frozenset(
+        {"encoder", "decoder", "quant_conv", "post_quant_conv", "quantize", STAGE[:-1]}
+    ),
     own_numbers=own_numbers,
 )

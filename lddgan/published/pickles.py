@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import torch
 
+from lddgan.checkpoint import read_bytes
 from lddgan.errors import BadInput
 
 UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoint
@@ -103,13 +104,7 @@ def read_pickle(path: Path) -> Any:
 
 def check_kind(path: Path) -> None:
     """Raise BadInput unless the first bytes of `path` may be those of a checkpoint."""
-    if not path.is_file():
-        raise BadInput(f"{path} does not exist or is not a file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+    head = read_bytes(path, 1 << 16)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     fault = ""
     if not head:
@@ -118,10 +113,6 @@ def check_kind(path: Path) -> None:
         fault = "is a web page, not a checkpoint: download it again"
     elif text.startswith(b"version https://git-lfs"):
         fault = "is a Git LFS pointer, not the file: fetch it with `git lfs pull`"
-    elif head[8:9] == b"{" and b'"lddgan-checkpoint' in head:
-        fault = "is an lddgan checkpoint already: use it as it is, it needs no import"
-    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 << 20:
-        fault = "is a safetensors file; import reads published .pth and .ckpt files"
     elif head[257:262] == b"ustar" or head.startswith(b"\x1f\x8b"):
         fault = "is a tar or gzip archive: unpack it (a torch file of before 2018: save it again)"
     if fault:
@@ -142,10 +133,13 @@ def explain(path: Path, error: BaseException) -> str:
         names = []
     if names and not any(name.endswith("data.pkl") for name in names):
         return f"{path} is a zip archive of {', '.join(names[:3])}: unpack it, give the file"
-    # torch's text advises to run the pickle; the cause comes last
+    # torch's text advises to run the pickle; the cause comes last, before advice to its developers
     cause = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-    cause = printable(cause) or type(error).__name__
-    return f"{path} ({path.stat().st_size:,} bytes) is damaged, cut or no checkpoint: {cause}"
+    cause = printable(cause).partition(". ")[0].rstrip(".")
+    if isinstance(error, LookupError) or " " not in cause:  # a bare key or number
+        cause = "its contents end or break off where torch expects more"
+    size = f"{path.stat().st_size:,} bytes"
+    return f"{path} ({size}) is damaged, cut or no checkpoint: {cause}; download or copy it again"
 
 
 def printable(text: str) -> str:

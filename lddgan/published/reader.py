@@ -1,15 +1,15 @@
 """Checkpoints of the published LDDGAN code -> our Model, every tensor accounted for.
 
 A generator is a `netG_N.pth` (a state dict that is the moving average already) or a `content.pth`
-(a training state, whose average hides in the optimiser); an autoencoder is a Lightning file.
+(a training state, whose average hides in the optimiser); an autoencoder is a Lightning file, or of
+diffusers.  Either may have been saved again by others, in their wrapper or as safetensors.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +22,13 @@ from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
 from lddgan.preset import Preset, flat, with_values
 from lddgan.presets import get_preset
-from lddgan.published.latent_diffusion import LATENT_DIFFUSION, split_autoencoder
-from lddgan.published.ncsnpp import NCSNPP
-from lddgan.published.pickles import printable, read_pickle
+from lddgan.published.diffusers import check_fits, is_of_diffusers, renamed, weights_of
+from lddgan.published.latent_diffusion import split_autoencoder
 from lddgan.published.shapes import Family, Part
+from lddgan.published.state_dicts import FAMILIES, Found, read_state
 
-FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
-PARALLEL: Final = "module."  # what DistributedDataParallel puts before every name
-WRAPPED: Final = ("netG_dict", "state_dict")  # of a training state, of a Lightning file
+RAW: Final = "netG_dict"  # in a training state, whose optimiser has the average
+OPTIMIZER: Final = "optimizerG"
 ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
 
 
@@ -40,6 +39,7 @@ class Network:
     preset: Preset  # with what the file says about this network
     tensors: Mapping[str, Tensor]  # float32, names and shapes of `preset`
     record: Mapping[str, Any]  # for the provenance
+    keys: tuple[str, ...]  # that its file has
 
 
 def import_published(
@@ -48,111 +48,109 @@ def import_published(
     autoencoder: str | os.PathLike[str],
     *,
     use_raw: bool = False,
+    keys: Sequence[str] = (),
 ) -> Model:
     """Read a published generator and autoencoder.
 
     `dataset` is the name of a preset, or a preset of one's own.  From a training state
-    (`content.pth`) the moving average is taken; `use_raw` takes `netG_dict` instead.  Where a file
-    has another `nz`, number of blocks, mapping layers or codes, so has the model's preset, and
-    `provenance["notes"]` says so.
+    (`content.pth`) the moving average is taken; `use_raw` takes `netG_dict` instead.  `keys` choose
+    where a file holds several networks.  Where a file has another `nz`, number of blocks, mapping
+    layers or codes, so has the model's preset, and `provenance["notes"]` says so.
 
     Raises BadInput, with the cause, for a file that is missing, damaged, of another kind or data
     set, has a tensor too many, too few, misshapen or not finite, or asks to run code.
     """
     preset = get_preset(dataset) if isinstance(dataset, str) else dataset
-    first = import_generator(preset, Path(generator), use_raw)
-    second = import_autoencoder(first.preset, Path(autoencoder))
-    before, after = flat(preset.model_dump()), flat(second.preset.model_dump())
-    changes = {key: value for key, value in after.items() if value != before[key]}
+    if isinstance(dataset, str) and preset.paper is None:
+        raise BadInput(f"nothing was published for {dataset}, which lddgan brings trained")
+    first = import_generator(preset, Path(generator), use_raw, keys)
+    second = import_autoencoder(first.preset, Path(autoencoder), keys)
+    check_keys(keys, first, second)
     provenance = {
         "source": "published",
         "dataset": preset.name,
-        "ema": first.record["weights"] != "netG_dict",
+        "ema": "moving average" in first.record["weights"],
         "generator": first.record,
         "autoencoder": second.record,
-        "differs_from_preset": changes,
-        "notes": [
-            f"{key} is {value}, where the {preset.name} preset has {before[key]}"
-            for key, value in changes.items()
-        ]
-        + first.record["notes"],
+        "differs_from_preset": changed_values(preset, second.preset),
+        "notes": notes_of(preset, first, second),
     }
     return build_model(second.preset, first.tensors, second.tensors, provenance)
 
 
-def import_generator(preset: Preset, path: Path, use_raw: bool) -> Network:
-    """Read the generator in a netG_N.pth or content.pth. Raises BadInput."""
-    key, state, around = read_state(path)
-    check_kind_of_network(state, "generator", path)
-    preset = with_training_arguments(fit(preset, state, "generator", path), around, path)
-    left_out = count_tensors(around)
-    weights, notes = "netG file (the moving average)", []
-    tensors = plain_floats(preset, state, "generator", path)
-    if key == "netG_dict" and use_raw:
-        weights, notes = "netG_dict", [f"{path.name}: took netG_dict, not the moving average"]
-    elif key == "netG_dict":
-        weights = "optimizerG (the moving average)"
-        average = moving_average(around.get("optimizerG"), list(tensors), path)
+def import_generator(
+    preset: Preset, path: Path, use_raw: bool, keys: Sequence[str] = ()
+) -> Network:
+    """Read the generator in a netG_N.pth, content.pth or another wrapper. Raises BadInput."""
+    found = read_state(path, "generator", keys, use_raw)
+    preset = with_training_arguments(
+        fit(preset, found.state, "generator", path), found.around, path
+    )
+    tensors = plain_floats(preset, found.state, "generator", path)
+    in_optimizer = not found.is_average and (found.key == RAW or OPTIMIZER in found.around)
+    if in_optimizer and not use_raw:
+        weights = f"{OPTIMIZER} (the moving average)"
+        average = moving_average(found.around.get(OPTIMIZER), list(tensors), found.key, path)
         tensors = plain_floats(preset, average, "generator", path)
-        left_out["optimizerG"] -= len(tensors)
-        left_out["netG_dict"] = len(state)
-    return Network(preset, tensors, record(path, left_out) | {"weights": weights, "notes": notes})
+        found.left_out[OPTIMIZER] -= len(tensors)
+        found.left_out[found.key] += len(found.state)
+    elif found.is_average or not found.key:
+        weights = f"{found.key or 'netG file'} (the moving average)"
+    else:
+        weights, is_not = found.key, "not" if in_optimizer else "which may not be"
+        found.notes.append(f"{path.name}: took {found.key}, {is_not} the moving average")
+    return network_of(preset, tensors, found, path, weights=weights)
 
 
-def import_autoencoder(preset: Preset, path: Path) -> Network:
-    """Read the autoencoder in a Lightning file or a plain state dict. Raises BadInput."""
-    _, state, around = read_state(path)
-    check_kind_of_network(state, "autoencoder", path)
-    state, left_out = split_autoencoder(state, path)
+def import_autoencoder(preset: Preset, path: Path, keys: Sequence[str] = ()) -> Network:
+    """Read the autoencoder of a Lightning file, of diffusers or a plain one. Raises BadInput."""
+    family_of(preset, "autoencoder")
+    path = weights_of(path)
+    found = read_state(path, "autoencoder", keys)
+    state, left_out = split_autoencoder(found.state, path)
+    found.left_out.update(left_out)
+    if is_of_diffusers(state):
+        state = renamed(state)
+        found.notes.extend(check_fits(state, preset, path))
     preset = fit(preset, state, "autoencoder", path)
-    tensors = plain_floats(preset, state, "autoencoder", path)
-    return Network(preset, tensors, record(path, count_tensors(around) + left_out))
+    return network_of(preset, plain_floats(preset, state, "autoencoder", path), found, path)
 
 
-def record(path: Path, left_out: Mapping[str, int]) -> dict[str, Any]:
-    """Where a network comes from, for the provenance."""
-    return {
+def network_of(
+    preset: Preset, tensors: Mapping[str, Tensor], found: Found, path: Path, **more: str
+) -> Network:
+    """A network, and where it comes from for the provenance."""
+    record = {
         "file": path.name,
         "sha256": sha256_of_file(path),
-        "left_out": {prefix: count for prefix, count in left_out.items() if count},
+        "left_out": {key: count for key, count in found.left_out.items() if count},
+        "notes": found.notes,
     }
+    return Network(preset, tensors, record | more, found.keys)
 
 
-def read_state(path: Path) -> tuple[str | None, dict[str, Tensor], dict[Any, Any]]:
-    """(key it was under, state dict without `module.`, what was around it) in a pickled file."""
-    loaded = read_pickle(path)
-    key = next((k for k in WRAPPED if isinstance(loaded, dict) and k in loaded), None)
-    state = loaded if key is None else loaded[key]
-    if not isinstance(state, dict):
-        raise BadInput(f"{path} holds a {type(state).__name__}, not a state dict")
-    around = {} if key is None else {k: v for k, v in loaded.items() if k != key}
-    if not state:
-        raise BadInput(f"{path} is no state dict: it has no tensors")
-    others = [
-        printable(str(k))
-        for k, v in state.items()
-        if not (isinstance(v, Tensor) and isinstance(k, str) and k == printable(k))
-    ]
-    if others:
-        raise BadInput(f"{path} is no state dict: not tensors: {some(others)}")
-    return key, without_parallel(state, path), around
+def check_keys(keys: Sequence[str], *networks: Network) -> None:
+    """Raise BadInput if no file of `networks` has one of the keys that were asked for."""
+    known = [key for network in networks for key in network.keys if key]
+    for key in keys:
+        if key not in known:
+            there = f"there are {some(known)}" if known else "there are none"
+            raise BadInput(f"no file has the key {key}; {there}")
 
 
-def without_parallel(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict with `module.` taken off every name. All names have it, or none."""
-    bare = [name for name in state if not name.startswith(PARALLEL)]
-    if bare and len(bare) < len(state):
-        raise BadInput(f"{path} mixes two networks: '{PARALLEL}' is not before {some(bare)}")
-    return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+def changed_values(before: Preset, after: Preset) -> dict[str, Any]:
+    """The values that files have of their own, by name."""
+    values = flat(before.model_dump())
+    return {k: v for k, v in flat(after.model_dump()).items() if v != values[k]}
 
 
-def check_kind_of_network(state: Mapping[str, Tensor], part: Part, path: Path) -> None:
-    """Raise BadInput if the names in a file are those of another network than `part`."""
-    found = next((family.part for family in FAMILIES if family.holds(state)), None)
-    if found is None:
-        raise BadInput(f"{path} holds no {part}: its tensors are {some(list(state))}")
-    if found != part:
-        raise BadInput(f"{path} is the {found}, given as the {part}: are the two files swapped?")
+def notes_of(preset: Preset, *networks: Network) -> list[str]:
+    """What is to be said of networks that were read for `preset`, in sentences."""
+    own, before = changed_values(preset, networks[-1].preset), flat(preset.model_dump())
+    return [
+        f"{key} is {value}, where the {preset.name} preset has {before[key]}"
+        for key, value in own.items()
+    ] + [sentence for network in networks for sentence in network.record["notes"]]
 
 
 def family_of(preset: Preset, part: Part) -> Family:
@@ -195,7 +193,7 @@ def plain_floats(
     return {name: tensors[name] for name in expected}
 
 
-def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str, Tensor]:
+def moving_average(optimizer: object, names: list[str], key: str, path: Path) -> dict[str, Tensor]:
     """The averages that the published EMA keeps in the optimiser's state, which numbers `names`."""
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     states = states if isinstance(states, dict) else {}
@@ -206,7 +204,7 @@ def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str,
     }
     if set(found) != set(range(len(names))):
         raise BadInput(
-            f"{path} has averages of {len(found)} of {len(names)} parameters, and its netG_dict is "
+            f"{path} has averages of {len(found)} of {len(names)} parameters, and its {key} is "
             "not the average: give a netG_N.pth, or --raw-generator to accept it"
         )
     return {name: found[i] for i, name in enumerate(names)}
@@ -214,24 +212,14 @@ def moving_average(optimizer: object, names: list[str], path: Path) -> dict[str,
 
 def with_training_arguments(preset: Preset, around: Mapping[Any, Any], path: Path) -> Preset:
     """`preset` with the steps and schedule of a training state's arguments. Raises BadInput."""
-    given = next((v for v in around.values() if isinstance(v, argparse.Namespace)), None)
-    found = {ours: getattr(given, name) for name, ours in ARGUMENTS.items() if hasattr(given, name)}
+    values = (vars(v) if isinstance(v, argparse.Namespace) else v for v in around.values())
+    found = {
+        ours: given[name]
+        for given in values
+        for name, ours in ARGUMENTS.items()
+        if isinstance(given, dict) and name in given
+    }
     try:
         return with_values(preset, found)
     except BadInput as error:
         raise BadInput(f"{path} was trained with arguments that do not fit: {error}") from error
-
-
-def count_tensors(around: Mapping[Any, Any]) -> Counter[str]:
-    """How many tensors are under each key of a file, at any depth."""
-    counts: Counter[str] = Counter()
-    for key, value in around.items():
-        stack, seen = [value], set()  # a pickled container may hold itself
-        while stack:
-            item = stack.pop()
-            if isinstance(item, Tensor):
-                counts[str(key)] += 1
-            elif isinstance(item, dict | list | tuple) and id(item) not in seen:
-                seen.add(id(item))
-                stack += item.values() if isinstance(item, dict) else item
-    return counts

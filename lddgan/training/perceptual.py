@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lddgan.checkpoint import check_tensors, materialise, read_safetensors
 from lddgan.errors import BadInput, LddganError
-from lddgan.published.pickles import read_pickle
+from lddgan.published.state_dicts import read_file
 
 # LPIPS' own weights, `lins.*`, as in the package lpips 0.1.4; its licence lies beside them.
 LINS_FILE: Final = Path(__file__).parents[1] / "assets" / "lpips" / "vgg.safetensors"
@@ -83,7 +83,7 @@ def load_perceptual(vgg: Path | None, device: torch.device | str) -> Perceptual:
 
 def read_features(path: Path, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Read the `expected` tensors of a file, and check them. Raises BadInput."""
-    loaded = read_pickle(path)
+    loaded = read_file(path)
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{path} holds no state dict but a {type(loaded).__name__}")
     found = {k: loaded[k] for k in expected if k in loaded}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from export.bundle import DIGITS
 from lddgan.checkpoint import load_autoencoder, load_checkpoint, sha256_of_content
 from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
@@ -60,6 +61,15 @@ def test_digits_from_nothing_to_images(lddgan) -> None:
     told = "is finished after 2 steps; `--resume --steps MORE` goes on to MORE steps in all"
     refused(lddgan("train", "--dataset", "digits"), f"{RUN / MODEL} {told}")
     refused(lddgan("train-autoencoder", "--dataset", "digits"), f"{RUN / AUTOENCODER} {told}")
+
+
+@pytest.mark.full
+def test_the_shipped_model_gives_its_autoencoder(lddgan) -> None:
+    given = ("--dataset", "digits", "--autoencoder", DIGITS / MODEL, "--steps", 1)
+    small = options(generator__nf=8, training__batch=4, discriminator__ngf=4)
+    done = lddgan("train", *given, *small)
+    assert done.code == 0, done.err
+    assert load_checkpoint(RUN / MODEL).preset.scale_factor == pytest.approx(4.1131659)
 
 
 def test_interrupted_run_can_be_sampled_and_resumed(lddgan, photos: Path, files: Path) -> None:

@@ -43,6 +43,7 @@ LSUN = (
 )
 
 
+IMPORT = "import", "--dataset", "lsun", "--generator", "g.pth", "--autoencoder", "ae.safetensors"
 REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     # data
     (LSUN, ("no images of lsun", "--data")),
@@ -94,6 +95,16 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ),
     # the run
     ((*FOR_TRAIN, "--resume"), ("generator.state.pt does not exist", "nothing to resume")),
+    (
+        ("train", "--dataset", "digits", "--autoencoder", "{files}/" + MODEL, "--key", "vae"),
+        ("no file has the key vae; there are none",),
+    ),
+    (
+        (*IMPORT, "--out", "model"),
+        ("--out model is no .safetensors file", "model.safetensors"),
+    ),
+    ((*IMPORT, "--out", "{photos}"), ("is no .safetensors file",)),
+    ((*IMPORT, "--out", "ae.safetensors"), ("--out ae.safetensors is to be read",)),
     ((*FOR_AUTOENCODER, "--resume"), ("autoencoder.state.pt does not exist", "nothing to resume")),
     ((*FOR_TRAIN, "--epochs", 1), ("epochs or steps, not both",)),
     ((*FOR_AUTOENCODER, "--epochs", 1), ("epochs or steps, not both",)),

@@ -88,3 +88,4 @@ def test_shipped_digits_are_old_files_that_open() -> None:
     assert "codec" in json.loads((folder / MANIFEST).read_text())["preset"]
     assert load_checkpoint(folder / CHECKPOINT).preset == preset
     assert np.isclose(preset.scale_factor, 4.1131659) and preset.name == "digits"
+    assert not preset.training.flip  # version 0.1 mirrored no images

@@ -11,7 +11,10 @@ from bench import commands as bench
 from engine import commands as engine
 from export import commands as export
 from lddgan import commands as lddgan
+from lddgan.memory import is_out_of_memory
 from lddgan.options import print_once, rank_prefix
+from lddgan.signals import ended_by_signals
+from lddgan.streams import drop_stdout
 
 app = typer.Typer(
     help="Inference engine for latent denoising diffusion GANs.",
@@ -32,14 +35,19 @@ app.command()(engine.verify)
 app.command()(engine.sample)
 app.command()(bench.bench)
 
-BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130
+BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130, SIGTERM 143, SIGHUP 129
 
 
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
+    with ended_by_signals():
+        run()
+
+
+def run() -> None:
     from lddgan.errors import BadInput, LddganError, Stopped
 
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
     try:
         app(prog_name="lddgan")
     except Stopped as error:
@@ -48,11 +56,20 @@ def main() -> None:
     except LddganError as error:
         typer.secho(f"{rank_prefix()}error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        told = "error: memory ran out; ask for less at once, or end what else uses it"
+        typer.secho(told, fg=typer.colors.RED, err=True)
+        sys.exit(FAILURE)
     except OSError as error:
+        drop_stdout()  # which may be what failed
         where = error.filename or "input or output"
         typer.secho(f"error: {where}: {error.strerror}", fg=typer.colors.RED, err=True)
         sys.exit(FAILURE)
 
 
 if __name__ == "__main__":
-    main()
+    from lddgan.__main__ import main as start
+
+    start()

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import usable_cores, version_of, why_missing
 from lddgan.frozen import Frozen
+from lddgan.progress import to_stderr
 
 HOME = Path(__file__).resolve().parent.parent
 COMMIT: Final = "LDDGAN_COMMIT"  # environment variable: the commit, for a copy without git
@@ -205,6 +205,6 @@ def run_child(
 
 def _relay(pipe: IO[str], last: deque[str]) -> None:
     for line in pipe:
-        sys.stderr.write(line)
+        to_stderr(line.rstrip("\n"))
         if line.strip():
             last.append(line.strip())

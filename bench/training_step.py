@@ -27,7 +27,8 @@ from bench.run import usable_device
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import torch_timer
 from lddgan.data.images import to_float
-from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.errors import BadInput, LddganError
+from lddgan.memory import memory_named
 from lddgan.names import Device, DeviceName
 from lddgan.networks.registry import create
 from lddgan.preset import GROUP, Preset, with_values
@@ -195,7 +196,7 @@ def in_child(asked: Row, limit: float) -> Row:
 def measure(asked: Row) -> Row:
     """Warm up and time what a row asks for. Returns it filled.
 
-    Raises OutOfMemory if that of the GPU is too small, LddganError if a loss is not finite.
+    Raises OutOfMemory, or LddganError if a loss is not finite.
     """
     device = asked.device or "cpu"
     preset, variant = Preset.model_validate(asked.preset), VARIANTS[asked.variant or EAGER]
@@ -204,11 +205,10 @@ def measure(asked: Row) -> Row:
     with joined(device) as ranks, torch.random.fork_rng(), flushing_denormals():
         torch.manual_seed(SEED)
         try:
-            times, found = stage(preset, settings, ranks, partial(time_all, asked))
+            with memory_named("{} has too little memory for this batch"):
+                times, found = stage(preset, settings, ranks, partial(time_all, asked))
         except NotFinite as error:
             raise LddganError(f"its time means nothing: {error}") from error
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory("the GPU has too little memory for this batch") from error
     found["facts"] = found.get("facts", {}) | {"threads": torch.get_num_threads()}
     found["ms"] = {name: summarise(ms) for name, ms in times.items()}
     found["trials"] = len(times.get("with_r1") or times["plain"])

@@ -10,7 +10,7 @@ import typer
 from engine.registry import ENGINES
 from export.commands import BundleFolder, chosen_bundle, note_unfinished
 from lddgan.names import Precision
-from lddgan.options import Dataset, Device, Json, Seed, print_json
+from lddgan.options import Dataset, Device, Json, Seed, print_json, print_once
 
 if TYPE_CHECKING:
     from engine.sampler import Sampler
@@ -71,9 +71,9 @@ def build(
     opened = chosen_bundle(dataset, bundle)
     dtype = precision or default_precision(engine, "cuda", opened.precisions)
     options = {"batch": batch, "level": level, "rebuild": rebuild, "log": to_stderr}
-    typer.echo(build(opened, dtype, **options))
+    print_once(build(opened, dtype, **options))
     again = f"lddgan verify --bundle {opened.folder} --engine {engine}"
-    typer.echo(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
+    print_once(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
 
 
 def verify(
@@ -174,7 +174,7 @@ def sample(
         encoders = usable_cores() if sampler.backend.device == "cuda" else 0
         origin = Origin.of(sampler, weights, seed, first).model_dump_json()
         write_images(out, batches, first, meter.advance, origin=origin, processes=encoders)
-    typer.echo(
+    print_once(
         f"{out}: {num} images of {made_of.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
         f"{sampler.description}"
     )

@@ -16,6 +16,7 @@ from export.agreement import any_of_one_value
 from export.graphs import MAX_BATCH
 from lddgan.diffusion import chain
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.memory import memory_named
 from lddgan.noise import MAX_INDEX, Noise, draw
 from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
@@ -222,7 +223,8 @@ class Sampler:
         while done < count:
             size = equal_parts(count - done, min(most, self._fitting))[0]
             try:
-                part = make(done, size)
+                with memory_named(f"{{}} has too little memory for {size} images at once"):
+                    part = make(done, size)
             except OutOfMemory as error:
                 if size // 2 < self.backend.least:
                     raise
@@ -282,7 +284,8 @@ class NoiseAhead:
     def _drawn(self, first: int, count: int) -> Noise:
         if self.ahead is None or self.ahead[0] != first or self.ahead[1] < count:
             return self._draw(first, count)
-        x_T, z, noise = self.ahead[2].result()
+        drawn, self.ahead = self.ahead[2], None  # where memory was short, fewer are drawn anew
+        x_T, z, noise = drawn.result()
         return Noise(x_T[:count], z[:, :count], noise[:, :count])
 
     def _draw(self, first: int, count: int) -> Noise:

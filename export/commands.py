@@ -10,7 +10,7 @@ import typer
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.names import Wanted
-from lddgan.options import Key, note, warn_of_random_weights
+from lddgan.options import Key, note, print_once, warn_of_random_weights
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
@@ -43,10 +43,10 @@ def import_(
     for part in ("generator", "autoencoder"):
         left_out = model.provenance[part]["left_out"]
         for prefix, count in left_out.items():
-            typer.echo(f"{part}: {count} tensors under {prefix} are not needed and were left out")
+            print_once(f"{part}: {count} tensors under {prefix} are not needed and were left out")
     for sentence in model.provenance["notes"]:
-        typer.echo(sentence)
-    typer.echo(f"{out}: a {model.preset.name} model")
+        print_once(sentence)
+    print_once(f"{out}: a {model.preset.name} model")
 
 
 def export(
@@ -102,9 +102,9 @@ def export(
         log=note,
     )
     for name, found in measured.items():
-        typer.echo(f"{name}: {found.summary()}")
+        print_once(f"{name}: {found.summary()}")
     without = "" if measured else " without graphs, for --engine torch and fused"
-    typer.echo(f"{folder}: published{without}; use it with --bundle {folder}")
+    print_once(f"{folder}: published{without}; use it with --bundle {folder}")
 
 
 def note_unfinished(model: Model, checkpoint: Path | None) -> None:

@@ -9,13 +9,15 @@ Public names are imported when first used; sampling needs no torch.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # that of typing: `lddgan` is to hear Ctrl-C from its first moment
 if TYPE_CHECKING:
+    from typing import Any
+
     from engine.registry import open_engine as open_engine
     from engine.sampler import Sampler as Sampler
     from export.bundle import open_bundle as open_bundle
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from lddgan.published.reader import import_published as import_published
 
 # In the wheel engine/ and export/ are in this folder, in the repository beside it (hatch_build.py).
-PREFIX = "lddgan." if (Path(__file__).parent / "engine").is_dir() else ""
+PREFIX = "lddgan." if os.path.isdir(os.path.join(os.path.dirname(__file__), "engine")) else ""
 MODULES = {  # module -> the public names that it defines
     "lddgan.checkpoint": ("Model", "load_checkpoint", "save_checkpoint"),
     "lddgan.diffusion": ("sample",),

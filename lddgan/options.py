@@ -11,6 +11,8 @@ import typer
 
 from lddgan.extras import usable_cores
 from lddgan.names import DeviceName
+from lddgan.progress import to_stderr
+from lddgan.streams import drop_stdout
 
 Dataset = Annotated[
     str | None,
@@ -37,8 +39,15 @@ def workers_for(images: Path | None, asked: int | None) -> int:
 
 def print_once(line: str, err: bool = False) -> None:
     """Print a line, in the first process alone where several train together."""
-    if not rank_prefix():
-        typer.echo(line, err=err)
+    if rank_prefix():
+        return
+    if err:
+        note(line)
+        return
+    try:
+        typer.echo(line)
+    except BrokenPipeError:  # nobody reads it, and the work is done
+        drop_stdout()
 
 
 def rank_prefix() -> str:
@@ -56,7 +65,7 @@ def warn_of_random_weights() -> None:
 
 
 def note(line: str) -> None:
-    typer.echo(line, err=True)
+    to_stderr(line)
 
 
 def print_json(value: Any) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lddgan.errors import BadInput
 from lddgan.files import atomic_write, refuse_used, writing
-from lddgan.progress import start_pool
+from lddgan.workers import start_pool
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles

@@ -1,17 +1,12 @@
-"""Progress of long work, a bar on a terminal and plain lines otherwise; and signals during it."""
+"""Progress of long work, a bar on a terminal and plain lines otherwise."""
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from multiprocessing import get_context
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,7 +31,7 @@ class Meter(AbstractContextManager["Meter"]):
         self.bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        if self.log is to_stderr and sys.stderr.isatty():
+        if self.log is to_stderr and sys.stderr is not None and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
 
@@ -100,51 +95,7 @@ class Meter(AbstractContextManager["Meter"]):
 
 
 def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-# ---- signals ----
-
-
-@contextmanager
-def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
-    """Call `handler` at the signals `numbers`; yields the handlers that were there before.
-
-    Signals reach the main thread alone: in another one nothing is changed.
-    """
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before |= {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield before
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-class StopSignals:
-    asked: int | None = None  # number of the signal that asked for a stop
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """SIGTERM and Ctrl-C ask for a stop after the current step; the second one ends at once."""
-    stop = StopSignals()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.asked = number
-        signal.signal(number, before[number])
-
-    with signal_handler(ask, signal.SIGINT, signal.SIGTERM) as before:
-        yield stop
-
-
-def start_pool(processes: int) -> ProcessPoolExecutor:
-    """Start a pool of processes that leave Ctrl-C to this one and finish what they have begun."""
-    # Not forked: a GPU's driver does not survive that.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignore)
-    with signal_handler(signal.SIG_IGN, signal.SIGINT):  # inherited, until they have run `ignore`
-        for _ in range(processes):
-            pool.submit(int)
-    return pool
+    """Write a line. One that cannot be written is dropped: no log ends the work that it is of."""
+    with suppress(OSError, ValueError):  # a full disk, a pipe that nobody reads; a closed file
+        if sys.stderr is not None:  # of a daemon
+            print(line, file=sys.stderr, flush=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from lddgan.errors import OutOfMemory
+from lddgan import memory
 from lddgan.names import Precision
 
 
@@ -47,14 +47,10 @@ def flushing_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-@contextmanager
-def memory_named() -> Iterator[None]:
-    """Turn the GPU's lack of memory into OutOfMemory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        advice = "run fewer images at once, or end what else uses the GPU"
-        raise OutOfMemory(f"PyTorch found too little memory on the GPU; {advice}") from error
+def memory_named() -> AbstractContextManager[None]:
+    """Turn PyTorch's lack of memory into OutOfMemory."""
+    advice = "run fewer images at once, or end what else uses it"
+    return memory.memory_named(f"PyTorch found too little memory on {{}}; {advice}")
 
 
 def channels_last(module: nn.Module) -> nn.Module:

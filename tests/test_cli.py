@@ -337,3 +337,14 @@ def test_gpus_are_numbered_as_nvidia_smi_does_unless_told(
         monkeypatch.setenv("CUDA_DEVICE_ORDER", given)
     lddgan("presets")
     assert os.environ["CUDA_DEVICE_ORDER"] == used
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")]
+)
+def test_memory_that_runs_out_is_one_sentence(lddgan, monkeypatch, error: Exception) -> None:
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr("engine.doctor.examine", full)
+    refused(lddgan("doctor"), "memory ran out; ask for less at once", code=1)

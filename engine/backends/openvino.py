@@ -16,6 +16,7 @@ from engine.requirements import check_tensors, one_line, why_unusable
 from export.bundle import Bundle, graph_file
 from export.graphs import BATCH, graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.memory import is_out_of_memory
 from lddgan.names import Precision
 
 DEVICE: Final = "CPU"
@@ -24,7 +25,6 @@ OPTIONS: Final = {
     "PERFORMANCE_HINT": "LATENCY",  # all cores for one call
 }
 MOST_SIZES: Final = 2  # batch sizes that stay compiled; the one unused for longest is dropped
-NO_MEMORY: Final = "bad_alloc"  # the text is all that says so
 PLACES: Final = ("Exception from ", "Check '", "FrontEnd API failed")  # lines of its errors
 REFUSALS: Final = (  # of openvino.frontend
     "GeneralFailure",
@@ -120,8 +120,7 @@ def failures_named(where: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, MemoryError) or NO_MEMORY in str(error)
-        kind = OutOfMemory if full else LddganError
+        kind = OutOfMemory if is_out_of_memory(error) else LddganError
         raise kind(f"OpenVINO failed {where}: {why(error)}") from error
 
 
@@ -133,7 +132,9 @@ def read_model(path: Path) -> Any:
     refusals = [getattr(frontend, name) for name in REFUSALS]
     try:
         return reader.convert(reader.load(path))
-    except (*refusals, RuntimeError) as error:
+    except (*refusals, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"OpenVINO has too little memory for {path}") from error
         raise BadInput(f"OpenVINO does not take {path}: {why(error)}") from error
 
 

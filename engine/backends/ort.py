@@ -16,6 +16,7 @@ from engine.requirements import check_tensors, why_unusable
 from export.bundle import Bundle, graph_file
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.memory import is_out_of_memory
 from lddgan.names import Device, Precision
 from lddgan.preset import Preset
 
@@ -23,7 +24,6 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "EXHAUSTIVE"}
 EXACT_FP32 = {"use_tf32": "0"}  # fp16 would lose the tensor cores by it
 DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
-NO_MEMORY = "Failed to allocate memory"  # of a device; the text is all that says so
 FATAL = 4  # ONNX Runtime's log level: its errors reach the user through exceptions
 
 REINSTALL_GPU = "pip install --force-reinstall --no-deps onnxruntime-gpu"
@@ -83,7 +83,7 @@ class OrtBackend(Backend):
             self.sessions[which].run_with_iobinding(binding)
         except onnxruntime_errors() as error:
             cause = first_line(error)
-            kind = OutOfMemory if NO_MEMORY in cause else LddganError
+            kind = OutOfMemory if is_out_of_memory(error) else LddganError
             raise kind(f"ONNX Runtime failed in the {which}: {cause}") from error
         return binding.get_outputs()[0]
 
@@ -107,6 +107,8 @@ def open_session(path: Path, device: str, precision: Precision) -> Any:
             enable_fallback=False,  # to the CPU, which it prints to stdout
         )
     except onnxruntime_errors() as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"ONNX Runtime has too little memory for {path}") from error
         if device == "cuda" and isinstance(error, RuntimeError):  # those of a file are other types
             raise not_started(provider, first_line(error)) from error
         raise BadInput(f"ONNX Runtime does not take {path}: {first_line(error)}") from error

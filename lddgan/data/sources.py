@@ -8,6 +8,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -16,9 +17,10 @@ from lddgan.data.decode import BadImage, Pixels, decode, fit
 from lddgan.data.listing import BAD_MEMBER, describe_passed_over, list_images, why_passed_over
 from lddgan.errors import BadInput
 from lddgan.names import Convert
-from lddgan.progress import start_pool
+from lddgan.workers import read_ahead
 
 ENCRYPTED: Final = 1  # bit of a zip file's member
+IMAGES_AT_ONCE: Final = 64  # that a process checks
 T = TypeVar("T")
 
 
@@ -134,8 +136,15 @@ class Look(NamedTuple):
 
 def check_images(source: Source, size: int, processes: int) -> Iterator[Look]:
     """Yield for each image of a source whether one of `size` can be made of it."""
-    with start_pool(processes) as pool:
-        yield from pool.map(partial(check, source, size), range(len(source)), chunksize=64)
+    parts = range(0, len(source), IMAGES_AT_ONCE)
+    with closing(read_ahead(partial(check_part, source, size), parts, processes)) as checked:
+        for part in checked:
+            yield from part
+
+
+def check_part(source: Source, size: int, first: int) -> list[Look]:
+    last = min(first + IMAGES_AT_ONCE, len(source))
+    return [check(source, size, index) for index in range(first, last)]
 
 
 def check(source: Source, size: int, index: int) -> Look:

@@ -9,21 +9,23 @@ from contextlib import closing
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lddgan.checkpoint import TrainedAutoencoder, digest_of
-from lddgan.data.feed import read_ahead
 from lddgan.data.images import Images, OnBad, refuse_bad, to_float
-from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_folder, refuse_used, sha256_of_file
+from lddgan.memory import memory_named
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
 from lddgan.torch_settings import exact_fp32
 from lddgan.training.latents import FILE, RECORD, Record, Shape, Values
+from lddgan.workers import read_ahead
 
 VERIFIED: Final = 64  # images that are encoded twice
 TOLERANCE: Final = 1e-4  # between the two, of the largest value
@@ -96,17 +98,15 @@ def encode(
 
     Raises OutOfMemory.
     """
-    try:
+    told = f"{{}} has too little memory to encode {len(images)} images at once"
+    with memory_named(f"{told}; choose a smaller --batch"):
         image = to_float(images.to(device))
         both = [image, image.flip(3)] if flip else [image]
         moments = [autoencoder.moments(each).cpu() for each in both]
-    except torch.OutOfMemoryError as error:
-        told = f"{device} has too little memory to encode {len(images)} images at once"
-        raise OutOfMemory(f"{told}; choose a smaller --batch") from error
-    return torch.stack(moments, dim=1).contiguous().numpy()
+        return torch.stack(moments, dim=1).contiguous().numpy()
 
 
-Part = tuple[list[int], Tensor, list[str]]
+Part = tuple[list[int], NDArray[Any], list[str]]
 
 
 def read_part(images: Images, batch: int, number: int) -> Part:
@@ -117,10 +117,10 @@ def read_part(images: Images, batch: int, number: int) -> Part:
     first = number * batch
     part = range(first, min(first + batch, len(images)))
     reads = {index: images.read([index], [False]) for index in part}
-    good = {index: read.values for index, read in reads.items() if not read.bad}
+    good = {index: read.values.numpy() for index, read in reads.items() if not read.bad}
     # After a bad image, `bad` goes on with those that could not replace it.
     bad = [read.bad[0] for read in reads.values() if read.bad]
-    return list(good), torch.cat(list(good.values())) if good else torch.empty(0), bad
+    return list(good), np.concatenate(list(good.values())) if good else np.empty(0), bad
 
 
 def write_all(
@@ -140,7 +140,7 @@ def write_all(
         for what in bad:
             meter.log(f"left out: {what}")
         if good:
-            values = encoder(images)
+            values = encoder(torch.from_numpy(images))
             finite = np.isfinite(values).all(axis=(1, 2, 3, 4))
             if not finite.all():
                 which = f"the latent of image {good[int(finite.argmin())]}"

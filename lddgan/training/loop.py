@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from lddgan.checkpoint import Model, TrainedAutoencoder, save_checkpoint
 from lddgan.data.feed import Feed
 from lddgan.data.images import Images
-from lddgan.errors import BadInput, LddganError, OutOfMemory, Stopped
+from lddgan.errors import BadInput, LddganError, Stopped
+from lddgan.memory import memory_named
 from lddgan.pictures import Pixels
 from lddgan.preset import AutoencoderTraining, Preset, Training
-from lddgan.progress import Meter, stop_signals
+from lddgan.progress import Meter
+from lddgan.signals import stop_signals
 from lddgan.torch_settings import flushing_denormals
 from lddgan.training.log import TrainingLog
 from lddgan.training.ranks import Ranks, joined
@@ -69,11 +71,12 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
     """Train to the end, from where an earlier run was if `settings.resume`; write the result.
 
     The state is kept in `settings.out`, and so are snapshots of what would be the result.  Raises
-    BadInput for what does not fit together; Stopped, after saving, on SIGTERM and Ctrl-C;
+    BadInput for what does not fit together; Stopped, after saving, on SIGTERM, SIGHUP and Ctrl-C;
     LddganError naming step and batch if a loss or a gradient is not finite; OutOfMemory.
     """
     result_path, state_path = paths_of(settings.out, stage.name, settings.resume)
-    with joined(settings.device) as ranks, torch.random.fork_rng(), flushing_denormals():
+    memory = memory_named(f"{{}} has too little memory to train the {stage.name}; {stage.remedy}")
+    with joined(settings.device) as ranks, memory, torch.random.fork_rng(), flushing_denormals():
         # What is read, and what an earlier run left
         flip = stage.preset.training.flip
         feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
@@ -114,9 +117,6 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                 except NotFinite as error:
                     told = f"{error} at {describe_step(feed, number, keeper)}"
                     raise LddganError(f"training the {stage.name} failed: {told}") from error
-                except torch.OutOfMemoryError as error:
-                    told = f"the GPU has too little memory to train the {stage.name}"
-                    raise OutOfMemory(f"{told}; {stage.remedy}") from error
                 done = number + 1
                 meter.show(done, losses)
                 stopped = ranks.any(stop.asked is not None)

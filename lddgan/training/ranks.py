@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lddgan.errors import BadInput, LddganError
+from lddgan.memory import is_out_of_memory
 from lddgan.preset import GROUP
 
 
@@ -33,11 +34,8 @@ class Ranks(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, the same on each."""
         if self.world > 1:
-            try:
+            with ends_named():
                 distributed.all_reduce(values)
-            except RuntimeError as error:
-                cause = str(error).partition("\n")[0]
-                raise LddganError(f"another process of this training has ended: {cause}") from error
             values /= self.world
         return values
 
@@ -52,7 +50,8 @@ class Ranks(NamedTuple):
         if self.world == 1:
             return here
         found: list[set[str] | None] = [None] * self.world
-        distributed.all_gather_object(found, here)
+        with ends_named():
+            distributed.all_gather_object(found, here)
         return set().union(*(one for one in found if one is not None))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -68,8 +67,21 @@ class Ranks(NamedTuple):
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values."""
         if self.world > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor.detach(), 0)
+            with ends_named():
+                for tensor in tensors:
+                    distributed.broadcast(tensor.detach(), 0)
+
+
+@contextmanager
+def ends_named() -> Iterator[None]:
+    """Turn what fails here when another process has ended into LddganError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        cause = str(error).partition("\n")[0]
+        raise LddganError(f"another process of this training has ended: {cause}") from error
 
 
 def kind_of(device: str | None) -> str:
@@ -100,7 +112,8 @@ def joined(device: str | None) -> Iterator[Ranks]:
             raise BadInput(f"process {local} finds {count} GPUs; start a process for each GPU")
         torch.cuda.set_device(local)
         place, exchange = torch.device(kind, local), "nccl"
-    distributed.init_process_group(exchange)
+    with ends_named():
+        distributed.init_process_group(exchange)
     try:
         yield Ranks(distributed.get_rank(), world, place)
     finally:

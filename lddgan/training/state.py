@@ -21,8 +21,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from lddgan.checkpoint import check_tensors, some
-from lddgan.errors import BadInput, why_invalid
+from lddgan.errors import BadInput, OutOfMemory, why_invalid
 from lddgan.files import atomic_write
+from lddgan.memory import is_out_of_memory
 from lddgan.preset import Preset, flat, names
 
 SAVE_SECONDS: Final = 60.0  # between two savings, at least
@@ -87,6 +88,8 @@ def load_state(path: Path) -> dict[str, Any]:
         cause = why_invalid(error, "the preset")
         raise BadInput(f"{path} carries no readable preset: {cause}") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"the CPU has too little memory to load {path}") from error
         raise BadInput(
             f"{path} is not a readable training state; to train from the start, delete it"
         ) from error

@@ -39,13 +39,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 KILLED = """
 import os, signal
 import cli
+from multiprocessing import current_process
 from lddgan.data import images
-from torch.utils.data import get_worker_info
 fit = images.fit
 
 def killed(pixels, size):
-    info = get_worker_info()
-    if info is not None and info.id == 0:
+    if current_process().name == "reader-0":
         os.kill(os.getpid(), signal.SIGKILL)
     return fit(pixels, size)
 
@@ -120,7 +119,9 @@ ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_to_all_processes_ends_as_signals_do(
     tmp_path: Path, photos: Path, number: int, code: int
 ) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from engine.backends.trt.library import TensorRT
-from lddgan.progress import signal_handler
+from lddgan.signals import signal_handler
 
 Progress = Callable[[int, int], None]  # per cent done, 100
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from engine.registry import BASELINE_PRECISION, open_engine
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model, random_model
 from lddgan.errors import LddganError, OutOfMemory
+from lddgan.noise import Noise, draw
 from lddgan.preset import with_values
 from tests.conftest import TINY
 
@@ -140,3 +142,31 @@ def test_fp32_channels_last_makes_the_same_images(
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in own)
     off = sampler(backend, tiny_model).sample(3, seed=4).astype(int) - plain.sample(3, seed=4)
     assert abs(off).max() <= 1
+
+
+@pytest.mark.parametrize("fits", [0, 3])
+def test_noise_that_does_not_fit_is_drawn_in_parts(tiny_model, monkeypatch, fits: int) -> None:
+    """From the start, or of the second batch, which is drawn while the first one is computed."""
+    true = sampler(TorchBackend(tiny_model, "cpu"), tiny_model).sample(6, seed=5)
+
+    def draws(preset: Any, first: int, count: int, *, seed: int) -> Noise:
+        if first >= fits and count > 1:
+            raise MemoryError("Unable to allocate 9 GiB for an array")
+        return draw(preset, first, count, seed=seed)
+
+    monkeypatch.setattr("engine.sampler.draw", draws)
+    heard: list[str] = []
+    backend = TorchBackend(tiny_model, "cpu")
+    small = Sampler(backend, tiny_model.preset, random_weights=True, chunk=3, log=heard.append)
+    off = np.abs(small.sample(6, seed=5, batch=3).astype(int) - true.astype(int))
+    assert off.max() <= 1
+    told = "the CPU has too little memory for 3 images at once; going on with 1 images at once"
+    assert len(heard) == 1 and heard[0].startswith(told)
+
+
+def test_cpu_memory_that_runs_out_is_named(tiny_model: Model) -> None:
+    backend = TorchBackend(tiny_model, "cpu")
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+    backend.decoder = Mock(side_effect=full)
+    with pytest.raises(OutOfMemory, match="PyTorch found too little memory on the CPU; run fewer"):
+        backend.decode(torch.zeros(1, 4, 8, 8))

@@ -268,3 +268,13 @@ def test_plain_lines_show_losses_rate_and_time_left(tiny, trained, latents, tmp_
     run(tiny, trained, latents, tmp_path, epochs=1, log=lines.append)
     assert lines[-1].startswith("generator: 3/3 steps  d ")
     assert all("steps/s" in line and "left" in line for line in lines)
+
+
+@pytest.mark.parametrize("where", ["__init__", "step"])
+def test_cpu_out_of_memory_is_one_sentence(tiny, trained, latents, tmp_path, monkeypatch, where):
+    def full(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(Gan, where, full)
+    with pytest.raises(OutOfMemory, match=r"^the CPU has too little memory .*; --accumulate 2 "):
+        run(tiny, trained, latents, tmp_path)

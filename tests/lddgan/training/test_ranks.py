@@ -8,7 +8,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from lddgan.data.images import InMemory, digits
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, LddganError
 from lddgan.networks.discriminator import minibatch_deviation
 from lddgan.preset import GROUP, with_values
 from lddgan.presets import PRESETS
@@ -144,3 +144,55 @@ def test_two_processes_make_the_step_of_one(trained, name):
         if weight.ndim > 1:  # a bias before a normalisation has rounding for a gradient
             equal = torch.isclose(first[key], weight, rtol=1e-3, atol=2e-5)
             assert equal.float().mean() >= 1 - STRAYS, key
+
+
+@pytest.mark.parametrize(
+    ("operation", "ask"),
+    [
+        ("all_reduce", lambda ranks: ranks.mean(torch.ones(2))),
+        ("all_reduce", lambda ranks: ranks.any(True)),
+        ("all_gather_object", lambda ranks: ranks.union({"bad"})),
+        ("broadcast", lambda ranks: ranks.broadcast([torch.ones(2)])),
+    ],
+)
+def test_a_process_that_has_ended_is_one_sentence_of_the_others(monkeypatch, operation, ask):
+    def closed(*given):
+        raise distributed.DistBackendError("Connection closed by peer [127.0.0.1]:1\nframe #0: ?")
+
+    monkeypatch.setattr(distributed, operation, closed)
+    with pytest.raises(LddganError) as caught:
+        ask(Ranks(0, 2, torch.device("cpu")))
+    told = "another process of this training has ended: Connection closed by peer [127.0.0.1]:1"
+    assert str(caught.value) == told
+
+
+def end_early(number: int, port: str, folder: str) -> None:
+    """The second of two processes ends; the first goes on to ask it for something."""
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with joined("cpu") as ranks:
+        ranks.any(False)
+        if number == 0:
+            asked = (
+                lambda: ranks.broadcast([torch.ones(2)]),
+                lambda: ranks.union({"bad"}),
+                lambda: ranks.mean(torch.ones(2)),
+            )
+            told = []
+            for ask in asked:
+                try:
+                    ask()
+                except LddganError as error:
+                    told.append(str(error))
+            Path(folder, "told").write_text("\n".join(told))
+
+
+@pytest.mark.full
+def test_each_question_to_a_process_that_has_ended_is_one_sentence(tmp_path):
+    multiprocessing.start_processes(
+        end_early, ("2972", str(tmp_path)), nprocs=2, start_method="spawn"
+    )
+    told = (tmp_path / "told").read_text().splitlines()
+    assert len(told) == 3
+    assert all(line.startswith("another process of this training has ended: ") for line in told)

@@ -1,0 +1,98 @@
+"""Ctrl-C, SIGTERM and SIGHUP: how they end a command, and how long work puts them off."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+from lddgan.ending import ENDING, exit_at_once, handle
+
+GRACE_SECONDS: Final = 10.0  # for tidying up after a signal
+
+
+@contextmanager
+def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
+    """Like `handle`, for a block; yields the handlers that were there before."""
+    before = handle(handler, *numbers)
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Python forgets the exit code of a program where a KeyboardInterrupt itself went by."""
+
+
+class StopSignals:
+    asked: int | None = None  # number of the signal that asked for a stop
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """The signals of ENDING ask for a stop after the current step; the second ends at once."""
+    stop = StopSignals()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.asked = number
+        signal.signal(number, before[number])
+
+    with signal_handler(ask, *ENDING) as before:
+        yield stop
+
+
+@contextmanager
+def hold_signals(*numbers: int) -> Iterator[None]:
+    """Deliver signals after the block, and never to processes started in it (Windows: to these)."""
+    came: list[int] = []
+    # The mask is for these processes: here another thread may take a signal.
+    masks = hasattr(signal, "pthread_sigmask")
+    with signal_handler(lambda number, frame: came.append(number), *numbers):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if masks else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in came:
+        signal.raise_signal(number)
+
+
+# ---- the whole command ----
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Run a command. A signal ends it as KeyboardInterrupt does, without a word; a second at once.
+
+    Raises SystemExit with 128 and the signal's number, whatever became of the KeyboardInterrupt
+    in the libraries that it went through.  What has not ended after GRACE_SECONDS is ended.
+    """
+    asked: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if asked:
+            exit_at_once(asked[0])
+        asked.append(number)
+        sys.unraisablehook = lambda _: None  # which tells of an interrupt that was swallowed
+        _thread.start_new_thread(exit_later, (number,))  # threading's locks may be held here
+        raise Interrupted
+
+    with signal_handler(end, *ENDING):
+        try:
+            yield
+        finally:
+            if asked:
+                raise SystemExit(128 + asked[0])
+
+
+def exit_later(number: int) -> None:
+    time.sleep(GRACE_SECONDS)
+    exit_at_once(number)

@@ -12,7 +12,7 @@ from engine import commands as engine
 from export import commands as export
 from lddgan import commands as lddgan
 from lddgan.memory import is_out_of_memory
-from lddgan.options import print_once, rank_prefix
+from lddgan.options import print_once, rank_prefix, warn
 from lddgan.signals import ended_by_signals
 from lddgan.streams import drop_stdout
 
@@ -54,18 +54,17 @@ def run() -> None:
         print_once(str(error), err=True)
         sys.exit(FAILURE if error.signal is None else 128 + error.signal)
     except LddganError as error:
-        typer.secho(f"{rank_prefix()}error: {error}", fg=typer.colors.RED, err=True)
+        warn(f"{rank_prefix()}error: {error}")
         sys.exit(BAD_INPUT if isinstance(error, BadInput) else FAILURE)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        told = "error: memory ran out; ask for less at once, or end what else uses it"
-        typer.secho(told, fg=typer.colors.RED, err=True)
+        warn("error: memory ran out; ask for less at once, or end what else uses it")
         sys.exit(FAILURE)
     except OSError as error:
         drop_stdout()  # which may be what failed
         where = error.filename or "input or output"
-        typer.secho(f"error: {where}: {error.strerror}", fg=typer.colors.RED, err=True)
+        warn(f"error: {where}: {error.strerror or error}")
         sys.exit(FAILURE)
 
 

@@ -123,7 +123,7 @@ def bench(
 def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]], None]) -> None:
     """Print rows as JSON, a line each, or as a table."""
     if as_json:
-        typer.echo("\n".join(row.line() for row in rows))
+        print_json("\n".join(row.line() for row in rows))
     else:
         print_table(rows)
 

@@ -138,7 +138,7 @@ def checked_out_commit() -> str | None:
     """Ask git for the commit of this code, once per process. Returns None outside a checkout."""
     git = ("git", "-C", str(HOME))
     found = output_of(*git, "rev-parse", "--show-toplevel", "HEAD")
-    folder, _, head = (found or "").partition("\n")
+    folder, _, head = (found or "").rpartition("\n")
     if not head or Path(folder).resolve() != HOME:
         return None
     return head + ("+dirty" if output_of(*git, "status", "--porcelain", "--", *CODE) else "")
@@ -164,8 +164,8 @@ def output_of(*command: str) -> str | None:
     """Run a program and return what it prints. Returns None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = subprocess.run(command, capture_output=True, check=False)
+    return os.fsdecode(done.stdout).strip() if done.returncode == 0 else None
 
 
 def run_child(

@@ -18,6 +18,7 @@ from bench.row import RESULTS, Row, kept_rows
 from bench.tables import agreement, engine_name, hardware, number, shown, verification
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import atomic_write
+from lddgan.text import printable, quoted
 
 EVERY: Final = "<!-- bench:begin -->"
 BEST: Final = "<!-- bench:best -->"
@@ -94,16 +95,17 @@ def rewritten(text: str, rows: Sequence[Row]) -> str:
 def update(path: Path, check: bool) -> int:
     """Bring the table in `path` up to date, or (check) only compare. Returns the exit code."""
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
     folders = [parent / RESULTS for parent in path.resolve().parents[:2]]
     rows = next(filter(None, (kept_rows(folder, "engine") for folder in folders)), None)
     if rows is None:
         raise LddganError(f"{folders[0]} holds no results; `lddgan bench --save` writes them")
     new = rewritten(text, rows)
     if new != text and check:
-        print(f"{path} is not what {RESULTS} says; run `python -m bench.readme {path}`")
+        again = f"run `python -m bench.readme {quoted(path)}`"
+        print(f"{printable(path)} is not what {RESULTS} says; {again}")
         return 1
     if new != text:
         atomic_write(path, new.encode())

@@ -165,7 +165,7 @@ def common_notes(row: Row) -> list[str]:
 def read_rows(path: Path) -> list[Row]:
     """Read the rows of a file in its order. Raises BadInput naming the line that is not one."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
     rows = []

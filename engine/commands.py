@@ -112,7 +112,7 @@ def verify(
         return
 
     def show(found: Verification) -> None:
-        typer.echo(found.model_dump_json()) if as_json else print_verification(found)
+        print_json(found.model_dump_json()) if as_json else print_verification(found)
 
     found = verify_bundle(
         opened,
@@ -219,7 +219,10 @@ def compare_images(
     reference = "torch" if engine == "auto" else engine
     sampler = open_engine(opened, reference, *asked, batch=len(images))
     found = verify_images(images, origin, sampler)
-    typer.echo(found.model_dump_json() if as_json else in_words(found))
+    if as_json:
+        print_json(found.model_dump_json())
+    for line in [] if as_json else in_words(found).splitlines():
+        print_once(line)
     refuse_images(found)
 
 

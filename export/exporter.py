@@ -35,6 +35,7 @@ from lddgan.extras import version_of
 from lddgan.names import Precision
 from lddgan.presets import get_preset
 from lddgan.progress import Log
+from lddgan.text import in_json
 from lddgan.training.run_folder import STATE, load_model
 
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -78,7 +79,7 @@ def export_bundle(
         manifest = Manifest(
             schema_version=SCHEMA,
             preset=model.preset,
-            provenance=dict(model.provenance),
+            provenance=in_json(model.provenance),
             files=file_entries(temporary),
             graphs=graph_specs(model.preset),
             exporter={name: version for name in EXPORTERS if (version := version_of(name))},

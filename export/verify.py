@@ -33,6 +33,7 @@ from export.graphs import generator_inputs
 from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
+from lddgan.files import utf8_name
 from lddgan.names import Precision
 from lddgan.noise import draw
 from lddgan.preset import Preset
@@ -70,12 +71,11 @@ def onnx_runner(folder: Path, precision: Precision) -> Runner:
     """Run the graphs of a folder on ONNX Runtime's CPU provider."""
     import onnxruntime
 
-    generator, decoder = (
-        onnxruntime.InferenceSession(
-            folder / graph_file(which, precision), providers=["CPUExecutionProvider"]
-        )
-        for which in ("generator", "decoder")
-    )
+    def opened(which: str) -> Any:
+        with utf8_name(folder / graph_file(which, precision)) as name:
+            return onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
+
+    generator, decoder = opened("generator"), opened("decoder")
     return Runner(
         lambda *args: generator.run(None, generator_inputs(*args))[0],
         lambda x_0: decoder.run(None, {"x_0": x_0})[0],

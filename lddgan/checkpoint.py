@@ -28,6 +28,7 @@ from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
 from lddgan.networks.registry import create
 from lddgan.preset import Preset
+from lddgan.text import in_json
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
@@ -144,7 +145,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Model | TrainedAutoenco
     metadata = {
         "format": FORMAT if isinstance(model, Model) else AUTOENCODER_FORMAT,
         "preset": model.preset.model_dump_json(),
-        "provenance": json.dumps(dict(model.provenance), sort_keys=True),
+        "provenance": json.dumps(in_json(model.provenance), sort_keys=True),
     }
     metadata["sha256"] = sha256_of_content(metadata, tensors)
     payload = safetensors_save({k: v.contiguous() for k, v in tensors.items()}, metadata)

@@ -11,7 +11,7 @@ import typer
 from lddgan.errors import BadInput
 from lddgan.extras import require, usable_cores
 from lddgan.names import Convert, DeviceName, Loss, Regulariser
-from lddgan.options import Device, Key, Seed, print_once, workers_for
+from lddgan.options import Device, Key, Seed, print_once, say, workers_for
 
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
@@ -110,11 +110,11 @@ def check_dataset(
     with Meter("looking", 0, len(source), None, unit="images") as meter:
         for look in check_images(source, size, usable_cores()):
             if look.why is not None:
-                typer.echo(f"{look.name} {look.why}")
+                say(f"{look.name} {look.why}")
             summary.add(look)
             meter.advance(1)
     for line in summary.lines():
-        typer.echo(line)
+        say(line)
     if summary.bad:
         raise typer.Exit(1)
 

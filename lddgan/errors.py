@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lddgan.text import printable
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
 class LddganError(RuntimeError):
     """Something failed although the input was right. Exit code 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it may name any path
 
 
 class BadInput(LddganError, ValueError):

@@ -35,6 +35,22 @@ def writing(path: Path) -> Iterator[None]:
         raise LddganError(f"cannot write {path}: {error.strerror}") from error
 
 
+@contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """Yield `path`, or if it is not UTF-8, which some libraries ask for, another name of the same.
+
+    That is Linux' link to an open file: other systems have no such paths.  Raises OSError.
+    """
+    if os.fsencode(path).decode(errors="ignore") == str(path):
+        yield str(path)
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
 def atomic_write(path: Path, data: Any) -> Path:
     """Write `data` to `path` so that it is there whole or not at all.
 
@@ -42,7 +58,7 @@ def atomic_write(path: Path, data: Any) -> Path:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = _beside(path, "")
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -71,7 +87,7 @@ def atomic_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
     them up.  Raises LddganError for the disk's errors, those of the body included.
     """
     place = folder.absolute()
-    temporary, old = _temporary(place), _temporary(place)
+    temporary, old = _beside(place, ".tmp"), _beside(place, ".tmp")
     with writing(folder):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -135,8 +151,9 @@ def _lock(folder: Path, name: str) -> FileLock:
     return FileLock(folder / f".{name}.lock", timeout=0, mode=0o666)
 
 
-def _temporary(place: Path) -> Path:
-    return place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
+def _beside(place: Path, suffix: str) -> Path:
+    name = place.name if len(os.fsencode(place.name)) < 240 else ""  # of 255 bytes at most
+    return place.parent / f".{name}.{secrets.token_hex(4)}{suffix}"
 
 
 def _sync(folder: Path) -> None:

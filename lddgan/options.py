@@ -13,6 +13,7 @@ from lddgan.extras import usable_cores
 from lddgan.names import DeviceName
 from lddgan.progress import to_stderr
 from lddgan.streams import drop_stdout
+from lddgan.text import printable
 
 Dataset = Annotated[
     str | None,
@@ -37,6 +38,11 @@ def workers_for(images: Path | None, asked: int | None) -> int:
     return 0 if images is None else min(4, usable_cores())
 
 
+def say(line: str) -> None:
+    """Print a line, whatever paths it names."""
+    typer.echo(printable(line))
+
+
 def print_once(line: str, err: bool = False) -> None:
     """Print a line, in the first process alone where several train together."""
     if rank_prefix():
@@ -45,7 +51,7 @@ def print_once(line: str, err: bool = False) -> None:
         note(line)
         return
     try:
-        typer.echo(line)
+        say(line)
     except BrokenPipeError:  # nobody reads it, and the work is done
         drop_stdout()
 
@@ -57,11 +63,13 @@ def rank_prefix() -> str:
 
 
 def warn_of_random_weights() -> None:
-    typer.secho(
-        "random weights: nobody trained this model; its images mean nothing, it is fit for timing",
-        fg=typer.colors.RED,
-        err=True,
-    )
+    warn("random weights: nobody trained this model; its images mean nothing, it is fit for timing")
+
+
+def warn(line: str) -> None:
+    """Print a line on stderr, red on a terminal unless NO_COLOR is set or TERM is dumb."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    typer.secho(printable(line), fg=typer.colors.RED, err=True, color=False if plain else None)
 
 
 def note(line: str) -> None:
@@ -69,4 +77,5 @@ def note(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1))
+    """Print data, or JSON as pydantic writes it: in UTF-8 whatever the terminal's encoding."""
+    typer.echo((value if isinstance(value, str) else json.dumps(value, indent=1)).encode())

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Final, Self
 
+from lddgan.text import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -35,13 +37,16 @@ class Meter(AbstractContextManager["Meter"]):
             from rich import progress
             from rich.console import Console
 
+            console = Console(stderr=True)
+            if console.is_dumb_terminal:
+                return self
             self.bar = progress.Progress(
                 "{task.description}",
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
                 "{task.fields[losses]}",
                 progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=console,
             )
             self.bar.start()
             self.bar.add_task(self.work, completed=self.first, total=self.total, losses="")
@@ -98,4 +103,4 @@ def to_stderr(line: str) -> None:
     """Write a line. One that cannot be written is dropped: no log ends the work that it is of."""
     with suppress(OSError, ValueError):  # a full disk, a pipe that nobody reads; a closed file
         if sys.stderr is not None:  # of a daemon
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)

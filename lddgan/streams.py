@@ -19,11 +19,16 @@ class Log(io.FileIO):
 
 
 def open_streams() -> None:
-    """Open those that are closed on the null device, and make stderr a log: it ends no work."""
+    """Open those that are closed on the null device, and make stderr a log: it ends no work.
+
+    What their encodings lack they show as \\xe9.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: its own
             setattr(sys, name, os.fdopen(null, "w" if number else "r"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     if os.name == "posix":  # Windows writes to its console in another way
         file = io.BufferedWriter(Log(sys.stderr.fileno(), "w", closefd=False))
         kind = sys.stderr.encoding, sys.stderr.errors

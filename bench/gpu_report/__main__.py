@@ -22,6 +22,7 @@ from engine.backends.trt.key import slug
 from engine.gpu.driver import why_no_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.text import printable
 
 IN_MEMORY: Final = (
     *("facts", "noise", "tests", "ceilings"),
@@ -95,7 +96,7 @@ def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence
         if job.stage in stages:
             journal.attempt(job._replace(why_not=DRY if options.dry else None))
     print(conclusion(journal))
-    print(f"\n{journal.path}: the report")
+    print(f"\n{printable(journal.path)}: the report")
     return 0 if any(row.why_not is None for row in journal.jobs()) else 1
 
 

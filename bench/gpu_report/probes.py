@@ -93,7 +93,7 @@ def tests(out: Path, dry: bool) -> dict[str, Any]:
     log = out / TESTS_LOG
     with log.open("w") as said:
         done = subprocess.run(command, cwd=HOME, stdout=said, stderr=subprocess.STDOUT, check=False)
-    told = (log.read_text().strip() or "nothing").rpartition("\n")[2].strip("= ")
+    told = (log.read_text(errors="replace").strip() or "nothing").rpartition("\n")[2].strip("= ")
     if done.returncode:
         raise LddganError(f"{told}; {log} says why")
     return {"said": told}
@@ -128,5 +128,5 @@ def profile(bench: Bench, out: Path) -> dict[str, Any]:
     if not ms or ms[0][0] == 0:
         raise LddganError("PyTorch's profiler saw no kernel; CUPTI is missing or not permitted")
     text = "".join(f"{taken:10.3f} ms {count:6d} {key[:180]}\n" for taken, count, key in ms)
-    (out / PROFILE).write_text(text)
+    (out / PROFILE).write_text(text, encoding="utf-8")
     return {"slowest": [(taken, count, key[:80]) for taken, count, key in ms[:JOURNAL_KERNELS]]}

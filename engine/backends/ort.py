@@ -16,6 +16,7 @@ from engine.requirements import check_tensors, why_unusable
 from export.bundle import Bundle, graph_file
 from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError, OutOfMemory
+from lddgan.files import utf8_name
 from lddgan.memory import is_out_of_memory
 from lddgan.names import Device, Precision
 from lddgan.preset import Preset
@@ -100,12 +101,13 @@ def open_session(path: Path, device: str, precision: Precision) -> Any:
     if device == "cuda":
         load_cuda()
     try:
-        session = onnxruntime.InferenceSession(
-            path,
-            options,
-            providers=[(provider, provider_options(device, precision))],
-            enable_fallback=False,  # to the CPU, which it prints to stdout
-        )
+        with utf8_name(path) as name:
+            session = onnxruntime.InferenceSession(
+                name,
+                options,
+                providers=[(provider, provider_options(device, precision))],
+                enable_fallback=False,  # to the CPU, which it prints to stdout
+            )
     except onnxruntime_errors() as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"ONNX Runtime has too little memory for {path}") from error

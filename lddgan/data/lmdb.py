@@ -20,6 +20,7 @@ from lddgan.data.foreign import AS_FILES
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
+from lddgan.files import utf8_name
 from lddgan.names import Convert
 
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
@@ -275,9 +276,10 @@ def open_environment(path: Path) -> Any:
 
     is_folder = path.is_dir()
     try:
-        environment = lmdb.open(
-            str(path), subdir=is_folder, readonly=True, lock=False, readahead=False, meminit=False
-        )
+        with utf8_name(path) as name:
+            environment = lmdb.open(
+                name, subdir=is_folder, readonly=True, lock=False, readahead=False, meminit=False
+            )
     except lmdb.Error as error:
         raise BadInput(f"{path} cannot be opened as an LMDB: {error}") from error
     file = path / FILE if is_folder else path

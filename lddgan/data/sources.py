@@ -118,7 +118,7 @@ class Zip(Source):
 def open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{path} is no whole zip archive ({error}); download it again") from error
 
 

@@ -23,6 +23,7 @@ from lddgan.files import atomic_folder, refuse_used, sha256_of_file
 from lddgan.memory import memory_named
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
+from lddgan.text import printable
 from lddgan.torch_settings import exact_fp32
 from lddgan.training.latents import FILE, RECORD, Record, Shape, Values
 from lddgan.workers import read_ahead
@@ -82,7 +83,7 @@ def encode_images(
             image_size=preset.image_size,
             dataset=preset.name,
             autoencoder=digest,
-            source=source,
+            source=printable(source),
             count=len(kept),
             left_out=len(images) - len(kept),
             verification_error=error,

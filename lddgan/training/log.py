@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lddgan.errors import BadInput
 from lddgan.extras import require
-from lddgan.files import atomic_write, writing
+from lddgan.files import atomic_write, utf8_name, writing
 from lddgan.pictures import Pixels, grid, png
 
 if TYPE_CHECKING:
@@ -60,13 +60,17 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
         atomic_write(self.path, b"".join(line.as_json() for line in lines if line.step < first))
         from torch.utils.tensorboard import SummaryWriter
 
-        with writing(folder / "tensorboard" / stage):
+        place = folder / "tensorboard" / stage
+        with writing(place), ExitStack() as opened:
+            place.mkdir(parents=True, exist_ok=True)
+            name = opened.enter_context(utf8_name(place))  # it opens its file again and again
             # Hides all that the folder holds of `first` and later steps: hence one per stage.
-            self.writer = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=first)
+            self.writer = SummaryWriter(name, purge_step=first)
+            self.opened = opened.pop_all()
 
     def __exit__(self, *error: object) -> None:
         """Close the files; losses since the last whole interval are lost."""
-        with writing(self.folder / "tensorboard"):
+        with writing(self.folder / "tensorboard"), self.opened:
             self.writer.close()
 
     def note(self, step: int, losses: Mapping[str, float]) -> None:

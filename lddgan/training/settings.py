@@ -16,6 +16,7 @@ from lddgan.files import sha256_of_bytes
 from lddgan.noise import MAX_INDEX
 from lddgan.preset import Preset
 from lddgan.progress import Log, to_stderr
+from lddgan.text import quoted
 from lddgan.training.ranks import Ranks, rows_of
 from lddgan.training.state import progress_of
 
@@ -91,7 +92,7 @@ class Settings:
     def provenance(self, count: int, step: int, total: int, seconds: float) -> dict[str, Any]:
         """Where weights come from: the provenance in their checkpoint, after `step` steps."""
         return {
-            "command": " ".join(self.command),
+            "command": " ".join(map(quoted, self.command)),
             "data": self.source,
             "seed": self.seed,
             "images": count,

@@ -28,6 +28,7 @@ from engine.backends.trt.progress import DONE, Progress, interrupt_sets, make_mo
 from engine.requirements import one_line
 from export.graphs import BATCH, MAX_BATCH, GraphSpec, TensorSpec
 from lddgan.errors import BadInput, LddganError, why_invalid
+from lddgan.files import utf8_name
 from lddgan.frozen import Frozen
 from lddgan.names import FLOATS, Precision
 
@@ -183,8 +184,9 @@ def parse(library: Library, logger: Logger, network: INetworkDefinition, path: P
     module: TensorRT = library.module
     parser: OnnxParser = module.OnnxParser(network, logger)
     parser.set_flag(module.OnnxParserFlag.NATIVE_INSTANCENORM)
-    if parser.parse_from_file(str(path)):
-        return parser
+    with utf8_name(path) as name:
+        if parser.parse_from_file(name):
+            return parser
     if parser.num_errors == 0:
         raise library.error(logger, f"{library} does not take {path}")
     error: ParserError = parser.get_error(0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from bench import commands as bench
 from engine import commands as engine
@@ -16,7 +19,18 @@ from lddgan.options import print_once, rank_prefix, warn
 from lddgan.signals import ended_by_signals
 from lddgan.streams import drop_stdout
 
+
+class Commands(TyperGroup):
+    """All commands; in their arguments ~ is the home folder, as after --out= no shell has it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        parts = [re.fullmatch(r"(--[\w-]+=|)(~.*)", arg, re.DOTALL) for arg in args]
+        paths = [found and found[1] + os.path.expanduser(found[2]) for found in parts]
+        return super().parse_args(ctx, [path or arg for path, arg in zip(paths, args, strict=True)])
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Inference engine for latent denoising diffusion GANs.",
     no_args_is_help=True,
     add_completion=False,

@@ -130,11 +130,13 @@ def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]]
 
 def measure_engine(opened: Bundle, save: Path | None, as_json: bool, **given: Any) -> None:
     """Measure one engine beside the baseline; print its rows and keep them."""
-    from bench.row import add_rows
+    from bench.row import add_rows, check_rows_file
     from bench.run import benchmark
     from bench.tables import print_engine
     from lddgan.progress import Meter
 
+    if save is not None:
+        check_rows_file(save)
     with Meter("measuring", 0, given["trials"], None, unit="trials") as meter:
         rows = benchmark(opened, **given, log=note, progress=meter.follow)
     print_rows(rows, as_json, print_engine)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from bench.cost import Cost, measure_cost
 from bench.machine import gpu, machine, torch_settings
 from bench.roofline import measure_ceilings, summary
-from bench.row import Row, keep_each, new_row, now, read_rows, results_file
+from bench.row import Row, check_rows_file, keep_each, new_row, now, results_file
 from bench.run import Exported, beside, side_fields, usable_device
 from bench.tables import number
 from bench.timing import Budget, Plan, take_turns, warm_up
@@ -78,8 +78,7 @@ def run_ladder(
     require("torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
     where = usable_device(device)
     path = out or results_file(bundle.preset.name, where, "ladder")
-    if path.exists():
-        read_rows(path)  # refused now rather than after the first rung
+    check_rows_file(path)
     plan = Plan(where, batch, trials, seed, MAX_SECONDS if max_seconds is None else max_seconds)
     here, ceilings = machine(), measure_ceilings(bundle.preset, where)
     log(summary(ceilings))

@@ -18,7 +18,7 @@ from bench.machine import NO_COMMIT, Machine, commit, in_words, versions
 from bench.roofline import Ceilings
 from bench.timing import Summary
 from lddgan.errors import BadInput, LddganError, why_invalid
-from lddgan.files import atomic_write
+from lddgan.files import atomic_write, check_file, in_turn
 from lddgan.frozen import Frozen
 from lddgan.names import Device, Precision
 
@@ -178,14 +178,24 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def check_rows_file(path: Path) -> None:
+    """Raise LddganError unless rows can be added to `path`. To be called before any is measured."""
+    if path.suffix != ".jsonl":
+        raise BadInput(f"{path}: rows go to a .jsonl file")
+    check_file(path)
+    if path.exists():
+        read_rows(path)
+
+
 def write_rows(rows: Sequence[Row], path: Path) -> Path:
     """Write a file of rows, whole or not at all."""
     return atomic_write(path, "".join(f"{row.line()}\n" for row in rows).encode())
 
 
 def add_rows(rows: Sequence[Row], path: Path) -> Path:
-    """Append rows to a file. Raises BadInput if it holds something else."""
-    return write_rows([*(read_rows(path) if path.exists() else []), *rows], path)
+    """Append rows to a file, which several processes may do. Raises BadInput if it holds others."""
+    with in_turn(path):
+        return write_rows([*(read_rows(path) if path.exists() else []), *rows], path)
 
 
 def keep_each(rows: Iterable[Row], path: Path) -> list[Row]:

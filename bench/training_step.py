@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bench.machine import Machine, gpu, machine, peak_memory_mib, run_child, torch_settings
-from bench.row import Row, keep_each, new_row, now, read_rows, results_file
+from bench.row import Row, check_rows_file, keep_each, new_row, now, results_file
 from bench.run import usable_device
 from bench.timing import WARM_UPS, Budget, seconds, summarise, turns_within
 from engine.timing import torch_timer
@@ -105,8 +105,7 @@ def bench_training(
     plan = Plan(usable_device(device), batch, trials, limit, machine())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
-        if path.exists():
-            read_rows(path)  # refused now rather than after the first row
+        check_rows_file(path)
     failed = []
     for preset, stage in itertools.product(presets, STAGES):
         try:

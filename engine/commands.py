@@ -9,6 +9,7 @@ import typer
 
 from engine.registry import ENGINES
 from export.commands import BundleFolder, chosen_bundle, note_unfinished
+from lddgan.errors import BadInput, command
 from lddgan.names import Precision
 from lddgan.options import Dataset, Device, Json, Seed, print_json, print_once
 
@@ -60,7 +61,6 @@ def build(
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
     from engine.registry import ENGINES, check_precision, default_precision, find_engine
-    from lddgan.errors import BadInput
     from lddgan.progress import to_stderr
 
     build = find_engine(engine).build
@@ -72,8 +72,8 @@ def build(
     dtype = precision or default_precision(engine, "cuda", opened.precisions)
     options = {"batch": batch, "level": level, "rebuild": rebuild, "log": to_stderr}
     print_once(build(opened, dtype, **options))
-    again = f"lddgan verify --bundle {opened.folder} --engine {engine}"
-    print_once(f"next, on a machine with the GPU: `{again}` compares it with PyTorch")
+    again = command("verify", "--bundle", opened.folder, "--engine", engine)
+    print_once(f"next, on a machine with the GPU: {again} compares it with PyTorch")
 
 
 def verify(
@@ -100,7 +100,6 @@ def verify(
     from engine.verification import refuse
     from engine.verify import print_verification, verify_bundle
     from export.agreement import IMAGES
-    from lddgan.errors import BadInput
     from lddgan.extras import require
 
     require("torch", "safetensors")
@@ -146,34 +145,36 @@ def sample(
         typer.Option(help="x.png: a grid; x.npz: an array; else a folder of PNGs."),
     ] = None,
     cuda_graph: CudaGraph = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Make what is missing in a folder or .npz.")
+    ] = False,
 ) -> None:
     """Make images."""
     from engine.kept_images import Origin
     from engine.sampler import check_request
-    from export.bundle import CHECKPOINT
-    from lddgan.extras import usable_cores
-    from lddgan.files import sha256_of_file
-    from lddgan.pictures import check_output, write_images
-    from lddgan.progress import Meter
+    from engine.sampling import Sampling, find_sampling, write_sampling
+    from export.bundle import CHECKPOINT, MANIFEST
+    from lddgan.files import sha256_of_file, sole_writer
+    from lddgan.pictures import form_of
 
     check_request(num, seed, first, batch)
     made_of: Bundle | Model
+    exported = None
     if checkpoint is None:
         made_of = opened = chosen_bundle(dataset, bundle)
         weights = opened.manifest.files[CHECKPOINT].sha256
+        exported = sha256_of_file(opened.folder / MANIFEST)
     else:
         refuse_with_checkpoint(dataset, bundle, engine, precision)
         made_of, weights = model_at(checkpoint), sha256_of_file(checkpoint)
     out = out or Path(f"samples-{made_of.preset.name}-{seed}.png")
-    check_output(out)
-    asked = (engine, precision, device)
-    sampler = open_sampler(made_of, *asked, batch=batch or num, cuda_graph=cuda_graph)
-    with Meter("sampling", 0, num, None, unit="images") as meter:
-        batches = sampler.stream(num, seed, first, batch)
-        # A CPU engine keeps all cores busy itself.
-        encoders = usable_cores() if sampler.backend.device == "cuda" else 0
-        origin = Origin.of(sampler, weights, seed, first).model_dump_json()
-        write_images(out, batches, first, meter.advance, origin=origin, processes=encoders)
+    with sole_writer(out, beside=form_of(out) != "folder"):
+        begun = find_sampling(out, resume)
+        asked = (engine, precision, device)
+        sampler = open_sampler(made_of, *asked, batch=batch or num, cuda_graph=cuda_graph)
+        made = Origin.of(sampler, weights, seed, first).model_dump()
+        made |= {"num": num, "batch": batch, "chunk": sampler.chunk, "bundle": exported}
+        meter = write_sampling(out, sampler, Sampling(**made), begun)
     print_once(
         f"{out}: {num} images of {made_of.preset.name}, seed {seed}, {meter.rate:.1f} images/s, "
         f"{sampler.description}"
@@ -233,7 +234,6 @@ def refuse_with_checkpoint(
     precision: Precision | None,
 ) -> None:
     """Raise BadInput for options that choose another model than --checkpoint, or an engine."""
-    from lddgan.errors import BadInput
 
     if dataset is not None or bundle is not None:
         raise BadInput("--checkpoint names a model already; leave out --dataset and --bundle")

@@ -51,7 +51,7 @@ class Origin(Frozen):
     precision: Precision
     where: str
     cuda_graph: bool | None  # whether the whole was one launch; None on the CPU
-    date: str  # ISO 8601, UTC
+    date: str | None = None  # ISO 8601, UTC, of earlier files: the same images are the same bytes
 
     @classmethod
     def of(cls, sampler: Sampler, model: str, seed: int, first: int) -> Origin:
@@ -65,7 +65,6 @@ class Origin(Frozen):
             precision=backend.precision,
             where=backend.where,
             cuda_graph=backend.captures if backend.device == "cuda" else None,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
 
@@ -171,9 +170,10 @@ def refuse_images(found: ImagesVerified) -> None:
 def in_words(found: ImagesVerified) -> str:
     """The figures and the verdict in a sentence."""
     one = found.origin
+    made = f"{one.where}, {one.date}" if one.date else one.where
     return (
         f"{found.images} images of seed {one.seed}, made by {one.engine} {one.precision} on "
-        f"{one.where}, {one.date}\nagainst {found.reference}: at most {found.chain_levels} grey "
+        f"{made}\nagainst {found.reference}: at most {found.chain_levels} grey "
         f"levels, {found.chain_changed:.4%} of the values differ ({found.over_1:.4%} by more than "
         f"1, {found.over_2:.4%} by more than 2), PSNR {found.chain_psnr:.1f} dB\n"
         + ("passed" if found.why_failed is None else f"failed: {found.why_failed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -103,16 +103,29 @@ class Sampler:
     ) -> Iterator[Images]:
         """Like `sample`, one array per batch, as they are made."""
         check_request(count, seed, first, batch)
-        start = first
-        with NoiseAhead(self.preset, seed, first + count) as noise:
+        parts = self.batches(count, first, batch)
+        for _, images in self.numbered(parts, seed, first + count):
+            yield images
+
+    def batches(self, count: int, first: int = 0, batch: int | None = None) -> Iterator[range]:
+        """The indices of each batch of a request."""
+        for size in batch_sizes(count, batch, self.chunk):
+            yield range(first, first + size)
+            first += size
+
+    def numbered(self, parts: Iterable[range], seed: int, end: int) -> Iterator[tuple[int, Images]]:
+        """Images of batches of indices below `end`, each with the index of its first image.
+
+        An image is the same to the bit wherever an engine makes it in the same batch.
+        """
+        with NoiseAhead(self.preset, seed, end) as noise:
             make = (
                 partial(self._make_drawn, noise)
                 if self.backend.draws_on_host
                 else partial(self.make, seed)
             )
-            for size in batch_sizes(count, batch, self.chunk):
-                yield self._in_chunks(make, start, size)
-                start += size
+            for part in parts:
+                yield part.start, self._in_chunks(make, part.start, len(part))
 
     def run(self, x_T: Float32, z: Float32, noise: Float32) -> Images:
         """Images of given noise: x_T [B,C,h,w], z [T,B,nz], noise [T,B,C,h,w] -> [B,H,W,3].

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 import lddgan
 from export.agreement import Differences
 from export.graphs import GraphSpec, graph_specs
-from lddgan.errors import BadInput, why_invalid
+from lddgan.errors import BadInput, command, why_invalid
 from lddgan.files import atomic_folder, sha256_of_file
 from lddgan.frozen import Frozen
 from lddgan.names import PRECISIONS, Precision
@@ -115,9 +115,11 @@ class Bundle:
         """Path of `generator` or `decoder` in a precision. Raises BadInput if not exported."""
         if precision not in self.precisions:
             wanted = "all" if "int8" in (precision, *self.precisions) else "both"
+            given = ["--checkpoint", self.folder / CHECKPOINT, "--precision", wanted]
+            given += [] if self.folder.resolve() == DIGITS.resolve() else ["--out", self.folder]
             raise BadInput(
                 f"the bundle {self.folder} holds {in_words(self.precisions)}, not {precision}; "
-                f"run `lddgan export --checkpoint {self.folder / CHECKPOINT} --precision {wanted}`"
+                f"run {command('export', *given)}"
             )
         return self.file(graph_file(which, precision))
 
@@ -167,7 +169,8 @@ def find_bundle(dataset: str | None) -> Path:
     if dataset is not None:
         folder = EXPORTS / get_preset(dataset).name
         if not (folder / MANIFEST).is_file():
-            raise BadInput(f"no bundle at {folder}; run `lddgan export --dataset {dataset}` first")
+            how = command("export", "--dataset", dataset)
+            raise BadInput(f"no bundle at {folder}; run {how} first")
         return folder
     manifests = sorted(EXPORTS.glob(f"[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
     return manifests[-1].parent if manifests else DIGITS
@@ -187,7 +190,7 @@ def publishing(folder: Path) -> Iterator[Path]:
 
     It replaces a bundle that is there already. Raises BadInput if anything else is.
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+    if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} exists and is not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = sorted(names - OF_A_BUNDLE if MANIFEST in names else names)

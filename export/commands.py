@@ -11,6 +11,7 @@ from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.names import Wanted
 from lddgan.options import Key, note, print_once, warn_of_random_weights
+from lddgan.text import quoted
 
 if TYPE_CHECKING:
     from export.bundle import Bundle
@@ -104,7 +105,7 @@ def export(
     for name, found in measured.items():
         print_once(f"{name}: {found.summary()}")
     without = "" if measured else " without graphs, for --engine torch and fused"
-    print_once(f"{folder}: published{without}; use it with --bundle {folder}")
+    print_once(f"{folder}: published{without}; use it with --bundle {quoted(folder)}")
 
 
 def note_unfinished(model: Model, checkpoint: Path | None) -> None:

@@ -22,7 +22,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor, nn
 
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, command
 from lddgan.files import atomic_write, sha256_of_bytes
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.generator import Generator
@@ -175,7 +175,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Model:
     form, preset, provenance, parts = read_checkpoint(Path(path))
     if form == AUTOENCODER_FORMAT:
         raise BadInput(
-            f"{path} is an autoencoder alone; `lddgan train --autoencoder {path}` adds a generator"
+            f"{path} is an autoencoder alone; "
+            f"{command('train', '--dataset', preset.name, '--autoencoder', path)} adds a generator"
         )
     return build_model(preset, parts["generator"], parts["autoencoder"], provenance)
 

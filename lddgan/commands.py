@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lddgan.errors import BadInput
+from lddgan.errors import BadInput, command
 from lddgan.extras import require, usable_cores
 from lddgan.names import Convert, DeviceName, Loss, Regulariser
 from lddgan.options import Device, Key, Seed, print_once, say, workers_for
@@ -157,8 +157,8 @@ def encode_dataset(
         source=str(path),
     )
     print_once(f"{out}: the latents of {count:,} images")
-    again = f"--dataset {dataset} --autoencoder {autoencoder} --latents {out}"
-    print_once(f"next: `lddgan train {again}`")
+    given = ("--dataset", dataset, "--autoencoder", autoencoder, "--latents", out)
+    print_once(f"next: {command('train', *given)}")
 
 
 def train_autoencoder(
@@ -209,11 +209,12 @@ def train_autoencoder(
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
-    given = "" if data is None else f" --data {data}"
-    given += "" if convert == "strict" else f" --convert {convert}"
-    given += "" if lmdb_size is None else f" --lmdb-size {lmdb_size}"
-    given += "" if out is None else f" --out {out}"
-    print_once(f"next: `lddgan train --dataset {dataset} --autoencoder {path}{given}`")
+    given = ["--dataset", dataset, "--autoencoder", path]
+    given += [] if data is None else ["--data", data]
+    given += [] if convert == "strict" else ["--convert", convert]
+    given += [] if lmdb_size is None else ["--lmdb-size", lmdb_size]
+    given += [] if out is None else ["--out", out]
+    print_once(f"next: {command('train', *given)}")
 
 
 def train(
@@ -264,8 +265,8 @@ def train(
         places = [folder / AUTOENCODER_FILE for folder in (settings.out, Path("runs", dataset))]
         autoencoder = next((path for path in places if path.exists()), None)
         if autoencoder is None:
-            how = f"`lddgan train-autoencoder --dataset {dataset}` trains one"
-            raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how}")
+            how = command("train-autoencoder", "--dataset", dataset)
+            raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how} trains one")
         print_once(f"using {autoencoder}")
     trained = open_autoencoder(autoencoder, asked, key)
     preset = trained.preset
@@ -280,10 +281,10 @@ def train(
     start = None if init is None else load_generator(init)
     train_generator(preset, trained, images, settings, start=start)
     path = settings.out / MODEL_FILE
-    print_once(
-        f"{path}: trained; next: `lddgan export --checkpoint {path}`, then "
-        f"`lddgan sample --bundle exports/{preset.name}`"
-    )
+    bundle = Path("exports", settings.out.resolve().name)  # one for each run of a preset
+    export = command("export", "--checkpoint", path, "--out", bundle)
+    sample = command("sample", "--bundle", bundle)
+    print_once(f"{path}: trained; next: {export}, then {sample}")
 
 
 def settings_of(

@@ -1,10 +1,10 @@
-"""The errors that users see: one sentence each, no traceback."""
+"""The errors that users see: one sentence each, no traceback; and commands in sentences."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lddgan.text import printable
+from lddgan.text import printable, quoted
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -31,6 +31,11 @@ class Stopped(LddganError):
     def __init__(self, message: str, signal: int | None) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+def command(*words: object) -> str:
+    """A command of lddgan in backticks, its words quoted for the shell."""
+    return f"`{' '.join(map(quoted, ('lddgan', *words)))}`"
 
 
 def why_invalid(error: ValidationError, whole: str) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import platform
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
 from lddgan.errors import BadInput, LddganError
 from lddgan.progress import Log
+
+LOCK: Final = ".lddgan.lock"  # in a folder: held by the process that writes there
+SUFFIX: Final = ".tmp"  # of what is not whole yet
 
 
 def sha256_of_bytes(data: Any) -> str:
@@ -51,30 +57,65 @@ def utf8_name(path: Path) -> Iterator[str]:
         os.close(handle)
 
 
-def atomic_write(path: Path, data: Any) -> Path:
-    """Write `data` to `path` so that it is there whole or not at all.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the name `path` if the body succeeds, and is gone otherwise.
 
-    Raises LddganError (disk full, read-only folder, ...), leaving what was there untouched.
+    Where `path` is a link, the file takes the place of what that leads to.  Raises BadInput for a
+    device or a pipe, LddganError (disk full, read-only folder, ...), also for the disk's errors of
+    the body, leaving what was there untouched.
     """
+    refuse_special(path)
+    place = real(path)
+    temporary = _temporary(place)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(path, "")
+        place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(place)
         finally:  # Ctrl-C too leaves nothing behind
             temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, data: Any) -> Path:
+    """Write `data` to `path` as `atomic_file`, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
     return path
 
 
-def refuse_used(folder: Path) -> None:
-    """Raise BadInput unless `folder` is empty or does not exist."""
+def real(path: Path) -> Path:
+    """The absolute path with all links followed, also where nothing is yet."""
+    return Path(os.path.realpath(path))
+
+
+def refuse_special(path: Path) -> None:
+    """Raise BadInput for `-`, a device, a pipe or a socket: no file or folder takes its place."""
+    if str(path) == "-":
+        raise BadInput("- is no path, and nothing is written to stdout; name a file or a folder")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadInput(f"{path} is a device, a pipe or a socket; name a file or a folder")
+
+
+def check_file(path: Path) -> None:
+    """Raise LddganError unless a file can be written at `path`. To be called before long work."""
+    refuse_special(path)
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; name a file")
+    with writing(path):
+        real(path).parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=real(path).parent).close()
+
+
+def refuse_used(folder: Path, but: str = "") -> None:
+    """Raise BadInput unless `folder` is empty, but for one name, or does not exist."""
+    refuse_special(folder)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != but for path in folder.iterdir()):
         raise BadInput(f"{folder} holds other files; choose an empty or a new folder")
 
 
@@ -83,29 +124,79 @@ def atomic_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`, which takes its name if the body succeeds.
 
     If `replaces`, a folder that is already there is moved away first, and back if the renaming
-    fails; otherwise it must be empty.  A killed process leaves temporary folders; `sweep` clears
-    them up.  Raises LddganError for the disk's errors, those of the body included.
+    fails; otherwise it must be empty.  A link stays, as in `atomic_file`.  A killed process leaves
+    temporary folders; `sweep` and `sole_writer` clear them up.  Raises LddganError for the disk's
+    errors, those of the body included.
     """
-    place = folder.absolute()
-    temporary, old = _beside(place, ".tmp"), _beside(place, ".tmp")
+    refuse_special(folder)
+    place = real(folder)
+    temporary, old = _temporary(place), _temporary(place)
     with writing(folder):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
             _sync(temporary)
-            try:
-                if replaces and place.exists():
-                    os.replace(place, old)
-                os.replace(temporary, place)
-            finally:
-                if old.exists() and not place.exists():
-                    os.replace(old, place)
+            with in_turn(place) if replaces else nullcontext():
+                try:
+                    if replaces and place.exists():
+                        os.replace(place, old)
+                    os.replace(temporary, place)
+                finally:
+                    if old.exists() and not place.exists():
+                        os.replace(old, place)
+                    shutil.rmtree(old, ignore_errors=True)
             _sync(place.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            if place.exists():
-                shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
+    """Hold the right to write into the folder `path`, or (`beside`) to make that file or folder.
+
+    The lock lies in the folder, or `beside` it, and goes with its holder; the system takes it back
+    from a killed process, whose temporary files are cleared up.  Raises LddganError naming the
+    process that has it, or if it cannot be written.
+    """
+    refuse_special(path)
+    place = real(path)
+    folder = place.parent if beside else place
+    file = _beside(place, ".lock") if beside else folder / LOCK
+    lock, is_new = _lock(file), not folder.exists()
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            told = f"{path} is being written by {_holder(file)}"
+            raise LddganError(f"{told}; wait until it is done, or name another --out") from error
+    try:
+        with writing(path):
+            if isinstance(lock, FileLock):  # without flock it is another, which names the process
+                told = f"process {os.getpid()} on {platform.node()}"
+                file.write_text(told, encoding="utf-8")
+        _clear_up(folder, glob.escape(_beside(place, "").name) if beside else ".*")
+        yield
+    finally:
+        _release(lock)
+        if is_new:
+            with suppress(OSError):  # unless it holds something
+                folder.rmdir()
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Wait for the right to change `path`, which each process holds for a moment only."""
+    place = real(path)
+    lock = _lock(_beside(place, ".turn.lock"))
+    with writing(path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        _release(lock)
 
 
 @contextmanager
@@ -114,7 +205,7 @@ def build_lock(folder: Path, name: str, log: Log) -> Iterator[None]:
 
     Raises LddganError if the lock cannot be written.
     """
-    lock = _lock(folder, name)
+    lock = _lock(folder / f".{name}.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -136,9 +227,9 @@ def sweep(folder: Path, last: str, held: str | None = None) -> None:
     One that holds the file `last`, which is written last, is whole and takes its final name if
     nothing else has that.  The others are removed.  This process holds the lock of `held`.
     """
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(f".*{SUFFIX}/"):
         name = path.name[1:].rsplit(".", 2)[0]
-        lock = nullcontext() if name == held else _lock(folder, name)
+        lock = nullcontext() if name == held else _lock(folder / f".{name}.lock")
         with suppress(OSError), lock:
             if (path / last).is_file() and not (folder / name).exists():
                 os.replace(path, folder / name)
@@ -146,14 +237,40 @@ def sweep(folder: Path, last: str, held: str | None = None) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _lock(folder: Path, name: str) -> FileLock:
-    # It holds nothing, and any user of the folder may have to take it.
-    return FileLock(folder / f".{name}.lock", timeout=0, mode=0o666)
+def _lock(file: Path) -> FileLock:
+    return FileLock(file, timeout=0, mode=0o666)  # any user of the folder may have to take it
+
+
+def _holder(file: Path) -> str:
+    told = ""
+    with suppress(OSError):  # Windows lets nobody read it
+        told = " ".join(file.read_text("utf-8", "replace").split())
+    return told or "another process"
+
+
+def _release(lock: FileLock) -> None:
+    with suppress(OSError):  # Windows keeps it
+        os.unlink(lock.lock_file)  # who has opened it by then sees that it has no name
+    lock.release()
+
+
+def _clear_up(folder: Path, name: str) -> None:
+    """Remove what killed processes left of files and folders whose names fit the pattern."""
+    for path in folder.glob(f"{name}.{'[0-9a-f]' * 8}{SUFFIX}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _beside(place: Path, suffix: str) -> Path:
-    name = place.name if len(os.fsencode(place.name)) < 240 else ""  # of 255 bytes at most
-    return place.parent / f".{name}.{secrets.token_hex(4)}{suffix}"
+    """A hidden name beside `place`, which tells of it; of a name that is too long only a digest."""
+    name, most = os.fsencode(place.name), 200  # bytes, of 255
+    return place.with_name(f".{place.name if len(name) <= most else sha256_of_bytes(name)}{suffix}")
+
+
+def _temporary(place: Path) -> Path:
+    return _beside(place, f".{secrets.token_hex(4)}{SUFFIX}")
 
 
 def _sync(folder: Path) -> None:

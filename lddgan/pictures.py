@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from lddgan.errors import BadInput
-from lddgan.files import atomic_write, refuse_used, writing
+from lddgan.files import atomic_file, atomic_write, real, refuse_special, writing
 from lddgan.workers import start_pool
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles
 PNG_LEVEL: Final = 1  # of compression: level 6 takes 2.5 times as long for 5 % less
 
+FILES: Final = (  # that are no folder's name; a version or a date is one
+    *(".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mp4", ".webm"),
+    *(".npy", ".zip", ".tar", ".tgz", ".gz", ".xz", ".zst", ".7z", ".pt", ".safetensors"),
+)
+
+Form = Literal["grid", "array", "folder"]
 Pixels = NDArray[np.uint8]
+Batch = tuple[int, Pixels]  # the index of the first image, uint8 [N,H,W,3]
 
 
 def grid(images: Pixels) -> Pixels:
@@ -47,71 +57,107 @@ def png(image: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def npz(images: Pixels, first: int, origin: str) -> memoryview:
-    """uint8 [N,H,W,3], the index of the first and how they were made -> an .npz file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, images=images, first=np.int64(first), origin=np.array(origin))
-    return buffer.getbuffer()
-
-
-def check_output(path: Path) -> None:
-    """Raise BadInput if images cannot be written to `path`. To be called before any is made."""
-    if path.suffix in (".png", ".npz"):
-        if path.is_dir():
-            raise BadInput(f"{path} is a folder; name a file, or a folder without {path.suffix}")
-        return
-    if path.suffix:
+def form_of(path: Path) -> Form:
+    """What is written to `path`. Raises BadInput if images cannot be."""
+    refuse_special(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return "folder"
+    if suffix in FILES:
         raise BadInput(f"{path}: images go to a .png (grid), an .npz, or a folder")
-    refuse_used(path)
+    return "grid" if suffix == ".png" else "array" if suffix == ".npz" else "folder"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where images are until all are made: in `path`, or hidden beside an .npz."""
+    place = real(path)
+    return path if form_of(path) == "folder" else place.with_name(f".{place.name}.parts")
+
+
+def indices(folder: Path, *, check: bool = True) -> set[int]:
+    """The indices of the images in the PNGs or parts of a folder; `check`: without damaged ones."""
+    found: set[int] = set()
+    for path in folder.glob("[0-9]*.*"):
+        with suppress(OSError, SyntaxError, ValueError, EOFError):  # of numpy and Pillow
+            count = 1
+            if path.suffix == ".npy":
+                count = len(np.load(path, mmap_mode="r"))
+            elif check:
+                with Image.open(path) as picture:
+                    picture.verify()
+            found.update(range(int(path.stem), int(path.stem) + count))
+    return found
 
 
 def write_images(
     path: Path,
-    batches: Iterable[Pixels],
-    first: int,
+    batches: Iterable[Batch],
     progress: Callable[[int], None],
     *,
     origin: str = "",
     processes: int = 0,
 ) -> None:
-    """Write uint8 [N,H,W,3] batches to `path`.
+    """Write batches of images to `path`.
 
-    `x.png` is a grid; `x.npz` holds `images`, `first` and `origin` (how they were made, as
-    `engine.kept_images` reads it); any other path is a folder with one PNG per image, named by its
-    index.  Calls `progress` with the size of each batch.  `processes` (0: a thread) encode the PNGs
-    of a folder while the next batch is made.  Raises LddganError if the disk fails.
+    `x.png` is a grid; `x.npz` holds `images`, the index of the `first` and `origin` (how they were
+    made, as `engine.kept_images` reads it); else it is a folder with one PNG per image, named by
+    its index.  Calls `progress` with the size of each batch.  If that stops, PNGs and the batches
+    of an .npz stay in `parts_folder`, and a later call writes the others.  `processes` (0: a
+    thread) encode the PNGs of a folder while the next batch is made.  Raises LddganError if the
+    disk fails.
     """
-    if path.suffix in (".png", ".npz"):
+    form, parts = form_of(path), parts_folder(path)
+    if form == "grid":
         arrays = []
-        for images in batches:
+        for _, images in batches:
             arrays.append(images)
             progress(len(images))
-        together = np.concatenate(arrays)
-        arrays.clear()  # they are as large as `together`
-        is_grid = path.suffix == ".png"
-        atomic_write(path, png(grid(together)) if is_grid else npz(together, first, origin))
-        return
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    # Pillow holds the interpreter's lock: several threads would not help.
-    with start_pool(processes) if processes else ThreadPoolExecutor(1) as executor:
-        write_folder(path, batches, first, progress, executor)
+        atomic_write(path, png(grid(np.concatenate(arrays))))
+    elif form == "array":
+        for start, images in batches:
+            with atomic_file(parts / f"{start:06d}.npy") as file:
+                np.save(file, images)
+            progress(len(images))
+        join_parts(path, origin)
+        shutil.rmtree(parts)
+    else:
+        with writing(path):
+            parts.mkdir(parents=True, exist_ok=True)
+        # Pillow holds the interpreter's lock: several threads would not help.
+        with start_pool(processes) if processes else ThreadPoolExecutor(1) as executor:
+            write_folder(path, batches, progress, executor)
+
+
+def join_parts(path: Path, origin: str) -> None:
+    """Write the .npz of its parts, one of them in memory at a time."""
+    parts = sorted(parts_folder(path).glob("[0-9]*.npy"), key=lambda part: int(part.stem))
+    shape = (len(indices(parts_folder(path))), *np.load(parts[0]).shape[1:])
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w") as held:
+
+        def member(name: str) -> Any:
+            return held.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+
+        with member("images") as images:
+            fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(images, fields)
+            for part in parts:
+                images.write(np.load(part).data)
+        for name, value in (("first", np.int64(int(parts[0].stem))), ("origin", np.array(origin))):
+            with member(name) as other:
+                np.lib.format.write_array(other, np.asarray(value))
 
 
 def write_folder(
     path: Path,
-    batches: Iterable[Pixels],
-    first: int,
+    batches: Iterable[Batch],
     progress: Callable[[int], None],
     executor: Executor,
 ) -> None:
     """Write one PNG per image with `executor`, at most one batch behind."""
     pending: deque[Future[None]] = deque()
-    index = first
-    for images in batches:
-        for image in images:
+    for start, images in batches:
+        for index, image in enumerate(images, start):
             pending.append(executor.submit(write_png, path / f"{index:06d}.png", image))
-            index += 1
         wait_for(pending, len(images))
         progress(len(images))
     wait_for(pending, 0)

@@ -22,6 +22,7 @@ from engine.backends.trt.key import slug
 from engine.gpu.driver import why_no_gpu
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import require
+from lddgan.files import sole_writer
 from lddgan.text import printable
 
 IN_MEMORY: Final = (
@@ -74,21 +75,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]) -> int:
-    """Do every job, then print the table; as a worker, only the jobs that need no command."""
+    """Do every job; as a worker, only the jobs that need no command. Returns the exit code."""
     session = options.worker or datetime.now(UTC).isoformat()
     budget = Budget(options.seconds, gone=seconds_since(session))
     site = Site.here(dry=options.dry)
     if options.dry and options.out is None:
         raise BadInput("a dry run is no result; give it a folder of its own with --out")
-    out: Path = (options.out or folder_of(site)).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / REPORT, site, session, budget)
+    out: Path = (options.out or folder_of(site)).expanduser().resolve()
     if options.worker:
         from bench.gpu_report.worker import work
 
-        work(journal, stages, dry=options.dry)
+        work(Journal(out / REPORT, site, session, budget), stages, dry=options.dry)
         return 0
-    if site.commit is None:
+    with sole_writer(out):
+        return do_all(Journal(out / REPORT, site, session, budget), options, stages, program)
+
+
+def do_all(
+    journal: Journal, options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]
+) -> int:
+    """Do every job and print the table. Returns the exit code."""
+    if journal.site.commit is None:
         journal.log(NO_COMMIT)
     if set(stages) & set(IN_MEMORY):
         supervise(options, journal)

@@ -15,6 +15,7 @@ from bench.row import Row, new_row, read_rows, write_rows
 from bench.timing import Budget
 from engine.gpu.driver import find_gpu
 from lddgan.errors import LddganError
+from lddgan.files import in_turn
 from lddgan.progress import to_stderr
 
 UNFINISHED: Final = "its process ended before it was done"
@@ -67,8 +68,11 @@ class Journal:
         self.rows = read_rows(self.path) if self.path.exists() else []
 
     def add(self, rows: Sequence[Row], instead_of: Row | None = None) -> None:
-        self.rows = [row for row in self.rows if row is not instead_of] + list(rows)
-        write_rows(self.rows, self.path)
+        gone = None if instead_of is None else instead_of.line()
+        with in_turn(self.path):
+            self.reread()  # others may have added theirs
+            self.rows = [row for row in self.rows if row.line() != gone] + list(rows)
+            write_rows(self.rows, self.path)
 
     def jobs(self) -> list[Row]:
         """The rows about jobs at this site."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from lddgan.checkpoint import TrainedAutoencoder, digest_of
 from lddgan.data.images import Images, OnBad, refuse_bad, to_float
 from lddgan.errors import BadInput, LddganError
-from lddgan.files import atomic_folder, refuse_used, sha256_of_file
+from lddgan.files import atomic_folder, refuse_used, sha256_of_file, sole_writer
 from lddgan.memory import memory_named
 from lddgan.networks.autoencoder import Autoencoder
 from lddgan.progress import Log, Meter
@@ -50,13 +50,14 @@ def encode_images(
 
     A bad image raises BadInput, or (`on_bad` "skip") is left out and logged.  The folder is there
     whole or not at all.  The autoencoder is moved to `device` and computes in float32.  Raises
-    BadInput if the folder holds anything; LddganError if the disk is full, a latent is not finite,
-    or latents that are encoded again differ; OutOfMemory.
+    BadInput if the folder holds anything; LddganError if another process is making it, the disk is
+    full, a latent is not finite, or latents that are encoded again differ; OutOfMemory.
     """
     preset, digest = trained.preset, digest_of(trained)
     encoder = partial(encode, trained.autoencoder.to(device), device)
     refuse_used(folder)
-    with atomic_folder(folder.resolve(), replaces=False) as temporary, exact_fp32():
+    alone = sole_writer(folder, beside=True)
+    with alone, atomic_folder(folder, replaces=False) as temporary, exact_fp32():
         path = temporary / FILE
         whole = (len(images), 1 + flip, *preset.moments_shape)
         numbers = range(-(-len(images) // batch))

@@ -71,13 +71,20 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
     """Train to the end, from where an earlier run was if `settings.resume`; write the result.
 
     The state is kept in `settings.out`, and so are snapshots of what would be the result.  Raises
-    BadInput for what does not fit together; Stopped, after saving, on SIGTERM, SIGHUP and Ctrl-C;
-    LddganError naming step and batch if a loss or a gradient is not finite; OutOfMemory.
+    BadInput for what does not fit together; LddganError if another training writes there; Stopped,
+    after saving, on SIGTERM, SIGHUP and Ctrl-C; LddganError naming step and batch if a loss or a
+    gradient is not finite; OutOfMemory.
     """
-    result_path, state_path = paths_of(settings.out, stage.name, settings.resume)
-    memory = memory_named(f"{{}} has too little memory to train the {stage.name}; {stage.remedy}")
-    with joined(settings.device) as ranks, memory, torch.random.fork_rng(), flushing_denormals():
+    told = f"{{}} has too little memory to train the {stage.name}; {stage.remedy}"
+    with (
+        joined(settings.device) as ranks,
+        ranks.sole_writer(settings.out),
+        memory_named(told),
+        torch.random.fork_rng(),
+        flushing_denormals(),
+    ):
         # What is read, and what an earlier run left
+        result_path, state_path = paths_of(settings.out, stage.name, settings.resume)
         flip = stage.preset.training.flip
         feed = settings.feed(stage.images, ranks, stage.cfg.batch, stage.group, flip)
         if not ranks.is_first:  # only what the feed skips is told by the others too

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import sole_writer
 from lddgan.memory import is_out_of_memory
 from lddgan.preset import GROUP
 
@@ -53,6 +55,23 @@ class Ranks(NamedTuple):
         with ends_named():
             distributed.all_gather_object(found, here)
         return set().union(*(one for one in found if one is not None))
+
+    @contextmanager
+    def sole_writer(self, folder: Path) -> Iterator[None]:
+        """Hold the right to write into `folder`, for all by the first process.
+
+        Raises LddganError, in every process, if another training has it.
+        """
+        refusal: LddganError | None = None
+        with ExitStack() as held:
+            if self.is_first:
+                try:
+                    held.enter_context(sole_writer(folder))
+                except LddganError as error:
+                    refusal = error
+            if self.any(refusal is not None):
+                raise refusal or LddganError(f"the first process cannot write into {folder}")
+            yield
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over all processes."""

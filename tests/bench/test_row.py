@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from bench.machine import HOME, NO_COMMIT, in_words
 from bench.row import (
     RESULTS,
     add_rows,
+    check_rows_file,
     common_notes,
     kept_rows,
     newest_session,
@@ -30,6 +33,23 @@ def test_a_row_survives_its_file_and_writes_no_default(tmp_path: Path) -> None:
     written = json.loads(path.read_text().splitlines()[1])
     assert written["psnr"] == "Infinity"
     assert not {"rung", "facts", "why_not", "torch_settings"} & set(written)
+
+
+def test_rows_added_at_once_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda batch: add_rows([row(batch=batch)], path), range(1, 31)))
+    assert sorted(one.batch for one in read_rows(path)) == list(range(1, 31))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows", "file/rows.jsonl", "/dev/zero"])
+def test_place_for_rows_is_looked_at_before_they_are_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LddganError, match=r"rows go to a \.jsonl file|cannot write"):
+        check_rows_file(tmp_path / name)
+    check_rows_file(tmp_path / "new.jsonl")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:

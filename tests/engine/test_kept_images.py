@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from engine.registry import open_engine
 from engine.sampler import Sampler
 from export.bundle import Bundle, open_bundle
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import npz
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED, FIRST = 5, 7, 3
@@ -50,6 +50,13 @@ def kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def torch(bundle: Bundle) -> Sampler:
     return open_engine(bundle, "torch", device="cpu")
+
+
+def npz(images: NDArray[Any], first: int, origin: str) -> bytes:
+    """Such a file as numpy writes it."""
+    buffer = io.BytesIO()
+    np.savez(buffer, images=images, first=np.int64(first), origin=np.array(origin))
+    return buffer.getvalue()
 
 
 def test_another_processs_images_are_pytorchs(kept: Path, bundle: Bundle, torch: Sampler) -> None:

@@ -258,7 +258,7 @@ def test_stream_makes_a_batch_only_when_it_is_taken() -> None:
 def test_nan_is_an_error_and_no_image(tmp_path: Path, poison: int, name: str) -> None:
     sampler, backend = scripted(chunk=4, poison=poison)
     with pytest.raises(LddganError, match="scripted fp32 on nowhere gave NaN or Inf"):
-        write_images(tmp_path / name, sampler.stream(4), 0, lambda _: None)
+        write_images(tmp_path / name, sampler.numbered([range(4)], 0, 4), lambda _: None)
     assert backend.calls != []
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -313,7 +313,6 @@ FOREIGN = {
         (folder / "index.html").write_text("mine"),
     ),
     "a link": lambda folder: folder.symlink_to(folder.parent),
-    "a dangling link": lambda folder: folder.symlink_to("nowhere"),
 }
 
 

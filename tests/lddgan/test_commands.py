@@ -87,7 +87,9 @@ def test_interrupted_run_can_be_sampled_and_resumed(lddgan, photos: Path, files:
     again = (*common, "--out", "cut", "--resume")
     refused(lddgan(*common, "--out", "cut"), "unfinished run; go on with --resume")
     refused(lddgan(*again, "--loss", "reconstruction"), "another training.delta: null, it was 1.0;")
-    assert lddgan(*again).code == 0
+    done = lddgan(*again)
+    export = "`lddgan export --checkpoint cut/model.safetensors --out exports/cut`"
+    assert done.code == 0 and f"{export}, then `lddgan sample --bundle exports/cut`" in done.out
 
     assert equal(*(generator_of(Path(name)) for name in ("whole", "cut")))
     final = sampled(lddgan, "cut/" + MODEL)

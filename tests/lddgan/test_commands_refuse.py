@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lddgan.checkpoint import save_checkpoint
+from lddgan.files import sole_writer
 from lddgan.preset import with_values
 from lddgan.presets import get_preset
 from lddgan.training.state import load_state
@@ -274,3 +275,37 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_state(lddgan, photos: Path) -
     refused(outcome, f"cannot write {RUN / AUTOENCODER}: No space left", code=1)
     assert load_state(RUN / "autoencoder.state.pt")["step"] == 1
     assert lddgan(*FOR_AUTOENCODER, "--data", photos, "--resume").code == 0
+
+
+# ---- one writer ----
+
+ENCODE = (
+    "dataset",
+    "encode",
+    "{photos}",
+    "--dataset",
+    "digits",
+    "--autoencoder",
+    f"{{files}}/{AUTOENCODER}",
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "beside"),
+    [
+        (FOR_AUTOENCODER, False),
+        (FOR_TRAIN, False),
+        ((*FOR_TRAIN, "--resume"), False),
+        (ENCODE, True),
+    ],
+)
+def test_second_writer_of_a_folder_is_refused(
+    lddgan, files: Path, photos: Path, command: tuple, beside: bool
+) -> None:
+    words = [str(word).format(files=files, photos=photos) for word in command]
+    Path("runs").mkdir()
+    Path("link").symlink_to("runs/one")
+    with sole_writer(Path("runs", "one"), beside=beside):
+        outcome = lddgan(*words, "--out", "link")
+        refused(outcome, f"link is being written by process {os.getpid()} on ", code=1)
+    assert sorted(path.name for path in Path().rglob("*")) == ["link", "runs"]

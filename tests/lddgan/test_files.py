@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lddgan.errors import LddganError
-from lddgan.files import atomic_folder
+from lddgan.errors import BadInput, LddganError
+from lddgan.files import (
+    LOCK,
+    atomic_folder,
+    atomic_write,
+    check_file,
+    refuse_used,
+    sole_writer,
+)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -80,3 +91,122 @@ def test_an_error_of_the_body_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "a" / "b"):
         raise ZeroDivisionError
     assert os.listdir(tmp_path / "a") == []
+
+
+# ---- links, devices, pipes ----
+
+
+def test_file_is_written_through_links(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "target"
+    (tmp_path / "link").symlink_to("disk/target")
+    (tmp_path / "two").symlink_to("link")
+    for data in (b"new", b"newer"):  # first it dangles
+        atomic_write(tmp_path / "two", data)
+        assert target.read_bytes() == data and os.listdir(target.parent) == ["target"]
+    assert (tmp_path / "two").is_symlink() and (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_folder_is_made_where_its_link_leads(tmp_path: Path, replaces: bool) -> None:
+    (tmp_path / "link").symlink_to("disk/target")
+    with atomic_folder(tmp_path / "link", replaces=replaces) as temporary:
+        (temporary / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "disk" / "target") == {"new": "new"}
+    assert sorted(os.listdir(tmp_path)) == ["disk", "link"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: atomic_write(path, b""),
+        lambda path: atomic_folder(path).__enter__(),
+        lambda path: sole_writer(path).__enter__(),
+        lambda path: sole_writer(path, beside=True).__enter__(),
+        check_file,
+        refuse_used,
+    ],
+)
+def test_pipes_devices_and_stdout_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    for name in ("pipe", "link", "/dev/zero", "-"):
+        with pytest.raises(BadInput, match=r"name a file or a folder") as caught:
+            write(Path(name))
+        assert str(caught.value).startswith(name)
+    assert stat.S_ISFIFO(os.stat("link").st_mode) and sorted(os.listdir()) == ["link", "pipe"]
+
+
+def test_unwritable_place_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(LddganError, match="cannot write"):
+        check_file(tmp_path / "file" / "x")
+    with pytest.raises(BadInput, match="is a folder; name a file"):
+        check_file(tmp_path)
+    check_file(tmp_path / "new" / "x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "new"]
+
+
+# ---- one writer, or one after the other ----
+
+HOLDING = """
+import sys
+from pathlib import Path
+from lddgan.files import sole_writer
+with sole_writer(Path(sys.argv[1]), beside=sys.argv[2] == "beside"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path, beside: bool) -> None:
+    (tmp_path / "link").symlink_to("out")
+    where = "beside" if beside else "inside"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, tmp_path / "link", where],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(LddganError, match=f"out is being written by process {holder.pid} on "),
+        sole_writer(tmp_path / "out", beside=beside),
+    ):
+        pass
+    holder.kill()
+    holder.communicate()
+    folder = tmp_path if beside else tmp_path / "out"
+    left, mine = folder / ".out.0123cdef.tmp", folder / ".out.keep.tmp"
+    left.mkdir()
+    (left / "half").write_text("half")
+    mine.write_text("mine")
+    with sole_writer(tmp_path / "out", beside=beside):
+        assert not left.exists()
+    assert [path.name for path in folder.iterdir() if path.name != "link"] == [mine.name]
+
+
+def test_folder_made_for_a_lock_goes_unless_it_is_used(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "empty"):
+        refuse_used(tmp_path / "empty", but=LOCK)
+    with sole_writer(tmp_path / "used"):
+        (tmp_path / "used" / "x").write_text("")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["used", "x"]
+
+
+def test_folders_replaced_at_once_are_all_replaced(tmp_path: Path) -> None:
+    def replace(number: int) -> None:
+        for _ in range(20):
+            with atomic_folder(tmp_path / "out") as temporary:
+                for name in ("a", "b"):
+                    (temporary / name).write_text(str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(replace, range(4)))
+    a, b = content(tmp_path / "out").values()
+    assert a == b and os.listdir(tmp_path) == ["out"]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lddgan.errors import BadInput, LddganError
-from lddgan.pictures import check_output, grid, png, write_folder, write_images
+from lddgan.pictures import Batch, form_of, grid, png, write_folder, write_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,9 +24,9 @@ def pictures(count: int, height: int = 32, width: int = 32, seed: int = 0) -> np
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
-def in_batches(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def in_batches(images: np.ndarray, size: int, first: int = 0) -> Iterator[Batch]:
     for start in range(0, len(images), size):
-        yield images[start : start + size]
+        yield first + start, images[start : start + size]
 
 
 def read(path: Path) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_png_is_bit_exact(tmp_path: Path) -> None:
 def test_grid_file_holds_the_grid_of_all_batches(tmp_path: Path) -> None:
     images, heard = pictures(7), []
     path = tmp_path / "new" / "grid.png"
-    write_images(path, in_batches(images, 3), 5, heard.append)
+    write_images(path, in_batches(images, 3), heard.append)
     assert heard == [3, 3, 1]
     assert np.array_equal(read(path), grid(images))
     assert list(path.parent.iterdir()) == [path]
@@ -80,7 +80,7 @@ def test_grid_file_holds_the_grid_of_all_batches(tmp_path: Path) -> None:
 def test_npz_holds_the_images_the_first_index_and_their_origin(tmp_path: Path) -> None:
     images = pictures(5, 8, 8)
     path = tmp_path / "all.npz"
-    write_images(path, in_batches(images, 2), 2**62, lambda _: None, origin="{}")
+    write_images(path, in_batches(images, 2, 2**62), lambda _: None, origin="{}")
     with np.load(path) as arrays:
         assert sorted(arrays.files) == ["first", "images", "origin"]
         assert (arrays["first"], str(arrays["origin"])) == (2**62, "{}")
@@ -91,19 +91,19 @@ def test_npz_holds_the_images_the_first_index_and_their_origin(tmp_path: Path) -
 def test_folder_has_one_file_per_image_named_by_its_index(tmp_path: Path) -> None:
     images = pictures(5, 8, 8)
     folder = tmp_path / "a" / "samples"
-    write_images(folder, in_batches(images, 2), 999_998, lambda _: None)
+    write_images(folder, in_batches(images, 2, 999_998), lambda _: None)
     names = ["999998.png", "999999.png", "1000000.png", "1000001.png", "1000002.png"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(names)
     for name, image in zip(names, images, strict=True):
         assert np.array_equal(read(folder / name), image)
-    write_images(tmp_path / "b", in_batches(images, 5), 0, lambda _: None)
+    write_images(tmp_path / "b", in_batches(images, 5), lambda _: None)
     assert sorted(p.name for p in (tmp_path / "b").iterdir())[0] == "000000.png"
 
 
 def test_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write_images(tmp_path / "x.png", [pictures(1)], 0, lambda _: None)
+        write_images(tmp_path / "x.png", [(0, pictures(1))], lambda _: None)
     finally:
         os.umask(before)
     assert (tmp_path / "x.png").stat().st_mode & 0o777 == 0o640
@@ -111,33 +111,31 @@ def test_files_are_readable_by_others_as_the_umask_says(tmp_path: Path) -> None:
 
 # ---- what is refused before anything is made ----
 
-REFUSED = {
-    "picture.jpg": "images go to a .png",
-    "archive.tar.gz": "images go to a .png",
-    "file": "is not a folder",
-    "full": "holds other files",
-    "folder.png": "is a folder",
-    "folder.npz": "is a folder",
+FORMS = {
+    "new.png": "grid",
+    "näme with space.PNG": "grid",
+    "deep/er/new.npz": "array",
+    "new": "folder",
+    "samples_v2.10": "folder",
+    "runs/1999.12.31": "folder",
+    "folder.png": "folder",
+    "folder.gif": "folder",
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unusable_output_paths_are_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_text("mine")
-    for folder in ("full", "folder.png", "folder.npz"):
+@pytest.mark.parametrize("name", FORMS)
+def test_form_is_of_the_suffix_or_an_existing_folder(tmp_path: Path, name: str) -> None:
+    for folder in ("folder.png", "folder.gif"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "full" / ".hidden").write_text("mine")
-    with pytest.raises(BadInput, match=REFUSED[name]) as caught:
-        check_output(tmp_path / name)
+    assert form_of(tmp_path / name) == FORMS[name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.gif", "folder.png"]
+
+
+@pytest.mark.parametrize("name", ["picture.jpg", "archive.tar.gz", "clip.MP4", "array.npy"])
+def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="images go to a") as caught:
+        form_of(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
-
-
-def test_new_and_empty_places_are_accepted(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "old.png").write_bytes(b"replaced")
-    for name in ("new", "empty", "old.png", "new.npz", "näme with space.png", "deep/er/new.png"):
-        check_output(tmp_path / name)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "old.png"]
 
 
 # ---- disks that fail ----
@@ -155,10 +153,10 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(LddganError, match="No space left on device") as caught:
-        write_images(path, [pictures(2)], 0, lambda _: None)
-    assert str(path) in str(caught.value) and not isinstance(caught.value, BadInput)
+        write_images(path, [(0, pictures(2))], lambda _: None)
+    assert f"{tmp_path}/" in str(caught.value) and not isinstance(caught.value, BadInput)
     assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert [one for one in tmp_path.rglob("*") if one.is_file()] == [path]
 
 
 LIMITED = """
@@ -171,7 +169,7 @@ small = np.zeros((2, 8, 8, 3), np.uint8)
 large = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    write_images(Path(sys.argv[1]), [small, large], 0, lambda _: None)
+    write_images(Path(sys.argv[1]), [(0, small), (2, large)], lambda _: None)
 except LddganError as error:
     print(error)
 """
@@ -197,7 +195,7 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         LddganError, match=r"cannot write .*: (Not a directory|File exists)"
     ) as caught:
-        write_images(tmp_path / "file" / name, [pictures(1)], 0, lambda _: None)
+        write_images(tmp_path / "file" / name, [(0, pictures(1))], lambda _: None)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -209,7 +207,7 @@ def test_processes_write_the_same_files(tmp_path: Path) -> None:
     images = pictures(5, 8, 8)
     for name, processes in (("here", 0), ("beside", 2)):
         folder = tmp_path / name
-        write_images(folder, in_batches(images, 2), 7, lambda _: None, processes=processes)
+        write_images(folder, in_batches(images, 2, 7), lambda _: None, processes=processes)
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("here", "beside")
@@ -222,13 +220,13 @@ def test_error_of_an_encoder_process_is_raised(tmp_path: Path) -> None:
         """The folder is gone when the second batch comes."""
 
         def __iter__(self):
-            yield pictures(1, 8, 8)
+            yield 0, pictures(1, 8, 8)
             (tmp_path / "samples").rename(tmp_path / "elsewhere")
             (tmp_path / "samples").write_text("mine")
-            yield pictures(2, 8, 8)
+            yield 1, pictures(2, 8, 8)
 
     with pytest.raises(LddganError, match=r"cannot write .*: (Not a directory|File exists)"):
-        write_images(tmp_path / "samples", Removing(), 0, lambda _: None, processes=1)
+        write_images(tmp_path / "samples", Removing(), lambda _: None, processes=1)
 
 
 class Later(Executor):
@@ -255,7 +253,7 @@ def test_the_engine_is_at_most_one_batch_ahead(tmp_path: Path) -> None:
     later, unfinished = Later(), []
     heard = lambda size: unfinished.append((size, later.unfinished))  # noqa: E731
     batches = in_batches(pictures(7, 8, 8), 3)
-    write_folder(tmp_path, batches, 0, heard, later)
+    write_folder(tmp_path, batches, heard, later)
     assert unfinished == [(3, 3), (3, 3), (1, 1)] and later.unfinished == 0
     assert later.most == 6  # while the second batch was handed over
     assert len(list(tmp_path.iterdir())) == 7

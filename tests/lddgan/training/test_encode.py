@@ -146,11 +146,12 @@ def test_signal_ends_encoding_and_leaves_no_folder(tmp_path: Path, trained, file
         )
     assert killed.returncode == -signal.SIGKILL
     assert b"KeyboardInterrupt" in interrupted.stderr
-    assert os.listdir(tmp_path / "interrupted") == []
-    (left,) = (tmp_path / "killed").iterdir()
-    assert left.name.startswith(".latents.") and not (left / "latents.json").exists()
+    assert os.listdir(tmp_path) == ["killed"]
+    (left,) = (tmp_path / "killed").glob(".latents.*.tmp")
+    assert not (left / "latents.json").exists()
     encode(tmp_path / "killed" / "latents", trained, files)
     assert len(open_latents(tmp_path / "killed" / "latents", trained)) == COUNT
+    assert os.listdir(tmp_path / "killed") == ["latents"]
 
 
 def full(*arguments) -> None:

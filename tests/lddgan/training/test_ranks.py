@@ -9,6 +9,7 @@ from torch import distributed, multiprocessing
 
 from lddgan.data.images import InMemory, digits
 from lddgan.errors import BadInput, LddganError
+from lddgan.files import LOCK, sole_writer
 from lddgan.networks.discriminator import minibatch_deviation
 from lddgan.preset import GROUP, with_values
 from lddgan.presets import PRESETS
@@ -196,3 +197,31 @@ def test_each_question_to_a_process_that_has_ended_is_one_sentence(tmp_path):
     told = (tmp_path / "told").read_text().splitlines()
     assert len(told) == 3
     assert all(line.startswith("another process of this training has ended: ") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "is being written by process"), (1, "first process")]
+)
+def test_a_folder_in_use_ends_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, said: str
+) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(Ranks, "any", lambda self, here: heard.append(here) or True)
+    ranks = Ranks(rank, 2, torch.device("cpu"))
+    with (
+        sole_writer(tmp_path),
+        pytest.raises(LddganError, match=said),
+        ranks.sole_writer(tmp_path),
+    ):
+        pytest.fail("it is in use")
+    assert heard == [rank == 0]
+
+
+def test_only_the_first_process_takes_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "any", lambda self, here: here)
+    first, second = (Ranks(rank, 2, torch.device("cpu")) for rank in (0, 1))
+    with first.sole_writer(tmp_path), second.sole_writer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert list(tmp_path.iterdir()) == []

@@ -246,14 +246,6 @@ def test_seed_of_a_training(lddgan, seed) -> None:
     refused(lddgan("train-autoencoder", "--dataset", "digits", "--seed", seed), f"seed is {seed}")
 
 
-def test_a_finished_training_is_not_overwritten(lddgan) -> None:
-    Path("runs/digits").mkdir(parents=True)
-    finished = Path("runs/digits/autoencoder.safetensors")
-    finished.write_bytes(b"finished")
-    refused(lddgan("train-autoencoder", "--dataset", "digits"), "is finished")
-    assert finished.read_bytes() == b"finished"
-
-
 # ---- TensorRT, where there is no GPU ----
 
 

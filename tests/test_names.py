@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -33,6 +33,7 @@ from tests.lddgan.runs import AUTOENCODER, MODEL, TINY, write_photos
 from tests.lddgan.training.stored import encode, image_files
 from tests.lddgan.training.support import random_autoencoder
 from tests.needs import needs
+from tests.test_cli import ROOT
 
 lddgan = test_cli.lddgan  # the fixture
 
@@ -167,15 +168,13 @@ def test_too_long_a_name_is_one_sentence(lddgan) -> None:
         assert outcome.err.splitlines()[-1].endswith("File name too long"), outcome.err
 
 
-def test_terminal_without_the_letters_gets_escapes(lddgan, monkeypatch, tmp_path) -> None:
+def test_terminal_without_the_letters_gets_escapes(tmp_path) -> None:
     (tmp_path / "写真 é").mkdir()
     (tmp_path / "写真 é" / "1.png").write_bytes(encoded(PICTURES[0]))
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1", errors="strict"))
-    outcome = lddgan("dataset", "check", "写真 é", "--size", 8)
-    sys.stdout.flush()
-    assert outcome.code == 0, outcome.err
-    assert written.getvalue() == b"\\u5199\\u771f \xe9: 1 images, 0 bad\n"
+    command = (sys.executable, "-m", "lddgan", "dataset", "check", "写真 é", "--size", "8")
+    env = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, check=True)
+    assert done.stdout.endswith(b"\\u5199\\u771f \xe9: 1 images, 0 bad\n")
 
 
 def test_sampling_and_checking_at_any_path(lddgan, odd: Path) -> None:
@@ -188,7 +187,7 @@ def test_sampling_and_checking_at_any_path(lddgan, odd: Path) -> None:
     for out in ("x.npz", "many"):
         made = lddgan("sample", *asked, "--num", 2, "--out", odd / out)
         assert made.code == 0 and f"{SHOWN}/{out}: 2 images" in made.out, made.err
-    assert sorted(os.listdir(odd / "many")) == ["000000.png", "000001.png"]
+    assert sorted(os.listdir(odd / "many")) == ["000000.png", "000001.png", "sampling.json"]
     assert lddgan("verify", "--bundle", odd / "b", "--images", odd / "x.npz").code == 0
     refused = lddgan("sample", "--bundle", odd / "gone")
     assert (

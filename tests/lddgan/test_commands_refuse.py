@@ -92,7 +92,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ),
     (
         ("export", "--checkpoint", "{files}/" + AUTOENCODER),
-        ("is an autoencoder alone", "lddgan train --autoencoder"),
+        ("is an autoencoder alone", "`lddgan train --dataset digits --autoencoder "),
     ),
     # the run
     ((*FOR_TRAIN, "--resume"), ("generator.state.pt does not exist", "nothing to resume")),

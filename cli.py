@@ -14,6 +14,7 @@ from bench import commands as bench
 from engine import commands as engine
 from export import commands as export
 from lddgan import commands as lddgan
+from lddgan.errors import BadInput, LddganError, Stopped
 from lddgan.memory import is_out_of_memory
 from lddgan.options import print_once, rank_prefix, warn
 from lddgan.signals import ended_by_signals
@@ -52,16 +53,10 @@ app.command()(bench.bench)
 BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130, SIGTERM 143, SIGHUP 129
 
 
+@ended_by_signals()
 def main() -> None:
     """Run the command line; errors become one line on stderr and an exit code."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order of nvidia-smi
-    with ended_by_signals():
-        run()
-
-
-def run() -> None:
-    from lddgan.errors import BadInput, LddganError, Stopped
-
     try:
         app(prog_name="lddgan")
     except Stopped as error:

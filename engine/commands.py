@@ -60,7 +60,7 @@ def build(
     rebuild: Annotated[bool, typer.Option(help="Build even if it is there.")] = False,
 ) -> None:
     """Build a TensorRT engine of a bundle and tune it. Default: fp16, batches 1,16,100, level 3."""
-    from engine.registry import ENGINES, check_precision, default_precision, find_engine
+    from engine.registry import check_precision, default_precision, find_engine
     from lddgan.progress import to_stderr
 
     build = find_engine(engine).build
@@ -206,11 +206,7 @@ def open_sampler(
 
 
 def compare_images(
-    path: Path,
-    opened: Bundle,
-    engine: str,
-    asked: tuple[Any, Any],
-    as_json: bool,
+    path: Path, opened: Bundle, engine: str, asked: tuple[Any, Any], as_json: bool
 ) -> None:
     """Compare the images of a file with an engine's and print the result."""
     from engine.kept_images import in_words, read_images, refuse_images, verify_images
@@ -220,21 +216,16 @@ def compare_images(
     reference = "torch" if engine == "auto" else engine
     sampler = open_engine(opened, reference, *asked, batch=len(images))
     found = verify_images(images, origin, sampler)
-    if as_json:
-        print_json(found.model_dump_json())
-    for line in [] if as_json else in_words(found).splitlines():
-        print_once(line)
+    lines = [found.model_dump_json()] if as_json else in_words(found).splitlines()
+    for line in lines:
+        print_json(line) if as_json else print_once(line)
     refuse_images(found)
 
 
 def refuse_with_checkpoint(
-    dataset: str | None,
-    bundle: Path | None,
-    engine: str,
-    precision: Precision | None,
+    dataset: str | None, bundle: Path | None, engine: str, precision: Precision | None
 ) -> None:
     """Raise BadInput for options that choose another model than --checkpoint, or an engine."""
-
     if dataset is not None or bundle is not None:
         raise BadInput("--checkpoint names a model already; leave out --dataset and --bundle")
     if engine not in ("auto", "torch") or precision is not None:

@@ -43,41 +43,29 @@ def find_sampling(out: Path, resume: bool) -> Sampling | None:
     Raises BadInput if there is one and not `resume`, or the other way round, or for other files.
     """
     form, folder = form_of(out), parts_folder(out)
-    path = folder / MANIFEST
-    if form == "grid" or not path.exists():
+    path, ours = folder / MANIFEST, {LOCK}
+    begun = None
+    if form != "grid" and path.exists():
+        try:
+            begun = Sampling.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            why = why_invalid(error, "the file")
+            raise BadInput(f"{path}: {why}; name another --out") from error
+        wanted = range(begun.first, begun.first + begun.num)
+        there = indices(folder, check=False)
         if resume:
-            told = f"no sampling into a folder or an .npz was begun at {out}"
-            raise BadInput(f"{told}; drop --resume")
-        if form == "folder":
-            refuse_used(out, but=LOCK)
-        return None
-    try:
-        begun = Sampling.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BadInput(f"{path}: {why_invalid(error, 'the file')}; name another --out") from error
-    there, wanted = indices(folder, check=False), set(range(begun.first, begun.first + begun.num))
-    if not resume and (form == "array" or not wanted <= there):
-        raise BadInput(
-            f"{out} is unfinished, with {len(there):,} of {begun.num:,} images; go on with "
-            f"{again()}, or delete {folder}"
-        )
+            ours |= {MANIFEST, *(f"{index:06d}.png" for index in wanted)}
+        elif form == "array" or not there.issuperset(wanted):
+            raise BadInput(
+                f"{out} is unfinished, with {len(there):,} of {begun.num:,} images; go on with "
+                f"{again()}, or delete {folder}"
+            )
+    elif resume:
+        told = f"no sampling into a folder or an .npz was begun at {out}"
+        raise BadInput(f"{told}; drop --resume")
     if form == "folder":
-        ours = {MANIFEST, LOCK, *(f"{index:06d}.png" for index in wanted)} if resume else {LOCK}
-        foreign = sorted({path.name for path in folder.iterdir()} - ours)
-        if foreign:
-            told = f"{out} holds other files ({foreign[0]})"
-            raise BadInput(f"{told}; choose an empty or a new folder")
+        refuse_used(out, *ours)
     return begun
-
-
-def check_same(begun: Sampling, asked: Sampling, out: Path) -> None:
-    """Raise BadInput, naming what differs, if two samplings do not make the same images."""
-    old, new = begun.model_dump(), asked.model_dump()
-    differs = [f"{name} {old[name]} (now {new[name]})" for name in old if old[name] != new[name]]
-    if differs:
-        raise BadInput(
-            f"{out} was begun with {', '.join(differs)}; repeat its settings, or name another --out"
-        )
 
 
 def write_sampling(out: Path, sampler: Sampler, asked: Sampling, begun: Sampling | None) -> Meter:
@@ -89,7 +77,11 @@ def write_sampling(out: Path, sampler: Sampler, asked: Sampling, begun: Sampling
     form, folder = form_of(out), parts_folder(out)
     there: set[int] = set()
     if begun is not None:
-        check_same(begun, asked, out)
+        old, new = begun.model_dump(), asked.model_dump()
+        differs = [f"{key} {old[key]} (now {new[key]})" for key in old if old[key] != new[key]]
+        if differs:
+            told = f"{out} was begun with {', '.join(differs)}"
+            raise BadInput(f"{told}; repeat its settings, or name another --out")
         there = indices(folder)
     elif form != "grid":
         if form == "array":
@@ -99,12 +91,12 @@ def write_sampling(out: Path, sampler: Sampler, asked: Sampling, begun: Sampling
     missing = [part for part in parts if not there.issuperset(part)]
     done = asked.num - sum(map(len, missing))
     # A CPU engine keeps all cores busy itself.
-    encoders = usable_cores() if sampler.backend.device == "cuda" else 0
+    threads = usable_cores() if sampler.backend.device == "cuda" else 1
     origin = asked.model_dump_json(include=set(Origin.model_fields))
     with Meter("sampling", done, asked.num, None, unit="images") as meter:
         try:
             batches = make(sampler, asked, parts[0], missing)
-            write_images(out, batches, meter.advance, origin=origin, processes=encoders)
+            write_images(out, batches, meter.advance, origin=origin, threads=threads)
         except KeyboardInterrupt as error:
             if form == "grid":
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lddgan.ending import ENDING, exit_at_once, handle
+from lddgan.signals import ENDING, exit_at_once, handle
 
 handle(exit_at_once, *ENDING)  # before what takes long to import
 

@@ -65,8 +65,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     device or a pipe, LddganError (disk full, read-only folder, ...), also for the disk's errors of
     the body, leaving what was there untouched.
     """
-    refuse_special(path)
-    place = real(path)
+    place = place_of(path)
     temporary = _temporary(place)
     with writing(path):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -87,36 +86,37 @@ def atomic_write(path: Path, data: Any) -> Path:
     return path
 
 
-def real(path: Path) -> Path:
-    """The absolute path with all links followed, also where nothing is yet."""
-    return Path(os.path.realpath(path))
+def place_of(path: Path) -> Path:
+    """The absolute path with all links followed, also where nothing is yet.
 
-
-def refuse_special(path: Path) -> None:
-    """Raise BadInput for `-`, a device, a pipe or a socket: no file or folder takes its place."""
+    Raises BadInput for `-`, a device, a pipe or a socket: no file or folder takes its place.
+    """
     if str(path) == "-":
         raise BadInput("- is no path, and nothing is written to stdout; name a file or a folder")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise BadInput(f"{path} is a device, a pipe or a socket; name a file or a folder")
+    return Path(os.path.realpath(path))
 
 
 def check_file(path: Path) -> None:
     """Raise LddganError unless a file can be written at `path`. To be called before long work."""
-    refuse_special(path)
+    folder = place_of(path).parent
     if path.is_dir():
         raise BadInput(f"{path} is a folder; name a file")
     with writing(path):
-        real(path).parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=real(path).parent).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
-def refuse_used(folder: Path, but: str = "") -> None:
-    """Raise BadInput unless `folder` is empty, but for one name, or does not exist."""
-    refuse_special(folder)
-    if folder.exists() and not folder.is_dir():
+def refuse_used(folder: Path, *ours: str) -> None:
+    """Raise BadInput unless `folder` holds no other names than `ours`, or does not exist."""
+    place = place_of(folder)
+    if place.is_file():
         raise BadInput(f"{folder} exists and is not a folder")
-    if folder.is_dir() and any(path.name != but for path in folder.iterdir()):
-        raise BadInput(f"{folder} holds other files; choose an empty or a new folder")
+    names = os.listdir(place) if place.is_dir() else ()
+    if foreign := sorted({*names} - {*ours}):
+        told = f"{folder} holds other files ({foreign[0]})"
+        raise BadInput(f"{told}; choose an empty or a new folder")
 
 
 @contextmanager
@@ -128,8 +128,7 @@ def atomic_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
     temporary folders; `sweep` and `sole_writer` clear them up.  Raises LddganError for the disk's
     errors, those of the body included.
     """
-    refuse_special(folder)
-    place = real(folder)
+    place = place_of(folder)
     temporary, old = _temporary(place), _temporary(place)
     with writing(folder):
         try:
@@ -137,7 +136,7 @@ def atomic_folder(folder: Path, *, replaces: bool = True) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             _sync(temporary)
-            with in_turn(place) if replaces else nullcontext():
+            with in_turn(place):
                 try:
                     if replaces and place.exists():
                         os.replace(place, old)
@@ -159,8 +158,7 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
     from a killed process, whose temporary files are cleared up.  Raises LddganError naming the
     process that has it, or if it cannot be written.
     """
-    refuse_special(path)
-    place = real(path)
+    place = place_of(path)
     folder = place.parent if beside else place
     file = _beside(place, ".lock") if beside else folder / LOCK
     lock, is_new = _lock(file), not folder.exists()
@@ -186,39 +184,26 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def in_turn(path: Path) -> Iterator[None]:
-    """Wait for the right to change `path`, which each process holds for a moment only."""
-    place = real(path)
-    lock = _lock(_beside(place, ".turn.lock"))
-    with writing(path):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1)
+def in_turn(path: Path, log: Log | None = None) -> Iterator[None]:
+    """Wait for the right to change `path`; the system takes it back from a killed process.
+
+    It is held for a moment or, with a `log`, which is told of a wait, for as long as `path` takes
+    to build.  Raises LddganError if the lock cannot be written.
+    """
+    file = _beside(place_of(path), ".turn.lock" if log is None else ".lock")
+    lock = _lock(file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            if log is not None:
+                log(f"another process is building {path}; waiting until it is done")
+            lock.acquire(timeout=-1)
     try:
         yield
     finally:
         _release(lock)
-
-
-@contextmanager
-def build_lock(folder: Path, name: str, log: Log) -> Iterator[None]:
-    """Hold the right to build `folder / name`; the system takes it back from a killed process.
-
-    Raises LddganError if the lock cannot be written.
-    """
-    lock = _lock(folder / f".{name}.lock")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            log(f"another process is building {folder / name}; waiting until it is done")
-            lock.acquire(timeout=-1, poll_interval=0.2)
-    except OSError as error:
-        raise LddganError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def sweep(folder: Path, last: str, held: str | None = None) -> None:

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lddgan.errors import BadInput
-from lddgan.files import atomic_file, atomic_write, real, refuse_special, writing
-from lddgan.workers import start_pool
+from lddgan.files import atomic_file, atomic_write, place_of, writing
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles
@@ -59,9 +58,8 @@ def png(image: Pixels) -> bytes:
 
 def form_of(path: Path) -> Form:
     """What is written to `path`. Raises BadInput if images cannot be."""
-    refuse_special(path)
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if place_of(path).is_dir():
         return "folder"
     if suffix in FILES:
         raise BadInput(f"{path}: images go to a .png (grid), an .npz, or a folder")
@@ -70,7 +68,7 @@ def form_of(path: Path) -> Form:
 
 def parts_folder(path: Path) -> Path:
     """Where images are until all are made: in `path`, or hidden beside an .npz."""
-    place = real(path)
+    place = place_of(path)
     return path if form_of(path) == "folder" else place.with_name(f".{place.name}.parts")
 
 
@@ -95,16 +93,15 @@ def write_images(
     progress: Callable[[int], None],
     *,
     origin: str = "",
-    processes: int = 0,
+    threads: int = 1,
 ) -> None:
     """Write batches of images to `path`.
 
     `x.png` is a grid; `x.npz` holds `images`, the index of the `first` and `origin` (how they were
     made, as `engine.kept_images` reads it); else it is a folder with one PNG per image, named by
     its index.  Calls `progress` with the size of each batch.  If that stops, PNGs and the batches
-    of an .npz stay in `parts_folder`, and a later call writes the others.  `processes` (0: a
-    thread) encode the PNGs of a folder while the next batch is made.  Raises LddganError if the
-    disk fails.
+    of an .npz stay in `parts_folder`, and a later call writes the others.  `threads` encode the
+    PNGs of a folder while the next batch is made.  Raises LddganError if the disk fails.
     """
     form, parts = form_of(path), parts_folder(path)
     if form == "grid":
@@ -123,8 +120,7 @@ def write_images(
     else:
         with writing(path):
             parts.mkdir(parents=True, exist_ok=True)
-        # Pillow holds the interpreter's lock: several threads would not help.
-        with start_pool(processes) if processes else ThreadPoolExecutor(1) as executor:
+        with ThreadPoolExecutor(threads) as executor:
             write_folder(path, batches, progress, executor)
 
 
@@ -148,10 +144,7 @@ def join_parts(path: Path, origin: str) -> None:
 
 
 def write_folder(
-    path: Path,
-    batches: Iterable[Batch],
-    progress: Callable[[int], None],
-    executor: Executor,
+    path: Path, batches: Iterable[Batch], progress: Callable[[int], None], executor: Executor
 ) -> None:
     """Write one PNG per image with `executor`, at most one batch behind."""
     pending: deque[Future[None]] = deque()

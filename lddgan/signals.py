@@ -1,19 +1,40 @@
-"""Ctrl-C, SIGTERM and SIGHUP: how they end a command, and how long work puts them off."""
+"""Ctrl-C, SIGTERM and SIGHUP: how they end a command, and how long work puts them off.
+
+It imports little: until the command has called `handle`, Ctrl-C is a traceback.
+"""
 
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any, Final
 
-from lddgan.ending import ENDING, exit_at_once, handle
+TYPE_CHECKING = False  # that of typing, which takes milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any, Final
 
+ENDING: Final = tuple(  # Windows has no SIGHUP
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 GRACE_SECONDS: Final = 10.0  # for tidying up after a signal
+
+
+def handle(handler: Any, *numbers: int) -> dict[int, Any]:
+    """Call `handler` at the signals `numbers`. Returns the handlers that were there before.
+
+    What this process was told to ignore (SIGHUP, by nohup) stays ignored.  Signals reach the main
+    thread alone: in another one nothing is changed.
+    """
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    try:
+        return {number: signal.signal(number, handler) for number in heard}
+    except ValueError:  # not the main thread
+        return {}
 
 
 @contextmanager
@@ -25,10 +46,6 @@ def signal_handler(handler: Any, *numbers: int) -> Iterator[dict[int, Any]]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-class Interrupted(KeyboardInterrupt):
-    """Python forgets the exit code of a program where a KeyboardInterrupt itself went by."""
 
 
 class StopSignals:
@@ -49,13 +66,13 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 @contextmanager
-def hold_signals(*numbers: int) -> Iterator[None]:
+def hold_signals() -> Iterator[None]:
     """Deliver signals after the block, and never to processes started in it (Windows: to these)."""
     came: list[int] = []
     # The mask is for these processes: here another thread may take a signal.
     masks = hasattr(signal, "pthread_sigmask")
-    with signal_handler(lambda number, frame: came.append(number), *numbers):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if masks else None
+    with signal_handler(lambda number, frame: came.append(number), *ENDING):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING) if masks else None
         try:
             yield
         finally:
@@ -68,12 +85,16 @@ def hold_signals(*numbers: int) -> Iterator[None]:
 # ---- the whole command ----
 
 
+class Interrupted(KeyboardInterrupt):
+    """Python forgets the exit code of a program where a KeyboardInterrupt itself went by."""
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Run a command. A signal ends it as KeyboardInterrupt does, without a word; a second at once.
 
-    Raises SystemExit with 128 and the signal's number, whatever became of the KeyboardInterrupt
-    in the libraries that it went through.  What has not ended after GRACE_SECONDS is ended.
+    Raises SystemExit with 128 and the signal's number, whatever the libraries that it went through
+    made of the KeyboardInterrupt.  What has not ended after GRACE_SECONDS is ended.
     """
     asked: list[int] = []
 
@@ -96,3 +117,7 @@ def ended_by_signals() -> Iterator[None]:
 def exit_later(number: int) -> None:
     time.sleep(GRACE_SECONDS)
     exit_at_once(number)
+
+
+def exit_at_once(number: int, frame: FrameType | None = None) -> None:
+    os._exit(128 + number)

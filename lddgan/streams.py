@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 
-class Log(io.FileIO):
-    """A file that takes everything: what cannot be written is dropped."""
+class Lossy(io.FileIO):
+    """A file that takes everything and drops what it cannot write."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -30,7 +30,7 @@ def open_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     if os.name == "posix":  # Windows writes to its console in another way
-        file = io.BufferedWriter(Log(sys.stderr.fileno(), "w", closefd=False))
+        file = io.BufferedWriter(Lossy(sys.stderr.fileno(), "w", closefd=False))
         kind = sys.stderr.encoding, sys.stderr.errors
         sys.stderr = io.TextIOWrapper(file, *kind, line_buffering=True)
 

@@ -1,28 +1,23 @@
-"""Processes that work for this one: results read ahead in order, and a pool for single tasks.
+"""Processes that read ahead for this one.
 
-They leave Ctrl-C to this process and end with it, and nothing waits for one that has died.
+They leave Ctrl-C to it and end with it, and it does not wait for one that has died.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from threading import Thread
 from typing import Any, Final, TypeVar
 
-from lddgan.ending import ENDING
 from lddgan.errors import LddganError
 from lddgan.memory import memory_named
-from lddgan.signals import hold_signals
+from lddgan.signals import ENDING, hold_signals
 
 T = TypeVar("T")
 Worker = tuple[BaseProcess, Connection]
@@ -38,7 +33,7 @@ def read_ahead(read: Callable[[int], T], numbers: range, processes: int) -> Gene
     """
     workers: list[Worker] = []
     try:
-        with hold_signals(*ENDING):
+        with hold_signals():
             for place in range(processes):
                 workers.append(start_worker(read, numbers[place::processes], place))
         for place, number in enumerate(numbers):
@@ -104,46 +99,3 @@ def received(process: BaseProcess, pipe: Connection) -> Any:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     remedy = "; if memory is short, use fewer --workers" if code == -9 else ""
     raise LddganError(f"{FAILED}: a worker process {how}{remedy}")
-
-
-# ---- a pool ----
-
-
-class Pool(ProcessPoolExecutor):
-    """Processes that Ctrl-C does not reach, from their start on."""
-
-    def submit(self, *work: Any, **options: Any) -> Future[Any]:
-        """Submit a task, which may start a process."""
-        with hold_signals(*(number for number in ENDING if number != signal.SIGTERM)):
-            return super().submit(*work, **options)
-
-
-@contextmanager
-def start_pool(processes: int) -> Iterator[Pool]:
-    """Start a pool of processes. An error in the block ends them at once.
-
-    Raises LddganError if a process dies.
-    """
-    # Not forked: a GPU's driver does not survive that.
-    pool, done = Pool(processes, get_context("spawn"), begin_worker), False
-    try:
-        yield pool
-        done = True
-    except BrokenProcessPool as error:
-        raise LddganError("a worker process was killed; is memory short?") from error
-    finally:
-        if not done:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
-        pool.shutdown(cancel_futures=not done)
-
-
-def begin_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when it has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=end_with, args=(parent_process(),), daemon=True).start()
-
-
-def end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)

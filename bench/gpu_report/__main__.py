@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -82,26 +83,20 @@ def report(options: argparse.Namespace, stages: Sequence[str], program: Sequence
     if options.dry and options.out is None:
         raise BadInput("a dry run is no result; give it a folder of its own with --out")
     out: Path = (options.out or folder_of(site)).expanduser().resolve()
-    if options.worker:
-        from bench.gpu_report.worker import work
+    with nullcontext() if options.worker else sole_writer(out):
+        journal = Journal(out / REPORT, site, session, budget)
+        if options.worker:
+            from bench.gpu_report.worker import work
 
-        work(Journal(out / REPORT, site, session, budget), stages, dry=options.dry)
-        return 0
-    with sole_writer(out):
-        return do_all(Journal(out / REPORT, site, session, budget), options, stages, program)
-
-
-def do_all(
-    journal: Journal, options: argparse.Namespace, stages: Sequence[str], program: Sequence[str]
-) -> int:
-    """Do every job and print the table. Returns the exit code."""
-    if journal.site.commit is None:
-        journal.log(NO_COMMIT)
-    if set(stages) & set(IN_MEMORY):
-        supervise(options, journal)
-    for job in command_jobs(journal, program):
-        if job.stage in stages:
-            journal.attempt(job._replace(why_not=DRY if options.dry else None))
+            work(journal, stages, dry=options.dry)
+            return 0
+        if site.commit is None:
+            journal.log(NO_COMMIT)
+        if set(stages) & set(IN_MEMORY):
+            supervise(options, journal)
+        for job in command_jobs(journal, program):
+            if job.stage in stages:
+                journal.attempt(job._replace(why_not=DRY if options.dry else None))
     print(conclusion(journal))
     print(f"\n{printable(journal.path)}: the report")
     return 0 if any(row.why_not is None for row in journal.jobs()) else 1

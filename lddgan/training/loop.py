@@ -129,7 +129,7 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                 stopped = ranks.any(stop.asked is not None)
                 if log is not None:
                     log.note(number, losses)
-                    if stopped or done == total or keeper.is_due:
+                    if done < total and (stopped or keeper.is_due):
                         keeper.keep(done, states())
                     if settings.keep_every and done % settings.keep_every == 0:
                         snapshot = result_path.with_stem(f"{result_path.stem}-{done:06d}")
@@ -140,9 +140,8 @@ def train(stage: Stage[Result], settings: Settings) -> Result:
                     told = f"stopped after step {done:,} of {total:,}; go on with --resume"
                     raise Stopped(told, stop.asked)
             if log is not None:
+                keeper.keep(total, states())
                 log.finish()
-                if keeper.first == total:  # no step was left to make
-                    keeper.keep(total, states())
         if bad := ranks.union(feed.bad):
             settings.log(f"{stage.name}: {len(bad)} bad images were skipped")
 

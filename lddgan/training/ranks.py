@@ -62,7 +62,7 @@ class Ranks(NamedTuple):
 
         Raises LddganError, in every process, if another training has it.
         """
-        refusal: LddganError | None = None
+        refusal = None
         with ExitStack() as held:
             if self.is_first:
                 try:

@@ -24,9 +24,8 @@ from lddgan.training.state import load_state, progress_of
 AUTOENCODER_FILE: Final = "autoencoder.safetensors"
 MODEL_FILE: Final = "model.safetensors"
 RESULTS: Final = {"autoencoder": AUTOENCODER_FILE, "generator": MODEL_FILE}  # by name of the stage
+START_OPTIONS: Final = {AUTOENCODER_FILE: "--autoencoder", MODEL_FILE: "--init"}  # for its weights
 STATE: Final = ".state.pt"  # suffix
-# what begins a run with the weights of a result
-START_OPTIONS: Final = {AUTOENCODER_FILE: "--autoencoder", MODEL_FILE: "--init"}
 AVERAGED: Final = "module."  # what the moving average puts before every name
 
 
@@ -48,22 +47,20 @@ def paths_of(folder: Path, stage: str, resume: bool) -> tuple[Path, Path]:
 
 
 def steps_of(result: Path) -> int | None:
-    """After how many steps a result was written; None if it is not there or not of a training."""
+    """After how many steps a result was written; None if there is none, or it does not say."""
     return read_checkpoint(result)[2].get("steps") if result.exists() else None
 
 
 def finished(result: Path, state: Path) -> str:
     """How a run that has its result can go on, for people."""
     steps = steps_of(result)
-    after = "" if steps is None else f" after {steps:,} steps"  # imported weights do not say
-    told = f"{result} is finished{after}"
+    told = f"{result} is finished" + ("" if steps is None else f" after {steps:,} steps")
     if state.exists():
         ways = f"to train anew, name another --out, or delete it and {state.name}"
         return f"{told}; `--resume --steps MORE` goes on to MORE steps in all; {ways}"
-    ways = (
-        f"name another --out, where {START_OPTIONS[result.name]} {result} begins with its weights"
-    )
-    return f"{told} and its state was discarded: there is nothing to resume; {ways}, or delete it"
+    start = f"where {START_OPTIONS[result.name]} {result} begins with its weights, or delete it"
+    told += " and its state was discarded: there is nothing to resume"
+    return f"{told}; name another --out, {start}"
 
 
 def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:

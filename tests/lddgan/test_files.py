@@ -193,7 +193,7 @@ def test_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path, besi
 
 def test_folder_made_for_a_lock_goes_unless_it_is_used(tmp_path: Path) -> None:
     with sole_writer(tmp_path / "empty"):
-        refuse_used(tmp_path / "empty", but=LOCK)
+        refuse_used(tmp_path / "empty", LOCK)
     with sole_writer(tmp_path / "used"):
         (tmp_path / "used" / "x").write_text("")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["used", "x"]

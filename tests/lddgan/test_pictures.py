@@ -59,10 +59,17 @@ def test_tiles_stand_in_rows_two_pixels_apart(
     assert (canvas[rest] == 255).all()
 
 
-def test_png_is_bit_exact(tmp_path: Path) -> None:
-    image = pictures(1, 37, 53)[0]
+@pytest.mark.parametrize("shape", [(37, 53), (1, 1), (2, 1), (1, 300)])
+def test_png_is_bit_exact(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = pictures(1, *shape)[0]
     (tmp_path / "x.png").write_bytes(png(image))
     assert np.array_equal(read(tmp_path / "x.png"), image)
+    apart = image[::-1, ::-1]  # in memory
+    (tmp_path / "x.png").write_bytes(png(apart))
+    assert np.array_equal(read(tmp_path / "x.png"), apart)
+    with Image.open(tmp_path / "x.png") as found:
+        found.verify()  # checksums
+        assert found.mode == "RGB"
 
 
 # ---- the three forms ----
@@ -203,19 +210,16 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path, name: str) -> None:
 # ---- encoding beside the sampling ----
 
 
-def test_processes_write_the_same_files(tmp_path: Path) -> None:
-    images = pictures(5, 8, 8)
-    for name, processes in (("here", 0), ("beside", 2)):
-        folder = tmp_path / name
-        write_images(folder, in_batches(images, 2, 7), lambda _: None, processes=processes)
-    files = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("here", "beside")
-    ]
+def test_several_threads_write_the_same_files(tmp_path: Path) -> None:
+    images, files = pictures(5, 8, 8), []
+    for threads in (1, 3):
+        folder = tmp_path / str(threads)
+        write_images(folder, in_batches(images, 2, 7), lambda _: None, threads=threads)
+        files.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert files[0] == files[1] and len(files[0]) == 5
 
 
-def test_error_of_an_encoder_process_is_raised(tmp_path: Path) -> None:
+def test_error_of_an_encoding_thread_is_raised(tmp_path: Path) -> None:
     class Removing:
         """The folder is gone when the second batch comes."""
 
@@ -226,7 +230,7 @@ def test_error_of_an_encoder_process_is_raised(tmp_path: Path) -> None:
             yield 1, pictures(2, 8, 8)
 
     with pytest.raises(LddganError, match=r"cannot write .*: (Not a directory|File exists)"):
-        write_images(tmp_path / "samples", Removing(), lambda _: None, processes=1)
+        write_images(tmp_path / "samples", Removing(), lambda _: None)
 
 
 class Later(Executor):

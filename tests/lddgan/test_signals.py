@@ -12,10 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lddgan.ending import ENDING
-from lddgan.errors import LddganError
-from lddgan.signals import Interrupted, ended_by_signals, hold_signals, stop_signals
-from lddgan.workers import start_pool
+from lddgan.signals import ENDING, Interrupted, ended_by_signals, hold_signals, stop_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +67,7 @@ def test_held_signals_come_after_the_block() -> None:
     reached = []
 
     def work() -> None:
-        with hold_signals(signal.SIGINT):
+        with hold_signals():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.05)
             reached.append("the end")
@@ -193,45 +190,3 @@ def test_a_signal_during_imports_is_quiet(number: signal.Signals) -> None:
         assert process.stdout is not None and process.stdout.readline() == "importing\n"
         process.send_signal(number)
         assert process.wait(20) == 128 + number and process.stdout.read() == ""
-
-
-# ---- pools ----
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_interrupts_reach_no_process_of_a_pool() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with start_pool(1) as pool:
-        first = pool.submit(os.getpid)
-        assert signal.getsignal(signal.SIGINT) is before
-        (process,) = pool._processes.values()
-        with open(f"/proc/{process.pid}/status") as file:
-            held = next(line for line in file if line.startswith("SigBlk"))
-        assert int(held.split()[1], 16) >> (signal.SIGINT - 1) & 1
-        assert first.result() == process.pid
-
-
-def test_a_pool_is_gone_after_an_interrupt() -> None:
-    processes = []
-
-    def work() -> None:
-        with start_pool(2) as pool:
-            for _ in range(20):
-                pool.submit(time.sleep, 1000)
-            processes.extend(pool._processes.values())
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert len(processes) == 2 and not any(process.is_alive() for process in processes)
-
-
-def test_a_killed_process_of_a_pool_is_one_sentence() -> None:
-    def work() -> None:
-        with start_pool(1) as pool:
-            waiting = pool.submit(time.sleep, 1000)
-            next(iter(pool._processes.values())).kill()
-            waiting.result(60)
-
-    with pytest.raises(LddganError, match=r"^a worker process was killed"):
-        work()

@@ -27,7 +27,7 @@ from lddgan.errors import LddganError, why_invalid
 from lddgan.files import (
     atomic_folder,
     atomic_write,
-    build_lock,
+    in_turn,
     sha256_of_bytes,
     sha256_of_file,
     sweep,
@@ -241,7 +241,7 @@ def ensure(
     found = None if rebuild or looked else find(folder, key, log)
     if found is not None:
         return found
-    with build_lock(folder, key.folder_name, log):
+    with in_turn(folder / key.folder_name, log):
         sweep(folder, RECORD, held=key.folder_name)
         found = None if rebuild else find(folder, key, lambda _: None)
         if found is not None:

@@ -25,16 +25,18 @@ from tests.lddgan.runs import equal
 from tests.lddgan.training.support import ALONE, random_autoencoder, settings, tiny_preset
 
 STATE = "generator.state.pt"
-TINY = tiny_preset()
+TINY = with_values(tiny_preset(), {"generator.ch_mult": [1], "steps": 2})
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_figure")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 
 @pytest.fixture(scope="module")
-def no_figure():
-    """The losses are not drawn, which takes longer than the steps."""
+def no_pictures():
+    """Nothing is drawn, which takes longer than the steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingLog, "finish", lambda log: None)
+        patch.setattr(TrainingLog, "add_picture", lambda log, step, images: None)
+        patch.setattr(gan_module, "grid_images", lambda *given: None)
         yield
 
 
@@ -60,7 +62,7 @@ def run(trained, latents, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(no_figure, trained, latents, tmp_path_factory):
+def finished(no_pictures, trained, latents, tmp_path_factory):
     """The folder of a run that is finished after 3 steps, with a snapshot every 2."""
     out = tmp_path_factory.mktemp("finished") / "run"
     train_generator(TINY, trained, latents, settings(out, steps=3, keep_every=2))

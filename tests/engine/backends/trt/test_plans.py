@@ -273,14 +273,14 @@ def test_a_builders_half_folder_or_second_one_is_removed(store: Store) -> None:
 def test_a_lock_that_cannot_be_opened_is_said(store: Store) -> None:
     name = store.key().folder_name
     (store.folder / f".{name}.lock").mkdir(parents=True)
-    with pytest.raises(LddganError, match=rf"cannot lock .*{name}.lock: Is a directory"):
+    with pytest.raises(LddganError, match=rf"cannot write .*{name}.lock: Is a directory"):
         store.ensure()
     assert store.script.builds == []
 
 
 def test_a_store_that_cannot_be_written_is_said(store: Store) -> None:
     store.folder.write_text("not a folder")
-    with pytest.raises(LddganError, match=r"cannot lock .*engines"):
+    with pytest.raises(LddganError, match=r"cannot write .*engines"):
         store.ensure()
 
 

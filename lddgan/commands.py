@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from lddgan.errors import BadInput, command
 from lddgan.extras import require, usable_cores
@@ -16,91 +16,73 @@ from lddgan.options import Device, Key, Seed, print_once, say, workers_for
 if TYPE_CHECKING:
     from lddgan.checkpoint import TrainedAutoencoder
     from lddgan.data.images import Images
-    from lddgan.data.sources import Source
     from lddgan.preset import Preset
     from lddgan.training.settings import Settings
 
-datasets = typer.Typer(help="Look at training images, or encode them.", no_args_is_help=True)
+datasets = Typer(help="Look at training images, or encode them.", no_args_is_help=True)
 
 # ---- options: what is trained on ----
 
-ImagesPath = Annotated[Path, typer.Argument(help="A folder, zip, tar, LMDB, or CIFAR-10.")]
-DatasetName = Annotated[str, typer.Option(help="The model: cifar10, celeba_256, lsun or digits.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="A folder of images, zip, tar, LMDB or CIFAR-10; digits needs none."),
-]
-LmdbSize = Annotated[
-    int | None, typer.Option(help="Side of the images to take, of an LMDB with several sizes.")
-]
-Latents = Annotated[Path | None, typer.Option(help="From `dataset encode`, instead of --data.")]
+ImagesPath = Annotated[Path, Argument(help="A folder, zip, tar, LMDB, or CIFAR-10.")]
+DatasetName = Annotated[str, Option(help="The model: cifar10, celeba_256, lsun or digits.")]
+Data = Annotated[Path | None, Option(help="Folder, zip, tar, LMDB or CIFAR-10; digits needs none.")]
+LmdbSize = Annotated[int | None, Option(help="Side of the images, of an LMDB with several sizes.")]
+Latents = Annotated[Path | None, Option(help="From `dataset encode`, instead of --data.")]
 Workers = Annotated[
-    int | None,
-    typer.Option(min=0, help="Processes that read images; default one per core, 4 at most."),
+    int | None, Option(min=0, help="Processes that read images; default one per core, 4 at most.")
 ]
-OnBad = Annotated[Literal["stop", "skip"], typer.Option(help="For images that cannot be read.")]
+OnBad = Annotated[Literal["stop", "skip"], Option(help="For images that cannot be read.")]
 ConvertOption = Annotated[
-    Convert,
-    typer.Option(
-        help="rgb: read grey, transparent (over white), palette, CMYK and 16-bit images too."
-    ),
+    Convert, Option(help="rgb: read grey, transparent (over white), palette, CMYK and 16 bits too.")
 ]
 
 # ---- options: the model ----
 
-EncodedBy = Annotated[Path, typer.Option(help="Trained by lddgan, published, or of diffusers.")]
+EncodedBy = Annotated[Path, Option(help="Trained by lddgan, published, or of diffusers.")]
 LearnedFrom = Annotated[
     Path | None,
-    typer.Option(help="Trained by lddgan, published, or of diffusers; default that of --out."),
+    Option(help="Trained by lddgan, published, or of diffusers; default that of --out."),
 ]
-BegunWith = Annotated[Path | None, typer.Option(help="Start from its weights, as train does.")]
-Init = Annotated[Path | None, typer.Option(help="Start from this model's weights, or .state.pt's.")]
+BegunWith = Annotated[Path | None, Option(help="Start from its weights, as train does.")]
+Init = Annotated[Path | None, Option(help="Start from this model's weights, or .state.pt's.")]
 RegulariserOption = Annotated[
-    Regulariser | None, typer.Option(help="Regularisation of the latents; default the preset's.")
+    Regulariser | None, Option(help="Regularisation of the latents; default the preset's.")
 ]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the images; default the preset's.")]
-PerceptualWeight = Annotated[
-    float | None, typer.Option(min=0, help="Weight of LPIPS; 0 needs no VGG network.")
-]
-Vgg = Annotated[Path | None, typer.Option(help="vgg16-397923af.pth; it is downloaded if missing.")]
-LossOption = Annotated[
-    Loss | None, typer.Option(help="Adversarial alone; with L1; or with weighted L1.")
-]
-Delta = Annotated[float | None, typer.Option(min=0, help="Delta of Weighted Learning.")]
+ImageSize = Annotated[int | None, Option(help="Side of the images; default the preset's.")]
+PerceptualWeight = Annotated[float | None, Option(min=0, help="Of LPIPS; 0 needs no VGG network.")]
+Vgg = Annotated[Path | None, Option(help="vgg16-397923af.pth; it is downloaded if missing.")]
+LossOption = Annotated[Loss | None, Option(help="Adversarial alone; with L1; or with weighted L1.")]
+Delta = Annotated[float | None, Option(min=0, help="Delta of Weighted Learning.")]
 Values = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="One value of the preset, e.g. generator.nf=32; repeatable."),
+    list[str] | None, Option("--set", help="A value of the preset: generator.nf=32; repeatable.")
 ]
 
 # ---- options: the run ----
 
-Out = Annotated[Path | None, typer.Option(help="Folder; default runs/<dataset>.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs in all; default the preset's.")]
-Steps = Annotated[int | None, typer.Option(min=0, help="Steps in all, instead of epochs.")]
+Out = Annotated[Path | None, Option(help="Folder; default runs/<dataset>.")]
+Epochs = Annotated[int | None, Option(min=1, help="Epochs in all; default the preset's.")]
+Steps = Annotated[int | None, Option(min=0, help="Steps in all, instead of epochs.")]
 TOTALS = "--steps and --epochs are totals: --steps 4 after 2 makes 2 more"
-Resume = Annotated[bool, typer.Option(help=f"Continue the run in the folder; {TOTALS}.")]
-KeepEvery = Annotated[int | None, typer.Option(min=1, help="Keep a checkpoint every N steps.")]
-DiscardState = Annotated[
-    bool, typer.Option(help="Remove the state, which --resume needs, at the end.")
-]
-Accumulate = Annotated[int, typer.Option(min=1, help="Compute each batch in so many parts.")]
-Bf16 = Annotated[bool, typer.Option(help="Compute in bfloat16; losses stay in float32.")]
-ChannelsLast = Annotated[bool, typer.Option(help="Keep channels last in memory.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Run the networks through torch.compile.")]
+Resume = Annotated[bool, Option(help=f"Continue the run in the folder; {TOTALS}.")]
+KeepEvery = Annotated[int | None, Option(min=1, help="Keep a checkpoint every N steps.")]
+DiscardState = Annotated[bool, Option(help="Remove the state, which --resume needs, at the end.")]
+Accumulate = Annotated[int, Option(min=1, help="Compute each batch in so many parts.")]
+Bf16 = Annotated[bool, Option(help="Compute in bfloat16; losses stay in float32.")]
+ChannelsLast = Annotated[bool, Option(help="Keep channels last in memory.")]
+Compile = Annotated[bool, Option("--compile", help="Run the networks through torch.compile.")]
 
 
 @datasets.command("check")
 def check_dataset(
     path: ImagesPath,
-    dataset: Annotated[str | None, typer.Option(help="A model, whose image size is taken.")] = None,
-    size: Annotated[int, typer.Option(min=8, help="Check for this image size.")] = 256,
+    dataset: Annotated[str | None, Option(help="A model, whose image size is taken.")] = None,
+    size: Annotated[int, Option(min=8, help="Check for this image size.")] = 256,
     convert: ConvertOption = "strict",
     lmdb_size: LmdbSize = None,
 ) -> None:
     """List every image that cannot be trained on, and count them; exit code 1 if there are any."""
-    from lddgan.data.check import Summary
+    from lddgan.data.check import Summary, check_images
     from lddgan.data.open_source import open_source
-    from lddgan.data.sources import check_images
     from lddgan.presets import get_preset
     from lddgan.progress import Meter
 
@@ -109,14 +91,14 @@ def check_dataset(
     summary = Summary(source)
     with Meter("looking", 0, len(source), None, unit="images") as meter:
         for look in check_images(source, size, usable_cores()):
-            if look.why is not None:
-                say(f"{look.name} {look.why}")
+            if look.bad:
+                say(f"{look.name} {look.bad}")
             summary.add(look)
             meter.advance(1)
     for line in summary.lines():
         say(line)
     if summary.bad:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @datasets.command("encode")
@@ -124,12 +106,9 @@ def encode_dataset(
     path: ImagesPath,
     dataset: DatasetName,
     autoencoder: EncodedBy,
-    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
-    flip: Annotated[
-        bool | None,
-        typer.Option("--flip/--no-flip", help="Encode mirrored images too; default the preset's."),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are encoded at once.")] = 64,
+    out: Annotated[Path, Option(help="Folder to write; new or empty.")],
+    flip: Annotated[bool | None, Option(help="Encode mirrored too; default the preset's.")] = None,
+    batch: Annotated[int, Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = "stop",
     convert: ConvertOption = "strict",
     device: Device = "auto",
@@ -139,7 +118,6 @@ def encode_dataset(
 ) -> None:
     """Encode all images once, for `train --latents`."""
     require("torch", "safetensors")
-    from lddgan.data.images import ImageFiles
     from lddgan.presets import get_preset
     from lddgan.training.encode import encode_images
     from lddgan.training.ranks import kind_of
@@ -148,7 +126,7 @@ def encode_dataset(
     count = encode_images(
         out,
         trained,
-        ImageFiles(open_told(path, convert, lmdb_size), trained.preset.image_size),
+        open_images(trained.preset, path, convert, lmdb_size),
         flip=trained.preset.training.flip if flip is None else flip,
         device=kind_of(None if device == "auto" else device),
         batch=batch,
@@ -157,8 +135,8 @@ def encode_dataset(
         source=str(path),
     )
     print_once(f"{out}: the latents of {count:,} images")
-    given = ("--dataset", dataset, "--autoencoder", autoencoder, "--latents", out)
-    print_once(f"next: {command('train', *given)}")
+    given = {"dataset": dataset, "autoencoder": autoencoder, "key": key, "latents": out}
+    print_once(f"next: {train_command(given)}")
 
 
 def train_autoencoder(
@@ -209,12 +187,9 @@ def train_autoencoder(
     trained = train(preset, images, settings, start=start, vgg=vgg)
     path = settings.out / AUTOENCODER_FILE
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
-    given = ["--dataset", dataset, "--autoencoder", path]
-    given += [] if data is None else ["--data", data]
-    given += [] if convert == "strict" else ["--convert", convert]
-    given += [] if lmdb_size is None else ["--lmdb-size", lmdb_size]
-    given += [] if out is None else ["--out", out]
-    print_once(f"next: {command('train', *given)}")
+    given = {"dataset": dataset, "autoencoder": path, "data": data, "out": out}
+    given |= {"convert": None if convert == "strict" else convert, "lmdb-size": lmdb_size}
+    print_once(f"next: {train_command(given)}")
 
 
 def train(
@@ -250,14 +225,14 @@ def train(
     if latents is not None and (lmdb_size is not None or convert != "strict"):
         raise BadInput("--latents are encoded: `dataset encode` takes --lmdb-size and --convert")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
-    run |= {"keep_every": keep_every, "discard_state": discard_state}
+    run |= {"keep_every": keep_every, "discard_state": discard_state, "accumulate": accumulate}
     run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
-    run |= {"accumulate": accumulate}
     settings = settings_of(dataset, data or latents, out, device, workers, run)
+    from lddgan.data.images import InMemory
     from lddgan.preset import parsed, with_loss, with_values
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
-    from lddgan.training.latents import open_latents
+    from lddgan.training.latents import latents_of, open_latents
     from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE, load_generator
 
     asked = get_preset(dataset)
@@ -273,11 +248,12 @@ def train(
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
     preset = with_values(preset, parsed(values or []))
-    images = (
-        open_latents(latents, trained)
-        if latents
-        else open_images(preset, data, convert, lmdb_size, trained)
-    )
+    if latents is not None:
+        images: Images = open_latents(latents, trained)
+    else:
+        images = open_images(preset, data, convert, lmdb_size)
+        if isinstance(images, InMemory):  # the digits: encoded once
+            images = latents_of(trained.autoencoder, images.images)
     start = None if init is None else load_generator(init)
     train_generator(preset, trained, images, settings, start=start)
     path = settings.out / MODEL_FILE
@@ -285,6 +261,15 @@ def train(
     export = command("export", "--checkpoint", path, "--out", bundle)
     sample = command("sample", "--bundle", bundle)
     print_once(f"{path}: trained; next: {export}, then {sample}")
+
+
+def train_command(given: dict[str, Any]) -> str:
+    """`lddgan train` with the options that are given, as it is typed."""
+    words: list[object] = []
+    for name, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [] if each is None else [f"--{name}", each]
+    return command("train", *words)
 
 
 def settings_of(
@@ -309,38 +294,25 @@ def settings_of(
     )
 
 
-def open_told(path: Path, convert: Convert, lmdb_size: int | None) -> Source:
-    """Open the images at a path and say what people should know of them. Raises BadInput."""
-    from lddgan.data.open_source import open_source
+def open_images(preset: Preset, data: Path | None, convert: Convert, side: int | None) -> Images:
+    """Open the images of --data, saying what is left out of them, or scikit-learn's digits.
 
-    source = open_source(path, convert, lmdb_size)
-    for line in source.told():
-        print_once(line, err=True)
-    return source
-
-
-def open_images(
-    preset: Preset,
-    data: Path | None,
-    convert: Convert,
-    lmdb_size: int | None,
-    trained: TrainedAutoencoder | None = None,
-) -> Images:
-    """Open the images of --data, or else scikit-learn's digits, with `trained` as latents.
-
-    Raises BadInput if there are no images, or --lmdb-size is given without --data.
+    Raises BadInput if there are none, or --lmdb-size (`side`) is given without --data.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
-    from lddgan.training.latents import latents_of
+    from lddgan.data.open_source import open_source
 
-    if data is not None:
-        return ImageFiles(open_told(data, convert, lmdb_size), preset.image_size)
-    if lmdb_size is not None:
-        raise BadInput("--lmdb-size is of --data; give both or neither")
     size = preset.image_size
+    if data is not None:
+        source = open_source(data, convert, side)
+        for line in source.told():
+            print_once(line, err=True)
+        return ImageFiles(source, size)
+    if side is not None:
+        raise BadInput("--lmdb-size is of --data; give both or neither")
     if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")
-    return InMemory(digits()) if trained is None else latents_of(trained.autoencoder, digits())
+    return InMemory(digits())
 
 
 def open_autoencoder(path: Path, preset: Preset, keys: list[str] | None) -> TrainedAutoencoder:

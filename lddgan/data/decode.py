@@ -19,8 +19,10 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *["AVIF"] 
 # What Pillow raises for damaged files.
 UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
 OTHERS: Final = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-DAMAGED: Final = (*UNREADABLE, *OTHERS)
-BOMBS: Final = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+DAMAGED: Final = (*UNREADABLE, *OTHERS, Image.DecompressionBombError)
+MEGAPIXELS: Final = 512  # at most; telephones make 200
+# Pillow refuses what has more than twice as many (its warning, above as many, is not shown).
+Image.MAX_IMAGE_PIXELS = MEGAPIXELS * 1_000_000 // 2
 
 TRANSPARENT: Final = ("LA", "PA", "RGBA", "RGBa")
 GREY_16: Final = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -58,7 +60,6 @@ def decode(data: bytes, convert: Convert = "strict", remarks: set[str] | None = 
         raise BadImage("is empty")
     said = set[str]() if remarks is None else remarks
     with warnings.catch_warnings(action="ignore"):
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = open_image(io.BytesIO(data))
             kind = KINDS.get(image.mode)
@@ -76,17 +77,17 @@ def decode(data: bytes, convert: Convert = "strict", remarks: set[str] | None = 
             if has_several(image):
                 said.add("with several pictures: the first is taken")
             return pixels
-        except BOMBS as error:
-            raise BadImage("has so many pixels that it may be an attack") from error
         except DAMAGED as error:
             told = " ".join(str(error).split()) or "no memory"
             raise BadImage(f"is damaged ({told})") from error
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """Open an encoded image by its content. Raises NotEncoded."""
+    """Open an encoded image by its content. Raises NotEncoded; BadImage if it is too large."""
     try:
         return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"has more than {MEGAPIXELS} megapixels and may be an attack") from error
     except DAMAGED as error:
         file.seek(4)
         brand = file.read(8)
@@ -122,7 +123,7 @@ def to_rgb(image: Image.Image) -> Pixels:
     """
     transparent = image.info.get("transparency")
     if image.mode in GREY_16:
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         low, high = values.min(), values.max()
         if low < 0 or high > 0xFFFF:
             raise BadImage(f"has grey values beyond 16 bits ({low} to {high})")

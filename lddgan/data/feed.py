@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -50,29 +51,22 @@ class Order:
         return index, self.flips[index]
 
 
+@dataclass
 class Feed:
     """The rows `rows` of each training step's batch; images skipped by `on_bad` are logged once."""
 
-    def __init__(
-        self,
-        images: Images,
-        order: Order,
-        rows: Tensor,
-        *,
-        workers: int,
-        on_bad: OnBad,
-        log: Log,
-        pinned: bool = False,
-    ) -> None:
-        self.images, self.order, self.rows = images, order, rows
-        self.workers, self.on_bad, self.log, self.pinned = workers, on_bad, log, pinned
-        self.bad: set[str] = set()  # images that were skipped
+    images: Images
+    order: Order
+    rows: Tensor
+    _: KW_ONLY
+    workers: int
+    on_bad: OnBad
+    log: Log
+    pinned: bool = False  # in memory from which a GPU copies
+    bad: set[str] = field(default_factory=set)  # images that were skipped
 
     def batches(self, first: int, last: int) -> Generator[Tensor]:
-        """Yield what the steps first..last-1 take, [len(rows),...], as `read_ahead`.
-
-        `pinned`: in memory from which a GPU copies.
-        """
+        """Yield what the steps first..last-1 take, [len(rows),...], as `read_ahead`."""
         read = partial(read_step, self.images, self.order, self.rows)
         with closing(read_ahead(read, range(first, last), self.workers)) as reads:
             for values, bad in reads:

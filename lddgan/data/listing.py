@@ -16,7 +16,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Final
 
-from lddgan.data.decode import BOMBS, NotEncoded, open_image
+from lddgan.data.decode import BadImage, NotEncoded, open_image
 from lddgan.errors import BadInput
 
 SUFFIXES: Final = (
@@ -43,6 +43,11 @@ def why_folder_left_out(name: str) -> str | None:
     return "in hidden folders" if name.startswith(".") and name.strip(".") else None
 
 
+def why_of_training(folder: str) -> str | None:
+    is_run = any(os.path.exists(os.path.join(folder, file)) for file in RUN_FILES)
+    return "in folders of trainings" if is_run else None
+
+
 def why_passed_over(name: str, open_file: Callable[[], IO[bytes]]) -> str | None:
     """Why a file is passed over, in words that follow a number; None if it is an image.
 
@@ -61,8 +66,8 @@ def why_passed_over(name: str, open_file: Callable[[], IO[bytes]]) -> str | None
             open_image(stream)
     except NotEncoded:
         return "without a suffix"
-    except (*BOMBS, *BAD_MEMBER):
-        return None  # reading it will say why
+    except (BadImage, *BAD_MEMBER):
+        pass  # reading it will say why
     return None
 
 
@@ -75,7 +80,7 @@ def list_images(root: Path, passed_over: Counter[str]) -> list[str]:
     names: list[str] = []
     listed = set[str]()  # real paths of folders
     linked: dict[str, str] = {}  # real path of a file -> a link to it
-    waiting = deque([""])  # folders, then links
+    waiting = deque([""])  # folders, then links and what is neither folder nor file
 
     def add(name: str, real: str) -> None:
         if why := why_passed_over(os.path.basename(name), partial(FileIO, real)):
@@ -95,25 +100,18 @@ def list_images(root: Path, passed_over: Counter[str]) -> list[str]:
                 linked[real] = at
             elif not stat.S_ISDIR(mode):
                 passed_over["pipes, sockets or devices"] += 1
-            elif at and (why := why_folder_left_out(os.path.basename(at))):
+            elif at and (why := why_folder_left_out(os.path.basename(at)) or why_of_training(path)):
                 passed_over[why] += count_files(path)
             else:
                 listed.add(real)
-                with os.scandir(path) as entries:
-                    inside = sorted(entries, key=lambda entry: entry.name)
-                if at and any(entry.name in RUN_FILES for entry in inside):
-                    passed_over["in folders of trainings"] += count_files(path)
-                    inside = []
-                for entry in inside:
+                for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
                     name = os.path.join(at, entry.name)
-                    if entry.is_symlink():
-                        waiting.append(name)
-                    elif entry.is_dir():
-                        waiting.appendleft(name)
-                    elif entry.is_file():
+                    if entry.is_file(follow_symlinks=False):
                         add(name, os.path.join(real, entry.name))
+                    elif entry.is_dir(follow_symlinks=False):
+                        waiting.appendleft(name)
                     else:
-                        passed_over["pipes, sockets or devices"] += 1
+                        waiting.append(name)
         except OSError as error:
             if error.errno not in NOWHERE or not os.path.islink(path):
                 remedy = "let this user read it, or move it away"
@@ -136,7 +134,7 @@ def count_files(folder: str) -> int:
 
 def describe_passed_over(passed_over: Counter[str]) -> str:
     """What is said of the files passed over: "; passed over: 3 .heic, 1 hidden", or nothing."""
-    most = dict((+passed_over).most_common(MOST_REASONS))  # of what there is
+    most = dict(passed_over.most_common(MOST_REASONS))
     if rest := passed_over.total() - sum(most.values()):
         most["others"] = rest
     told = ", ".join(f"{count:,} {why}" for why, count in most.items())

@@ -16,13 +16,12 @@ import numpy as np
 
 from lddgan.data.cifar import BAD_PICKLE, OnlyArrays
 from lddgan.data.decode import FORMATS, BadImage, NotEncoded, Pixels, decode
-from lddgan.data.foreign import AS_FILES
 from lddgan.data.sources import Source, opened
 from lddgan.errors import BadInput
 from lddgan.extras import require
 from lddgan.files import utf8_name
-from lddgan.names import Convert
 
+AS_FILES: Final = "write its images as files into a folder, and give that"
 FILE: Final = "data.mdb"  # in a folder that is an LMDB
 SAMPLED: Final = 32  # entries that are looked at when an LMDB is opened
 MOST_FORMS: Final = 64  # of keys; of more, each key is a name or a hash
@@ -34,7 +33,7 @@ COUNTS: Final = re.compile(
 BOOKKEEPING: Final = re.compile(
     COUNTS.pattern + rb"|__\w+__|keys|size|total|meta[-_]?(data|info)?|info|labels|classes", re.I
 )
-SIZED: Final = re.compile(rb"\D*(\d+)\D+\d.*")  # a key of rosinality's: 64-00000
+SIZED: Final = re.compile(rb"\D*0*([1-9]\d*)\D+\d.*")  # a key of rosinality's: 64-00000
 NO_IMAGES: Final = {
     "pickled": f"its values are pickled objects; {AS_FILES}",
     "text": "its values are text",
@@ -45,31 +44,30 @@ Get = Callable[[bytes], bytes]  # the value of a key
 
 
 class Lmdb(Source):
-    """Encoded images under any keys, in their order, or raw RGB of square images.
+    """Encoded images under any keys, in their order, or raw RGB of square images; of a `size`.
 
-    Of an LMDB that holds each image in several sizes, those of `size`.  Raises BadInput if the file
-    is damaged, empty or cut short (reading it would end the process), if of the keys 0, 1, 2, ...
-    some are missing or it says that it holds more, or if it holds no images or none of `size`.
+    Raises BadInput if there are none, some are missing, or the file is damaged or cut short.
     """
 
-    def __init__(self, path: Path, convert: Convert = "strict", size: int | None = None) -> None:
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        super().__init__(path)
         environment = opened(path, open_environment)
         import lmdb
 
         try:
             with environment.begin() as transaction:
+                get = transaction.get
                 keys = list(transaction.cursor().iternext(values=False))
-                others = bookkeeping(path, keys, transaction.get)
+                others = bookkeeping(path, keys, get)
                 images = [key for key in keys if key not in others] if others else keys
-                names = of_size(path, images, size, transaction.get)
-                self.planes = stored_as_planes(map(transaction.get, sample(names, SAMPLED)))
-                counts = {key: transaction.get(key) for key in others if COUNTS.fullmatch(key)}
+                self.names = of_size(path, images, size, get)
+                self.planes = stored_as_planes(map(get, sample(self.names, SAMPLED)))
+                counts = {key: get(key) for key in others if COUNTS.fullmatch(key)}
         except lmdb.Error as error:
             raise BadInput(f"{path} is damaged ({error}); copy or download it again") from error
-        check_keys(path, names)
-        check_counts(path, counts, {len(names), len(images)})
-        super().__init__(path, names, convert)
-        other_sizes = len(images) - len(names)  # `+=` leaves out what is 0
+        check_keys(path, self.names)
+        check_counts(path, counts, {len(self), len(images)})
+        other_sizes = len(images) - len(self)  # `+=` leaves out what is 0
         self.passed_over += {"bookkeeping entries": len(others), "of other sizes": other_sizes}
         if self.planes:
             self.notes.append(f"the raw images of {path} are read as planes (CHW), as they look")
@@ -83,12 +81,15 @@ class Lmdb(Source):
 
         try:
             with environment.begin() as transaction:
-                data = transaction.get(self.names[index])
+                data = transaction.get(self.names[index], b"")
         except lmdb.Error as error:
             raise BadImage(f"cannot be read ({error})") from error
-        if data is None:
-            raise BadImage("is missing")
-        return pixels_of(data, self.planes, self.convert, self.remarks)
+        try:
+            return decode(data, self.convert, self.remarks)
+        except NotEncoded:
+            if not raw_side(data):
+                raise
+            return raw_pixels(data, self.planes)
 
 
 def is_lmdb(file: Path) -> bool:
@@ -101,24 +102,19 @@ def is_lmdb(file: Path) -> bool:
 
 
 def bookkeeping(path: Path, keys: Sequence[bytes], get: Get) -> set[bytes]:
-    """The keys of what is no image: lengths, lists of keys, labels. Raises BadInput if all are.
+    """The keys of what is no image (lengths, labels, ...), by a sample of each form of keys.
 
-    A sample of each form of keys is looked at.  Text and pickles are no images, and neither is what
-    is not encoded under a known name.
+    Raises BadInput if all are.
     """
     if not keys:
         raise BadInput(f"{path} is an LMDB without entries")
     forms = by_form(keys)
     many = max(1, SAMPLED // len(forms))
-    kinds = {
-        form: [kind_of(key, get(key)) for key in sample(members, many)]
-        for form, members in forms.items()
-    }
-    if not {"encoded", "raw"} & {kind for found in kinds.values() for kind in found}:
+    kinds = {form: {kind_of(key, get(key)) for key in sample(forms[form], many)} for form in forms}
+    if not any(found & {"encoded", "raw"} for found in kinds.values()):
         most = max(forms, key=lambda form: len(forms[form]))
-        raise BadInput(f"{path} holds no images: {NO_IMAGES[kinds[most][0]]}")
-    others = [form for form, found in kinds.items() if {"text", "pickled"}.issuperset(found)]
-    return {key for form in others for key in forms[form]}
+        raise BadInput(f"{path} holds no images: {NO_IMAGES[min(kinds[most])]}")
+    return {key for form in forms if kinds[form] <= {"text", "pickled"} for key in forms[form]}
 
 
 def by_form(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
@@ -127,11 +123,9 @@ def by_form(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
     for key in keys:
         forms.setdefault(key.translate(None, b"0123456789"), []).append(key)
         if len(forms) > MOST_FORMS:
-            break
-    else:
-        return forms
-    known = {key: [key] for key in keys if BOOKKEEPING.fullmatch(key)}
-    return {b"": [key for key in keys if key not in known]} | known
+            known = {key: [key] for key in keys if BOOKKEEPING.fullmatch(key)}
+            return {b"": [key for key in keys if key not in known]} | known
+    return forms
 
 
 def sample(keys: Sequence[bytes], count: int) -> Sequence[bytes]:
@@ -160,10 +154,8 @@ def is_encoded(data: bytes) -> bool:
     """Whether it begins as an image of the FORMATS, or is the nothing that is left of one."""
     try:
         decode(data)
-    except NotEncoded:
-        return False
-    except BadImage:
-        return True
+    except BadImage as error:
+        return not isinstance(error, NotEncoded)
     return True
 
 
@@ -218,10 +210,11 @@ def by_size(keys: Sequence[bytes], get: Get) -> dict[int, list[bytes]]:
 
 
 def has_side(size: int, data: bytes) -> bool:
+    """Whether it is an encoded image of this width or height, or a raw one."""
     try:
-        return size in pixels_of(data, convert="rgb").shape[:2]
-    except BadImage:
-        return False
+        return size in decode(data, "rgb").shape[:2]
+    except BadImage as error:
+        return isinstance(error, NotEncoded) and size == raw_side(data)
 
 
 # ---- raw images ----
@@ -233,22 +226,12 @@ def raw_side(data: bytes) -> int:
     return side if side >= MIN_SIDE and len(data) == 3 * side**2 else 0
 
 
-def pixels_of(
-    data: bytes,
-    planes: bool = False,
-    convert: Convert = "strict",
-    remarks: set[str] | None = None,
-) -> Pixels:
-    """An encoded image, or the raw RGB of a square one -> [H,W,3]. Raises BadImage."""
-    try:
-        return decode(data, convert, remarks)
-    except NotEncoded:
-        side, values = raw_side(data), np.frombuffer(data, np.uint8)
-        if not side:
-            raise
-        if planes:
-            return values.reshape(3, side, side).transpose(1, 2, 0)
-        return values.reshape(side, side, 3)
+def raw_pixels(data: bytes, planes: bool) -> Pixels:
+    """The raw RGB of a square image -> [H,W,3]."""
+    side, values = raw_side(data), np.frombuffer(data, np.uint8)
+    if planes:
+        return values.reshape(3, side, side).transpose(1, 2, 0)
+    return values.reshape(side, side, 3)
 
 
 def stored_as_planes(values: Iterable[bytes]) -> bool:
@@ -260,7 +243,7 @@ def stored_as_planes(values: Iterable[bytes]) -> bool:
 
 def looks_planar(data: bytes) -> bool:
     """Whether neighbours are alike in [3,H,W] and not in [H,W,3]; in noise they never are."""
-    interleaved, planar = (pixels_of(data, planes).astype(np.int16) for planes in (False, True))
+    interleaved, planar = (raw_pixels(data, planes).astype(np.int16) for planes in (False, True))
     apart, near = (
         sum(np.abs(np.diff(pixels, axis=axis)).mean() for axis in (0, 1))
         for pixels in (interleaved, planar)

@@ -3,70 +3,121 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import zipfile
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Final
 
-from lddgan.data.cifar import BATCHES, BINARY, FOLDERS, Cifar10, is_cifar10
-from lddgan.data.foreign import why_empty, why_not_read
+from lddgan.data.cifar import FOLDERS, Cifar10, in_archive, in_folder
 from lddgan.data.listing import SUFFIXES, describe_passed_over
-from lddgan.data.lmdb import FILE, Lmdb, is_lmdb
-from lddgan.data.sources import Folder, Source, Zip, open_zip, opened
-from lddgan.data.tar import Tar, is_tar, members_of
+from lddgan.data.lmdb import AS_FILES, FILE, Lmdb, is_lmdb
+from lddgan.data.sources import Folder, Source, Tar, Zip, is_tar
 from lddgan.errors import BadInput
 from lddgan.names import Convert
+
+FIRST_BYTES: Final = (
+    {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+    | {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "RAR", b"\x93NUMPY": "numpy", b"PAR1": "Parquet"}
+    | {b"\x89HDF\r\n\x1a\n": "HDF5", b"ARROW1": "Arrow"}
+    | {bytes([0x80, version]): "pickle" for version in range(2, 6)}
+)
+COMPRESSED: Final = ("gzip", "bzip2", "xz", "zstd", "7z", "RAR")
+ARCHIVE: Final = re.compile(r"\.(zip|tar|tgz|gz|bz2|xz|zst|7z|rar)$", re.I)
+TABLE: Final = re.compile(r"\.(tfrecords?|h5|hdf5|parquet|arrow|np[yz]|pkl|pickle|pth?)\b", re.I)
+HIDDEN: Final = re.compile(r"(^|/)(\.[^./]|__MACOSX/)")
+MOST_NAMED: Final = 10
 
 
 def open_source(path: Path, convert: Convert = "strict", lmdb_size: int | None = None) -> Source:
     """Open the images at a path. Raises BadInput if there are none, or they are damaged.
 
-    What is not RGB is converted when it is read, if `convert` is "rgb", and bad otherwise; of an
-    LMDB with several sizes of each image, those of `lmdb_size` are taken.
+    `lmdb_size`: which to take of an LMDB with several sizes of each image.
     """
     if not path.exists():
         raise BadInput(f"{path} does not exist")
-    open_it = _folder if path.is_dir() else _file
-    source = open_it(path, convert, lmdb_size)
+    source = _folder(path, lmdb_size) if path.is_dir() else _file(path, lmdb_size)
     if not len(source):
+        files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        inside = source.others or [file.relative_to(path).as_posix() for file in files]
         nothing = f"holds no images ({', '.join(SUFFIXES)})"
         nothing += describe_passed_over(source.passed_over)
-        raise BadInput(f"{path} {why_empty(path, _names(source)) or nothing}")
+        raise BadInput(f"{path} {why_empty(path, inside) or nothing}")
     if lmdb_size is not None and not isinstance(source, Lmdb):
         raise BadInput(f"{path} is no LMDB; leave out --lmdb-size")
+    source.convert = convert
     return source
 
 
-def _folder(path: Path, convert: Convert, lmdb_size: int | None) -> Source:
+def _folder(path: Path, lmdb_size: int | None) -> Source:
     if (path / FILE).is_file():
-        return Lmdb(path, convert, lmdb_size)
+        return Lmdb(path, lmdb_size)
     for folder in (path, *(path / name for name in FOLDERS)):
-        if is_cifar10(folder):
-            return Cifar10(folder)
-    return Folder(path, convert)
+        if batches := in_folder(folder):
+            return Cifar10(folder, batches)
+    return Folder(path)
 
 
-def _file(path: Path, convert: Convert, lmdb_size: int | None) -> Source:
+def _file(path: Path, lmdb_size: int | None) -> Source:
     if not path.is_file():
         raise BadInput(f"{path} is neither a folder nor a file")
     if path.suffix == Path(FILE).suffix or is_lmdb(path):
-        return Lmdb(path, convert, lmdb_size)
-    if is_tar(path):
-        members, passed_over = members_of(path)
-        is_cifar = any(Path(name).name.removesuffix(BINARY) in BATCHES for name in members)
-        return Cifar10(path) if is_cifar else Tar(path, members, passed_over, convert)
-    if path.suffix == ".zip" or zipfile.is_zipfile(path):
-        return Zip(path, convert)
-    if tarfile.is_tarfile(path):  # a compressed one
-        return Cifar10(path)
+        return Lmdb(path, lmdb_size)
+    is_plain = is_tar(path)
+    if not is_plain and (path.suffix == ".zip" or zipfile.is_zipfile(path)):
+        return Zip(path)
+    if (is_plain or tarfile.is_tarfile(path)) and (batches := in_archive(path)):
+        return Cifar10(path, batches)
+    if is_plain:
+        return Tar(path)
     raise BadInput(why_not_read(path))
 
 
-def _names(source: Source) -> list[str]:
-    """The paths of all files in a folder or archive."""
-    path = source.path
-    if isinstance(source, Zip):
-        return opened(path, open_zip).namelist()
-    if isinstance(source, Tar):
-        return list(members_of(path)[0])
-    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return [file.relative_to(path).as_posix() for file in files]
+# ---- what is not read, and what to do with it ----
+
+
+def why_not_read(path: Path) -> str:
+    """What a file is and what to do with it, as a sentence."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    kind = next((kind for magic, kind in FIRST_BYTES.items() if head.startswith(magic)), "")
+    length = int.from_bytes(head[:8], "little")  # of the first record; an Example begins by \n
+    is_example = head[12:13] == b"\n" and length + 16 <= path.stat().st_size
+    if not kind and (is_example or ".tfrecord" in path.name.lower()):
+        kind = "TFRecord"
+    if kind in COMPRESSED:
+        return f"{path} is compressed ({kind}): unpack it, and give what comes out"
+    if kind:
+        return f"{path} is a file of another kind ({kind}): {AS_FILES}"
+    return f"{path} is no folder of images, zip or tar archive, LMDB or archive of CIFAR-10"
+
+
+def why_empty(path: Path, names: Iterable[str]) -> str | None:
+    """What the files `names` are that a folder or archive holds in place of images, or None."""
+    visible = sorted(name for name in names if not HIDDEN.search(name))
+    lmdbs = sorted({lmdb for name in visible if (lmdb := lmdb_of(PurePosixPath(name)))})
+    if inside := lmdbs or [name for name in visible if ARCHIVE.search(name)]:
+        into, unpack = path, ""
+        if not path.is_dir():
+            bare = inside[0] == "."  # an LMDB that would lie among other files
+            into = path.with_name(f"{path.stem}_unpacked") if bare else path.parent
+            unpack = f"unpack it {f'into {into}' if bare else 'in its folder'}, then "
+        given = listed(into / name for name in inside)
+        which = "give" if len(inside) == 1 else "give one of"
+        return f"holds {'LMDBs' if lmdbs else 'archives'}, not images: {unpack}{which} {given}"
+    if tables := [name for name in visible if TABLE.search(name)]:
+        return f"holds files that are not read ({listed(tables)}): {AS_FILES}"
+    return None
+
+
+def lmdb_of(file: PurePosixPath) -> str | None:
+    """The LMDB that a file is, or the folder of one; None otherwise."""
+    if file.name == "data.mdb":
+        return str(file.parent)
+    return str(file) if file.suffix in (".mdb", ".lmdb") and file.name != "lock.mdb" else None
+
+
+def listed(names: Iterable[object]) -> str:
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:MOST_NAMED]) + (", ..." if len(texts) > MOST_NAMED else "")

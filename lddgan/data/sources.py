@@ -1,34 +1,39 @@
-"""Where training images lie: a folder, a zip file, CIFAR-10's archives, an LMDB."""
+"""Where training images lie: what every source has in common; a folder, a zip or tar archive."""
 
 from __future__ import annotations
 
+import io
 import os
 import stat
+import tarfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import IO, Any, Final, TypeVar
 
-from lddgan.data.decode import BadImage, Pixels, decode, fit
+import numpy as np
+
+from lddgan.data.decode import BadImage, Pixels, decode
 from lddgan.data.listing import BAD_MEMBER, describe_passed_over, list_images, why_passed_over
 from lddgan.errors import BadInput
 from lddgan.names import Convert
-from lddgan.workers import read_ahead
 
 ENCRYPTED: Final = 1  # bit of a zip file's member
-IMAGES_AT_ONCE: Final = 64  # that a process checks
+EARLIER: Final = "earlier files of the same name"
 T = TypeVar("T")
 
 
 class Source(ABC):
     """Named images that are read by index. A copy in another process opens its own handles."""
 
-    def __init__(self, path: Path, names: Sequence[Any], convert: Convert = "strict") -> None:
-        self.path, self.names, self.convert = path, names, convert
+    convert: Convert = "strict"
+    others: Sequence[str] = ()  # all files of an archive that holds no images
+
+    def __init__(self, path: Path, names: Sequence[Any] = ()) -> None:
+        self.path, self.names = path, names
         self.passed_over = Counter[str]()  # files beside the images, by reason
         self.notes: list[str] = []  # sentences that people should read
         self.remarks = set[str]()  # on the images that were read
@@ -66,53 +71,64 @@ def opened(path: Path, open_it: Callable[[Path], T]) -> T:
     return found
 
 
-class Folder(Source):
-    """Image files in a folder and all folders in it, sorted by path."""
+class Files(Source):
+    """Image files, sorted by path."""
 
-    def __init__(self, path: Path, convert: Convert = "strict") -> None:
-        super().__init__(path, [], convert)
+    @abstractmethod
+    def open(self, index: int) -> IO[bytes]:
+        """Open an image. Raises BadImage, or one of BAD_MEMBER."""
+
+    def read(self, index: int) -> Pixels:
+        try:
+            with self.open(index) as file:
+                data = file.read()
+        except BAD_MEMBER as error:
+            why = getattr(error, "strerror", None) or error
+            raise BadImage(f"cannot be read ({why})") from error
+        return decode(data, self.convert, self.remarks)
+
+    def choose(self, names: Collection[str], open_file: Callable[[str], IO[bytes]]) -> None:
+        """Take the images among the files of an archive, and count the others."""
+        chosen = []
+        for name in names:
+            path = name.replace("\\", "/")  # as some programs on Windows write it
+            if why := why_passed_over(path, partial(open_file, name)):
+                self.passed_over[why] += 1
+            else:
+                chosen.append(name)
+        self.names, self.others = sorted(chosen), [] if chosen else list(names)
+
+
+class Folder(Files):
+    """Image files in a folder and all folders in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.names = list_images(path, self.passed_over)
 
     def name(self, index: int) -> str:
         return str(self.path / self.names[index])
 
-    def read(self, index: int) -> Pixels:
-        try:
-            data = (self.path / self.names[index]).read_bytes()
-        except OSError as error:
-            raise BadImage(f"cannot be read ({error.strerror})") from error
-        return decode(data, self.convert, self.remarks)
+    def open(self, index: int) -> IO[bytes]:
+        return (self.path / self.names[index]).open("rb")
 
 
-class Zip(Source):
-    """Image files in a zip archive, sorted by path. Raises BadInput if it is encrypted."""
+class Zip(Files):
+    """Image files in a zip archive. Raises BadInput if it is encrypted."""
 
-    def __init__(self, path: Path, convert: Convert = "strict") -> None:
-        super().__init__(path, [], convert)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         archive = opened(path, open_zip)
         files = [info for info in archive.infolist() if info.filename[-1:] != "/"]
         if any(info.flag_bits & ENCRYPTED for info in files):
             raise BadInput(f"{path} is encrypted; unpack it with its password, and give the folder")
-        names: list[str] = []
-        for info in {info.filename: info for info in files}.values():
-            name = info.filename.replace("\\", "/")  # as some programs on Windows write it
-            why = why_passed_over(name, partial(archive.open, info))
-            if stat.S_ISLNK(info.external_attr >> 16):
-                why = "links"
-            if why:
-                self.passed_over[why] += 1
-            else:
-                names.append(info.filename)
-        self.names = sorted(names)
-        if again := len(files) - len({info.filename for info in files}):
-            self.passed_over["earlier files of the same name"] = again
+        last = {info.filename: info for info in files}
+        links = {name for name, info in last.items() if stat.S_ISLNK(info.external_attr >> 16)}
+        self.passed_over += {"links": len(links), EARLIER: len(files) - len(last)}
+        self.choose([name for name in last if name not in links], archive.open)
 
-    def read(self, index: int) -> Pixels:
-        try:
-            data = opened(self.path, open_zip).read(self.names[index])
-        except BAD_MEMBER as error:
-            raise BadImage(f"cannot be unpacked ({error})") from error
-        return decode(data, self.convert, self.remarks)
+    def open(self, index: int) -> IO[bytes]:
+        return opened(self.path, open_zip).open(self.names[index])
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -122,36 +138,61 @@ def open_zip(path: Path) -> zipfile.ZipFile:
         raise BadInput(f"{path} is no whole zip archive ({error}); download it again") from error
 
 
-# ---- checking ----
+# ---- tar archives ----
+
+Place = tuple[int, int]  # first byte, and number of bytes
 
 
-class Look(NamedTuple):
-    """What was found when an image was looked at."""
+class Tar(Files):
+    """Image files in a tar archive that is not compressed."""
 
-    name: str
-    why: str | None  # it cannot be trained on, in words that follow its name
-    kind: str | None  # of what is wrong
-    remarks: frozenset[str]  # what people should know of a good one
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        places = places_in(path, self.passed_over)
+        self.choose(places, lambda name: open_part(path, *places[name]))
+        self.places = np.array([places[name] for name in self.names], np.int64)  # [N,2]
 
-
-def check_images(source: Source, size: int, processes: int) -> Iterator[Look]:
-    """Yield for each image of a source whether one of `size` can be made of it."""
-    parts = range(0, len(source), IMAGES_AT_ONCE)
-    with closing(read_ahead(partial(check_part, source, size), parts, processes)) as checked:
-        for part in checked:
-            yield from part
+    def open(self, index: int) -> IO[bytes]:
+        return open_part(self.path, *self.places[index].tolist())
 
 
-def check_part(source: Source, size: int, first: int) -> list[Look]:
-    last = min(first + IMAGES_AT_ONCE, len(source))
-    return [check(source, size, index) for index in range(first, last)]
+def open_part(path: Path, first: int, count: int) -> IO[bytes]:
+    with path.open("rb") as file:
+        file.seek(first)
+        data = file.read(count)
+    if len(data) < count:
+        raise BadImage("is cut short")
+    return io.BytesIO(data)
 
 
-def check(source: Source, size: int, index: int) -> Look:
-    """Look at an image: read it and fit it to `size`."""
-    source.remarks.clear()
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar archive that is not compressed."""
+    with path.open("rb") as file:
+        return file.read(262)[257:] == b"ustar"
+
+
+def places_in(path: Path, passed_over: Counter[str]) -> dict[str, Place]:
+    """Where each file in a tar archive lies; counts what else is in it.
+
+    Raises BadInput if the archive is damaged or cut short.
+    """
+    places: dict[str, Place] = {}
     try:
-        fit(source.read(index), size)
-    except BadImage as error:
-        return Look(source.name(index), str(error), error.kind, frozenset())
-    return Look(source.name(index), None, None, frozenset(source.remarks))
+        with tarfile.open(path, "r:") as archive, path.open("rb") as file:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                place = (member.offset_data, member.size) if member.isreg() else None
+                if member.islnk():  # a hard link: a file under another name
+                    place = places.get(member.linkname)
+                if place is not None and not member.issparse():
+                    if member.name in places:
+                        passed_over[EARLIER] += 1
+                    places[member.name] = place
+                elif not member.isdir():
+                    passed_over["links" if member.issym() else "no plain files"] += 1
+            file.seek(archive.offset)
+            if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"damaged or cut at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError) as error:
+        raise BadInput(f"{path} is no whole tar archive ({error}); download it again") from error
+    return places

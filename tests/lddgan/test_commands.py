@@ -16,6 +16,7 @@ from PIL import Image
 
 from export.bundle import DIGITS
 from lddgan.checkpoint import load_autoencoder, load_checkpoint, sha256_of_content
+from lddgan.commands import train_command
 from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
 from tests import test_cli
@@ -39,6 +40,11 @@ def interrupted(lddgan: Any, what: type, *args: object) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(what, "step", stop)
         return lddgan(*args)
+
+
+def test_hint_repeats_each_key_and_leaves_out_what_is_not_given() -> None:
+    given = {"autoencoder": "a b.ckpt", "key": ["ema", "vae"], "lmdb-size": None}
+    assert train_command(given) == "`lddgan train --autoencoder 'a b.ckpt' --key ema --key vae`"
 
 
 # ---- whole runs ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 
 import lddgan.data.images as images_module
-from lddgan.data.decode import BadImage, decode, fit
+from lddgan.data.check import check_images
+from lddgan.data.decode import BadImage, decode, fit, open_image
 from lddgan.data.images import ImageFiles, to_float
 from lddgan.data.open_source import open_source
-from lddgan.data.sources import Source, check_images
+from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 from tests.lddgan.data.support import PICTURES, encoded, picture
 
@@ -25,9 +27,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
 
 
-def bomb() -> bytes:
-    """A PNG whose header says 30000x30000."""
-    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+def claim(width: int, height: int) -> bytes:
+    """A PNG whose header says that it is of this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
 
 
@@ -40,7 +42,7 @@ BAD = {
     "has the mode P, not RGB": encoded(PICTURES[0], "PNG", "P"),
     "has the mode L, not RGB": encoded(PICTURES[0], "PNG", "L"),
     "has the mode RGBA, not RGB": encoded(PICTURES[0], "PNG", "RGBA"),
-    "may be an attack": bomb(),
+    "has more than 512 megapixels and may be an attack": claim(30000, 30000),
 }
 
 
@@ -49,6 +51,13 @@ def test_a_bad_image_says_what_is_wrong(said: str) -> None:
     with pytest.raises(BadImage, match=said) as caught:
         decode(BAD[said])
     assert "\n" not in str(caught.value)
+
+
+def test_photos_of_phones_are_not_too_large() -> None:
+    with open_image(io.BytesIO(claim(16320, 12240))) as image:
+        assert image.size == (16320, 12240)
+    with pytest.raises(BadImage, match="megapixels"):
+        open_image(io.BytesIO(claim(22650, 22650)))
 
 
 @pytest.mark.parametrize(
@@ -82,10 +91,13 @@ def test_every_bad_image_of_a_source_is_listed(tmp_path: Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(data)
     (tmp_path / "good.png").write_bytes(encoded(PICTURES[0]))
     found = list(check_images(open_source(tmp_path), 32, processes=2))
+    trained_on = ImageFiles(open_source(tmp_path), 32).read([0], [False])
     good = found.pop()
-    assert (good.name, good.why, good.kind) == (str(tmp_path / "good.png"), None, None)
+    assert (good.name, good.bad) == (str(tmp_path / "good.png"), None)
     for index, (look, said) in enumerate(zip(found, BAD, strict=True)):
-        assert look.name == str(tmp_path / f"{index}.png") and said in str(look.why) and look.kind
+        assert look.name == str(tmp_path / f"{index}.png") and said in str(look.bad)
+        assert look.bad is not None and look.bad.kind
+        assert f"{look.name} {look.bad}" == trained_on.bad[index], "a training says the same"
 
 
 def test_the_next_good_image_stands_in_for_a_bad_one(tmp_path: Path) -> None:

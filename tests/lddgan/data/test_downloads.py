@@ -8,15 +8,13 @@ import struct
 import tarfile
 import zipfile
 from collections import Counter
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lddgan.data.decode import BadImage, Pixels
+from lddgan.data.decode import BadImage
 from lddgan.data.open_source import open_source
-from lddgan.data.sources import Source
 from lddgan.errors import BadInput
 from tests.lddgan.data.support import PICTURES, encoded, lmdb_with
 
@@ -84,18 +82,6 @@ def test_a_tar_may_end_in_a_zip(tmp_path: Path) -> None:
     inner = zipped(tmp_path / "inner.zip", {"x.txt": b""}).read_bytes()
     source = open_source(tar(tmp_path / "photos.tar", IMAGES | {"z.zip": inner}))
     assert source.names == sorted(IMAGES)
-
-
-def read_second(source: Source) -> Pixels:
-    return source.read(1)
-
-
-def test_processes_share_no_place_in_a_tar(tmp_path: Path) -> None:
-    source = open_source(tar(tmp_path / "photos.tar", IMAGES))
-    source.read(0)
-    with get_context("fork").Pool(2) as pool:
-        for pixels in pool.map(read_second, [source] * 8):
-            assert np.array_equal(pixels, PICTURES[2])
 
 
 def test_a_tar_that_changes_later_names_the_image(tmp_path: Path) -> None:

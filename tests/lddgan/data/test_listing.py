@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lddgan.data.check import Summary
+from lddgan.data.check import Summary, check_images
 from lddgan.data.listing import describe_passed_over
 from lddgan.data.open_source import open_source
-from lddgan.data.sources import Zip, check_images
+from lddgan.data.sources import Zip
 from lddgan.errors import BadInput
 from tests.lddgan.data.support import PICTURES, encoded
 
@@ -199,7 +199,7 @@ def test_a_damaged_member_of_a_zip_is_a_bad_image(tmp_path: Path) -> None:
     path.write_bytes(data)
     source = open_source(path)
     looks = list(check_images(source, 32, processes=1))
-    assert [look.kind for look in looks] == ["cannot be unpacked", None]
+    assert [look.bad and look.bad.kind for look in looks] == ["cannot be read", None]
 
 
 # ---- what people are told ----

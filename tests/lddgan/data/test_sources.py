@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import multiprocessing
@@ -42,6 +43,15 @@ def archive(at: Path) -> Path:
     return at / "images.zip"
 
 
+def tar(at: Path) -> Path:
+    with tarfile.open(at / "images.tar", "w") as file:
+        for index in (2, 0, 3, 1):
+            member, data = tarfile.TarInfo(f"some/{index}.png"), encoded(PICTURES[index])
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return at / "images.tar"
+
+
 def lmdb_of(at: Path, values: list[bytes], *, file: str = "") -> Path:
     """Values under the keys 0, 1, 2, ...; in a folder, or the one file `file`."""
     return lmdb_with(at / (file or "lmdb"), {str(i): v for i, v in enumerate(values)}, not file)
@@ -60,7 +70,7 @@ def file_lmdb_by_another_name(at: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [folder, archive, encoded_lmdb, file_lmdb, file_lmdb_by_another_name]
+    "make", [folder, archive, tar, encoded_lmdb, file_lmdb, file_lmdb_by_another_name]
 )
 def test_sources_give_back_the_images(tmp_path: Path, make) -> None:
     source = open_source(make(tmp_path))
@@ -130,13 +140,13 @@ def first_pixels(source: Source) -> np.ndarray:
     return source.read(0)
 
 
-@pytest.mark.parametrize("make", [folder, archive, encoded_lmdb])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_open_their_own_handles(tmp_path: Path, make, method: str) -> None:
-    source = open_source(make(tmp_path))
-    source.read(0)  # the handle of this process is open
+def test_other_processes_open_their_own_handles(tmp_path: Path, method: str) -> None:
+    sources = [open_source(make(tmp_path)) for make in (folder, archive, tar, encoded_lmdb)]
+    for source in sources:
+        source.read(0)  # the handle of this process is open
     with multiprocessing.get_context(method).Pool(2) as pool:
-        for pixels in pool.map(first_pixels, [source] * 4):
+        for pixels in pool.map(first_pixels, sources * 4, chunksize=1):
             assert np.array_equal(pixels, PICTURES[0])
 
 

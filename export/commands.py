@@ -42,8 +42,7 @@ def import_(
     model = import_published(dataset, generator, autoencoder, use_raw=raw_generator, keys=key or ())
     save_checkpoint(out, model)
     for part in ("generator", "autoencoder"):
-        left_out = model.provenance[part]["left_out"]
-        for prefix, count in left_out.items():
+        for prefix, count in model.provenance[part]["left_out"].items():
             print_once(f"{part}: {count} tensors under {prefix} are not needed and were left out")
     for sentence in model.provenance["notes"]:
         print_once(sentence)

@@ -32,8 +32,6 @@ from lddgan.text import in_json
 
 FORMAT = "lddgan-checkpoint-1"
 AUTOENCODER_FORMAT = "lddgan-autoencoder-1"  # format of an autoencoder alone
-FORMATS = (FORMAT, AUTOENCODER_FORMAT)
-HEADER = 64 << 10  # bytes, enough for a checkpoint's metadata
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, 
     """(format, preset, provenance, tensors of each network) of a file. Raises BadInput."""
     metadata, tensors = read_safetensors(path) if is_safetensors(path) else ({}, {})
     form = metadata.get("format")
-    if form not in FORMATS:
+    if form not in (FORMAT, AUTOENCODER_FORMAT):
         if "preset" not in metadata:
             check_metadata_kept(tensors, path)
         raise BadInput(
@@ -227,7 +225,7 @@ def check_metadata_kept(names: Iterable[object], path: Path) -> None:
 
 def is_ours(path: Path) -> bool:
     """Whether a file begins as a checkpoint of lddgan. Raises BadInput if it cannot be read."""
-    return is_safetensors(path) and b'"lddgan-' in read_bytes(path, HEADER)
+    return is_safetensors(path) and b'"lddgan-' in read_bytes(path, 64 << 10)  # its metadata
 
 
 def is_safetensors(path: Path) -> bool:

@@ -166,9 +166,9 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise BadInput(why_invalid(error, preset.name)) from error
-    before, after = flat(preset.model_dump()), flat(changed.model_dump())
+    own = differences(preset, changed)
     for name, why in without_effect(changed).items():
-        if name in changes and after[name] != before.get(name):
+        if name in changes and name in own:
             raise BadInput(f"{name} would have no effect: {why}")
     return changed
 
@@ -176,14 +176,14 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
 def without_effect(preset: Preset) -> dict[str, str]:
     """The values of a preset that its networks and trainings never read, by name, and why."""
     unread, kind = {}, preset.autoencoder.kind
-    for name, side, levels in (
+    for part, side, levels in (
         ("generator", preset.latent_size, preset.generator.halvings + 1),
         ("autoencoder", preset.image_size, preset.autoencoder.factor.bit_length()),
     ):
         sides = [side >> level for level in range(levels)]
-        if not set(getattr(getattr(preset, name), "attention", ())) <= set(sides):
-            unread[f"{name}.attention"] = f"the resolutions are {', '.join(map(str, sides))}"
-    if not preset.training.reconstruction and preset.training.delta is not None:
+        if not set(getattr(getattr(preset, part), "attention", ())) <= set(sides):
+            unread[f"{part}.attention"] = f"the resolutions are {', '.join(map(str, sides))}"
+    if preset.loss == "adversarial" and preset.training.delta is not None:
         unread["training.delta"] = "the loss is adversarial alone"
     for name, reader in (("kl_weight", "kl"), ("commitment", "vq")):
         if kind != reader:
@@ -191,6 +191,12 @@ def without_effect(preset: Preset) -> dict[str, str]:
     if preset.autoencoder_training is not None and not preset.autoencoder_training.disc_weight:
         unread["autoencoder_training.disc_start"] = "autoencoder_training.disc_weight is 0"
     return unread
+
+
+def differences(before: Preset, after: Preset) -> dict[str, Any]:
+    """The values of `after` that `before` has not, by name."""
+    values = flat(before.model_dump())
+    return {k: v for k, v in flat(after.model_dump()).items() if v != values.get(k, "absent")}
 
 
 def names(values: Mapping[str, Any]) -> list[str]:

@@ -84,6 +84,11 @@ def tiny_preset(**changes: Any) -> Preset:
 
 def network_state(preset: Preset, part: str, salt: str = "") -> State:
     """Random weights of a preset's generator or autoencoder; another salt, other values."""
+    return {name: tensor.clone() for name, tensor in drawn_once(preset, part, salt).items()}
+
+
+@cache
+def drawn_once(preset: Preset, part: str, salt: str) -> State:
     shapes = shapes_of(preset, part)
     return {k: torch.from_numpy(random_tensor(salt + k, tuple(v))) for k, v in shapes.items()}
 

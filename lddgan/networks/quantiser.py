@@ -37,7 +37,8 @@ class VectorQuantiser(nn.Module):
 
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(codes, channels)
+        codebook = torch.empty(codes, channels)  # else Embedding's `normal_` on the meta device
+        self.embedding = nn.Embedding(codes, channels, _weight=codebook)  # imports torch._dynamo
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
     def forward(self, latent: Tensor) -> Tensor:

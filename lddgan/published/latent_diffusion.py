@@ -16,16 +16,10 @@ from lddgan.preset import Preset
 from lddgan.published.shapes import Family, Shapes
 
 STAGE: Final = "first_stage_model."  # the autoencoder within a latent-diffusion model
-LEFT_OUT: Final = ("loss.", "model_ema.")  # in an autoencoder's file, beside the autoencoder
-LEFT_OUT_OF_WHOLE: Final = (  # in a latent-diffusion model's
-    *LEFT_OUT,
-    *(f"{STAGE}{prefix}" for prefix in LEFT_OUT),
-    *("model.diffusion_model.", "cond_stage_model."),
-    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
-    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
-    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
-    *("posterior_variance", "posterior_log_variance_clipped"),
-    *("posterior_mean_coef1", "posterior_mean_coef2", "lvlb_weights", "logvar", "scale_factor"),
+LEFT_OUT: Final = re.compile(r"(?:loss|model_ema)\.")  # beside the autoencoder
+LEFT_OUT_OF_WHOLE: Final = re.compile(  # beside it in a latent-diffusion model
+    r"(?:first_stage_model\.)?(?:loss|model_ema)\.|(?:model\.diffusion_model|cond_stage_model)\."
+    r"|(?:betas|\w*alphas_cumprod\w*|posterior_\w+|lvlb_weights|logvar|scale_factor)$"
 )
 
 
@@ -33,22 +27,14 @@ def split_autoencoder(
     state: Mapping[str, Tensor], path: Path
 ) -> tuple[dict[str, Tensor], Counter[str]]:
     """(the autoencoder's tensors, how many were left out by prefix). Raises BadInput for others."""
-    inside = any(name.startswith(STAGE) for name in state)
-    own: dict[str, Tensor] = {}
-    left_out: Counter[str] = Counter()
-    unknown = []
-    prefixes = LEFT_OUT_OF_WHOLE if inside else LEFT_OUT  # a whole name, if it ends in no dot
-    for name, tensor in state.items():
-        found = [p for p in prefixes if name == p or (p[-1] == "." and name.startswith(p))]
-        if found:
-            left_out[found[0]] += 1
-        elif inside and not name.startswith(STAGE):
-            unknown.append(name)
-        else:
-            own[name.removeprefix(STAGE)] = tensor
-    if unknown:
+    is_whole = any(name.startswith(STAGE) for name in state)
+    others = LEFT_OUT_OF_WHOLE if is_whole else LEFT_OUT
+    found = {name: others.match(name) for name in state}
+    unknown = [name for name in state if not (found[name] or name.startswith(STAGE))]
+    if is_whole and unknown:
         raise BadInput(f"{path} has {len(unknown)} tensors of unknown purpose: {some(unknown)}")
-    return own, left_out
+    own = {name.removeprefix(STAGE): state[name] for name in state if not found[name]}
+    return own, Counter(match[0] for match in found.values() if match)
 
 
 def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:

@@ -19,18 +19,13 @@ def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:
     cfg = preset.generator
     assert isinstance(cfg, NcsnppConfig)
     levels = len(cfg.ch_mult)
-    numbers = {}
     residuals = len({match[1] for name in shapes if (match := RESIDUAL.match(name))})
     blocks, rest = divmod(residuals - 3 * levels, 2 * levels)  # down, up and the middle together
-    if blocks > 0 and not rest:
-        numbers["blocks"] = blocks
     mapping = {name.split(".")[1] for name in shapes if name.startswith("z_transform.")}
-    if mapping:
-        numbers["mapping_layers"] = len(mapping) - 1
     first = shapes.get("z_transform.1.weight", ())
-    if len(first) == 2 and first[1] > 0:
-        numbers["nz"] = first[1]
-    return numbers
+    numbers = {"blocks": 0 if rest else blocks, "nz": first[1] if len(first) == 2 else 0}
+    depth = {"mapping_layers": len(mapping) - 1} if mapping else {}
+    return {key: number for key, number in numbers.items() if number > 0} | depth
 
 
 NCSNPP: Final = Family(

@@ -15,7 +15,9 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +25,7 @@ import torch
 
 from lddgan.checkpoint import read_bytes
 from lddgan.errors import BadInput
+from lddgan.memory import is_out_of_memory
 
 UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoint
     *(pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -30,7 +33,17 @@ UNREADABLE = (  # what torch and zipfile raise on bytes that are not a checkpoin
     *(AssertionError, OverflowError, MemoryError),
 )
 
-INERT = {  # modules -> names
+FAULTS = {  # how a file begins that is no checkpoint -> what is wrong with it
+    rb"\Z": "is empty (0 bytes): download it again",
+    rb"[\xef\xbb\xbf\s]*<(?:!doctype|html|head|\?xml|!--)": (
+        "is a web page, not a checkpoint: download it again"
+    ),
+    rb"version https://git-lfs": "is a Git LFS pointer, not the file: fetch it with `git lfs pull`",
+    rb"\x1f\x8b|.{257}ustar": (
+        "is a tar or gzip archive: unpack it (a torch file of before 2018: save it again)"
+    ),
+}
+FOREIGN = {  # modules -> names
     "pytorch_lightning.callbacks lightning.pytorch.callbacks": "model_checkpoint.ModelCheckpoint "
     "early_stopping.EarlyStopping lr_monitor.LearningRateMonitor timer.Timer "
     "stochastic_weight_avg.StochasticWeightAveraging",
@@ -43,12 +56,11 @@ INERT = {  # modules -> names
     "pathlib pathlib._local": "Path PosixPath PurePosixPath WindowsPath",
     "numpy": "dtype ndarray float32 float64 int64 bool_",
     "numpy.core.multiarray numpy._core.multiarray": "scalar _reconstruct",  # _core since numpy 2
-}
-DICTS = {
     "collections": "defaultdict",
     "pytorch_lightning.utilities.parsing lightning.pytorch.utilities.parsing": "AttributeDict",
     "lightning_fabric.utilities.data lightning.fabric.utilities.data": "AttributeDict",
 }
+DICTS = ("defaultdict", "AttributeDict")  # of these names
 
 
 class Inert:
@@ -70,20 +82,12 @@ class PlainDict(OrderedDict[Any, Any]):
 
 def allowed_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """(stand-in, full name) of everything that may be named in a file, besides torch's own list."""
-    return [
-        *((type(name.rpartition(".")[2], (Inert,), {}), name) for name in full_names(INERT)),
-        *((PlainDict, name) for name in full_names(DICTS)),
-        (argparse.Namespace, "argparse.Namespace"),
-    ]
-
-
-def full_names(table: Mapping[str, str]) -> list[str]:
-    return [
-        f"{module}.{name}"
-        for modules, names in table.items()
-        for module in modules.split()
-        for name in names.split()
-    ]
+    allowed: list[Any] = [(argparse.Namespace, "argparse.Namespace")]
+    for modules, names in FOREIGN.items():
+        for module, name in product(modules.split(), names.split()):
+            stand_in = PlainDict if name in DICTS else type(name, (Inert,), {})
+            allowed.append((stand_in, f"{module}.{name}"))
+    return allowed
 
 
 def read_pickle(path: Path) -> Any:
@@ -92,7 +96,10 @@ def read_pickle(path: Path) -> Any:
     Raises BadInput with the cause if the file is missing, of another kind or damaged, or names
     anything that is not on the list.
     """
-    check_kind(path)
+    head = read_bytes(path, 1 << 16)
+    for begins, fault in FAULTS.items():
+        if re.match(begins, head, re.IGNORECASE | re.DOTALL):
+            raise BadInput(f"{path} {fault}")
     allowed = torch.serialization.safe_globals(allowed_globals())
     try:
         with path.open("rb") as file, allowed, warnings.catch_warnings():
@@ -102,46 +109,23 @@ def read_pickle(path: Path) -> Any:
         raise BadInput(explain(path, error)) from error
 
 
-def check_kind(path: Path) -> None:
-    """Raise BadInput unless the first bytes of `path` may be those of a checkpoint."""
-    head = read_bytes(path, 1 << 16)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    fault = ""
-    if not head:
-        fault = "is empty (0 bytes): download it again"
-    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        fault = "is a web page, not a checkpoint: download it again"
-    elif text.startswith(b"version https://git-lfs"):
-        fault = "is a Git LFS pointer, not the file: fetch it with `git lfs pull`"
-    elif head[257:262] == b"ustar" or head.startswith(b"\x1f\x8b"):
-        fault = "is a tar or gzip archive: unpack it (a torch file of before 2018: save it again)"
-    if fault:
-        raise BadInput(f"{path} {fault}")
-
-
 def explain(path: Path, error: BaseException) -> str:
     """Say in a sentence why torch could not read `path`."""
-    message = str(error)
+    message, size = str(error), f"{path.stat().st_size:,} bytes"
     blocked = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if blocked:
-        name = printable(blocked[1])
+        name = blocked[1][:160]
         return f"{path} asks to run or build '{name}': no weights; refused, nothing was run"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except UNREADABLE:
-        names = []
+    if is_out_of_memory(error):
+        return f"{path} ({size}) needs more memory than there is, or is damaged"
+    names: list[str] = []
+    with suppress(*UNREADABLE), zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
     if names and not any(name.endswith("data.pkl") for name in names):
         return f"{path} is a zip archive of {', '.join(names[:3])}: unpack it, give the file"
     # torch's text advises to run the pickle; the cause comes last, before advice to its developers
     cause = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-    cause = printable(cause).partition(". ")[0].rstrip(".")
+    cause = cause[:160].partition(". ")[0].rstrip(".")
     if isinstance(error, LookupError) or " " not in cause:  # a bare key or number
         cause = "its contents end or break off where torch expects more"
-    size = f"{path.stat().st_size:,} bytes"
     return f"{path} ({size}) is damaged, cut or no checkpoint: {cause}; download or copy it again"
-
-
-def printable(text: str) -> str:
-    """Text out of a file, fit for a terminal and for one line."""
-    return "".join(c if c.isprintable() else "?" for c in text[:160])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,12 @@ from torch import Tensor
 from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.preset import Preset, flat, with_values
+from lddgan.preset import Preset, differences, flat, with_values
 from lddgan.presets import get_preset
-from lddgan.published.diffusers import check_fits, is_of_diffusers, renamed, weights_of
+from lddgan.published.diffusers import check_config, renamed, weights_of
 from lddgan.published.latent_diffusion import split_autoencoder
 from lddgan.published.shapes import Family, Part
-from lddgan.published.state_dicts import FAMILIES, Found, read_state
+from lddgan.published.state_dicts import FAMILIES, is_average, read_state
 
 RAW: Final = "netG_dict"  # in a training state, whose optimiser has the average
 OPTIMIZER: Final = "optimizerG"
@@ -57,8 +58,7 @@ def import_published(
     where a file holds several networks.  Where a file has another `nz`, number of blocks, mapping
     layers or codes, so has the model's preset, and `provenance["notes"]` says so.
 
-    Raises BadInput, with the cause, for a file that is missing, damaged, of another kind or data
-    set, has a tensor too many, too few, misshapen or not finite, or asks to run code.
+    Raises BadInput, with the cause, for a file that does not hold exactly the preset's network.
     """
     preset = get_preset(dataset) if isinstance(dataset, str) else dataset
     if isinstance(dataset, str) and preset.paper is None:
@@ -72,7 +72,7 @@ def import_published(
         "ema": "moving average" in first.record["weights"],
         "generator": first.record,
         "autoencoder": second.record,
-        "differs_from_preset": changed_values(preset, second.preset),
+        "differs_from_preset": differences(preset, second.preset),
         "notes": notes_of(preset, first, second),
     }
     return build_model(second.preset, first.tensors, second.tensors, provenance)
@@ -83,23 +83,21 @@ def import_generator(
 ) -> Network:
     """Read the generator in a netG_N.pth, content.pth or another wrapper. Raises BadInput."""
     found = read_state(path, "generator", keys, use_raw)
-    preset = with_training_arguments(
-        fit(preset, found.state, "generator", path), found.around, path
-    )
-    tensors = plain_floats(preset, found.state, "generator", path)
-    in_optimizer = not found.is_average and (found.key == RAW or OPTIMIZER in found.around)
+    key, taken = found.key, found.state
+    preset = with_training_arguments(fit(preset, taken, "generator", path), found.whole, path)
+    tensors = plain_floats(preset, taken, "generator", path)
+    in_optimizer = not is_average(key) and (key == RAW or OPTIMIZER in found.whole)
     if in_optimizer and not use_raw:
         weights = f"{OPTIMIZER} (the moving average)"
-        average = moving_average(found.around.get(OPTIMIZER), list(tensors), found.key, path)
-        tensors = plain_floats(preset, average, "generator", path)
-        found.left_out[OPTIMIZER] -= len(tensors)
-        found.left_out[found.key] += len(found.state)
-    elif found.is_average or not found.key:
-        weights = f"{found.key or 'netG file'} (the moving average)"
+        taken = moving_average(found.whole.get(OPTIMIZER), list(tensors), key, path)
+        tensors = plain_floats(preset, taken, "generator", path)
+    elif is_average(key) or not key:
+        weights = f"{key or 'netG file'} (the moving average)"
     else:
-        weights, is_not = found.key, "not" if in_optimizer else "which may not be"
-        found.notes.append(f"{path.name}: took {found.key}, {is_not} the moving average")
-    return network_of(preset, tensors, found, path, weights=weights)
+        weights, is_not = key, "not" if in_optimizer else "which may not be"
+        found.notes.append(f"{path.name}: took {key}, {is_not} the moving average")
+    record = record_of(path, found.left_out(taken.values()), found.notes)
+    return Network(preset, tensors, record | {"weights": weights}, found.keys)
 
 
 def import_autoencoder(preset: Preset, path: Path, keys: Sequence[str] = ()) -> Network:
@@ -107,26 +105,20 @@ def import_autoencoder(preset: Preset, path: Path, keys: Sequence[str] = ()) -> 
     family_of(preset, "autoencoder")
     path = weights_of(path)
     found = read_state(path, "autoencoder", keys)
-    state, left_out = split_autoencoder(found.state, path)
-    found.left_out.update(left_out)
-    if is_of_diffusers(state):
-        state = renamed(state)
-        found.notes.extend(check_fits(state, preset, path))
-    preset = fit(preset, state, "autoencoder", path)
-    return network_of(preset, plain_floats(preset, state, "autoencoder", path), found, path)
+    left_out = found.left_out(found.state.values())
+    state, beside = split_autoencoder(found.state, path)
+    own = renamed(state)
+    if own.keys() != state.keys():
+        found.notes.extend(check_config(preset, path))
+    preset = fit(preset, own, "autoencoder", path)
+    tensors = plain_floats(preset, own, "autoencoder", path)
+    return Network(preset, tensors, record_of(path, left_out + beside, found.notes), found.keys)
 
 
-def network_of(
-    preset: Preset, tensors: Mapping[str, Tensor], found: Found, path: Path, **more: str
-) -> Network:
-    """A network, and where it comes from for the provenance."""
-    record = {
-        "file": path.name,
-        "sha256": sha256_of_file(path),
-        "left_out": {key: count for key, count in found.left_out.items() if count},
-        "notes": found.notes,
-    }
-    return Network(preset, tensors, record | more, found.keys)
+def record_of(path: Path, left_out: Counter[str], notes: list[str]) -> dict[str, Any]:
+    """Where a network comes from, for the provenance."""
+    sha256 = sha256_of_file(path)
+    return {"file": path.name, "sha256": sha256, "left_out": dict(+left_out), "notes": notes}
 
 
 def check_keys(keys: Sequence[str], *networks: Network) -> None:
@@ -134,22 +126,15 @@ def check_keys(keys: Sequence[str], *networks: Network) -> None:
     known = [key for network in networks for key in network.keys if key]
     for key in keys:
         if key not in known:
-            there = f"there are {some(known)}" if known else "there are none"
-            raise BadInput(f"no file has the key {key}; {there}")
-
-
-def changed_values(before: Preset, after: Preset) -> dict[str, Any]:
-    """The values that files have of their own, by name."""
-    values = flat(before.model_dump())
-    return {k: v for k, v in flat(after.model_dump()).items() if v != values[k]}
+            raise BadInput(f"no file has the key {key}; there are {some(known) or 'none'}")
 
 
 def notes_of(preset: Preset, *networks: Network) -> list[str]:
     """What is to be said of networks that were read for `preset`, in sentences."""
-    own, before = changed_values(preset, networks[-1].preset), flat(preset.model_dump())
+    before = flat(preset.model_dump())
     return [
         f"{key} is {value}, where the {preset.name} preset has {before[key]}"
-        for key, value in own.items()
+        for key, value in differences(preset, networks[-1].preset).items()
     ] + [sentence for network in networks for sentence in network.record["notes"]]
 
 
@@ -171,7 +156,8 @@ def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> 
     identity = family.identify(shapes, variant) if misfits else None
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
-    if misfits > 0.25:  # with fewer it is damaged, and `plain_floats` names its wrong tensors
+    is_incomplete = shapes.items() <= shapes_of(variant, part).items()
+    if misfits > 0.25 and not is_incomplete:  # else `plain_floats` names its wrong tensors
         raise BadInput(f"{path} is not the {preset.name} {part}, nor another known one")
     return variant
 
@@ -195,13 +181,11 @@ def plain_floats(
 
 def moving_average(optimizer: object, names: list[str], key: str, path: Path) -> dict[str, Tensor]:
     """The averages that the published EMA keeps in the optimiser's state, which numbers `names`."""
-    states = optimizer.get("state") if isinstance(optimizer, dict) else None
-    states = states if isinstance(states, dict) else {}
-    found = {
-        i: state["ema"]
-        for i, state in states.items()
-        if isinstance(state, dict) and isinstance(state.get("ema"), Tensor)
-    }
+    found = {}
+    match optimizer:
+        case {"state": dict(states)}:
+            emas = {i: state.get("ema") for i, state in states.items() if isinstance(state, dict)}
+            found = {i: ema for i, ema in emas.items() if isinstance(ema, Tensor)}
     if set(found) != set(range(len(names))):
         raise BadInput(
             f"{path} has averages of {len(found)} of {len(names)} parameters, and its {key} is "
@@ -210,9 +194,9 @@ def moving_average(optimizer: object, names: list[str], key: str, path: Path) ->
     return {name: found[i] for i, name in enumerate(names)}
 
 
-def with_training_arguments(preset: Preset, around: Mapping[Any, Any], path: Path) -> Preset:
+def with_training_arguments(preset: Preset, whole: Mapping[Any, Any], path: Path) -> Preset:
     """`preset` with the steps and schedule of a training state's arguments. Raises BadInput."""
-    values = (vars(v) if isinstance(v, argparse.Namespace) else v for v in around.values())
+    values = (vars(v) if isinstance(v, argparse.Namespace) else v for v in whole.values())
     found = {
         ours: given[name]
         for given in values

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lddgan.checkpoint import shapes_of
-from lddgan.preset import Preset, with_values
+from lddgan.preset import Preset, differences, with_values
 from lddgan.presets import PRESETS
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,10 +48,9 @@ class Family:
             if getattr(other, self.part).kind in self.kinds:
                 variant = self.variant(other, shapes)
                 if not self.misfits(variant, shapes):
-                    before = getattr(other, self.part).model_dump()
-                    after = getattr(variant, self.part).model_dump()
-                    own = ", ".join(f"{key} {n}" for key, n in after.items() if n != before[key])
-                    return f"the {name} {self.part}" + (f" (with {own})" if own else "")
+                    own = differences(other, variant).items()
+                    numbers = ", ".join(f"{key.partition('.')[2]} {n}" for key, n in own)
+                    return f"the {name} {self.part}" + (f" (with {numbers})" if own else "")
         right = shapes_of(preset, self.part)
         for description, typical in self.relatives:
             has = all(shapes.get(name) == shape for name, shape in typical.items())

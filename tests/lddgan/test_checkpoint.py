@@ -266,15 +266,13 @@ def resaved(path: Path, part: str, change: Callable[[dict], None]) -> None:
             lambda s: s.update({"all_modules.0.bias": torch.zeros(3)}),
             r"the generator has 1 tensors misshapen: all_modules.0.bias is \[3\], not \[64\]",
         ),
-        (
-            "autoencoder",
-            lambda s: s.update({"decoder.conv_out.bias": torch.tensor([0, float("nan"), 0])}),
-            "the autoencoder has 1 tensors with NaN or Inf: decoder.conv_out.bias",
-        ),
-        (
-            "autoencoder",
-            lambda s: s.update({"decoder.conv_out.bias": torch.tensor([0, float("inf"), 0])}),
-            "NaN or Inf: decoder.conv_out.bias",
+        *(
+            (
+                "autoencoder",
+                lambda s, bad=bad: s.update({"decoder.conv_out.bias": torch.tensor([0, bad, 0])}),
+                "the autoencoder has 1 tensors with NaN or Inf: decoder.conv_out.bias",
+            )
+            for bad in (torch.nan, torch.inf)
         ),
     ],
 )

@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from lddgan.checkpoint import save_checkpoint
 from lddgan.errors import BadInput
-from lddgan.published.reader import import_published
+from lddgan.published.reader import fit, import_published, plain_floats
+from lddgan.published.shapes import Part
 from tests import published_files as files
 from tests.published_files import Tiny, tiny_preset
 
@@ -31,13 +34,13 @@ def test_missing_tensors_are_named(tiny: Tiny) -> None:
 
 
 def test_tensors_of_every_kind_are_needed(tiny: Tiny) -> None:
-    for part, whole in (("generator", tiny.state), ("autoencoder", tiny.autoencoder)):
+    path = Path("cut.pth")
+    parts: dict[Part, files.State] = {"generator": tiny.state, "autoencoder": tiny.autoencoder}
+    for part, whole in parts.items():
         for name in list(whole)[::7]:
-            path = tiny.folder / "cut.pth"
-            torch.save(
-                {k: torch.zeros(()).expand(v.shape) for k, v in whole.items() if k != name}, path
-            )
-            tiny.refuses("cut.pth", name, **{part: path})
+            state = {k: torch.zeros(()).expand(v.shape) for k, v in whole.items() if k != name}
+            with pytest.raises(BadInput, match=f"cut.pth .*{re.escape(name)}"):
+                plain_floats(fit(tiny.preset, state, part, path), state, part, path)
 
 
 def test_extra_tensors_are_named(tiny: Tiny) -> None:
@@ -105,7 +108,7 @@ def test_files_that_hold_no_state_dict(tiny: Tiny) -> None:
         ({"state_dict": 3}, "no state dict: not tensors: state_dict"),
         ({"model": {"w": torch.zeros(1)}, "epoch": 3}, "holds no generator: its tensors are w"),
         ({3: torch.zeros(1)}, "not tensors: 3"),
-        ({"all_modules.\n\x1b[31m": torch.zeros(1)}, "not tensors: all_modules.??[31m"),
+        ({"fc.\n\x1b[31m": torch.zeros(1)}, r"its tensors are fc.\n\x1b[31m"),
         ({"fc.weight": torch.zeros(1)}, "holds no generator: its tensors are fc.weight"),
     ):
         torch.save(content, path)
@@ -173,6 +176,11 @@ def test_cut_files(tiny: Tiny, share: float) -> None:
     data = tiny.netg.read_bytes()
     tiny.netg.write_bytes(data[: int(len(data) * share)])
     tiny.refuses("netG_1.pth", "damaged, cut")
+
+
+def test_memory_that_runs_out_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", Mock(side_effect=MemoryError))
+    tiny.refuses("netG_1.pth", "needs more memory than there is, or is damaged")
 
 
 # ---- files that want to run something ----

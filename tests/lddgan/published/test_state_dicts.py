@@ -35,6 +35,7 @@ def taken(tiny: Tiny, content: Any, **given: Any) -> Any:
 @pytest.mark.parametrize(
     "prefix",
     [
+        "",
         "module.module._orig_mod.module.",
         "_orig_mod.generator.module.",
         "netG_ema.module.",
@@ -51,16 +52,17 @@ def test_other_prefixes_are_not(tiny: Tiny, prefix: str) -> None:
     tiny.refuses("theirs.pt holds no generator", f"{prefix}all_modules", generator=path)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "vae.module."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "vae.module."])
 def test_prefixes_of_an_autoencoder(tiny: Tiny, prefix: str) -> None:
     path = saved(tiny, files.prefixed(prefix, tiny.autoencoder | files.LOSS))
     assert files.same_state(tiny.load(autoencoder=path).autoencoder, tiny.autoencoder)
 
 
-def test_two_wrappings_of_one_network_are_refused(tiny: Tiny) -> None:
+@pytest.mark.parametrize("other", ["module.", ""])
+def test_two_wrappings_of_one_network_are_refused(tiny: Tiny, other: str) -> None:
     state = files.prefixed("_orig_mod.", tiny.state)
-    state["module.z_transform.1.bias"] = state.pop("_orig_mod.z_transform.1.bias")
-    tiny.refuses("mixes two networks", "module.z_transform", generator=saved(tiny, state))
+    state[f"{other}z_transform.1.bias"] = state.pop("_orig_mod.z_transform.1.bias")
+    tiny.refuses("mixes two networks", f"{other}z_transform", generator=saved(tiny, state))
 
 
 def test_the_average_of_torch_is_one(tiny: Tiny) -> None:

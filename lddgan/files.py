@@ -9,6 +9,7 @@ import platform
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -227,10 +228,12 @@ def _lock(file: Path) -> FileLock:
 
 
 def _holder(file: Path) -> str:
-    told = ""
     with suppress(OSError):  # Windows lets nobody read it
-        told = " ".join(file.read_text("utf-8", "replace").split())
-    return told or "another process"
+        for _ in range(10):  # it may have taken the lock just now
+            if told := " ".join(file.read_text("utf-8", "replace").split()):
+                return told
+            time.sleep(0.1)
+    return "another process"
 
 
 def _release(lock: FileLock) -> None:

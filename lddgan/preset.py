@@ -166,31 +166,15 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise BadInput(why_invalid(error, preset.name)) from error
-    own = differences(preset, changed)
-    for name, why in without_effect(changed).items():
-        if name in changes and name in own:
-            raise BadInput(f"{name} would have no effect: {why}")
-    return changed
-
-
-def without_effect(preset: Preset) -> dict[str, str]:
-    """The values of a preset that its networks and trainings never read, by name, and why."""
-    unread, kind = {}, preset.autoencoder.kind
     for part, side, levels in (
-        ("generator", preset.latent_size, preset.generator.halvings + 1),
-        ("autoencoder", preset.image_size, preset.autoencoder.factor.bit_length()),
+        ("generator", changed.latent_size, changed.generator.halvings + 1),
+        ("autoencoder", changed.image_size, changed.autoencoder.factor.bit_length()),
     ):
-        sides = [side >> level for level in range(levels)]
-        if not set(getattr(getattr(preset, part), "attention", ())) <= set(sides):
-            unread[f"{part}.attention"] = f"the resolutions are {', '.join(map(str, sides))}"
-    if preset.loss == "adversarial" and preset.training.delta is not None:
-        unread["training.delta"] = "the loss is adversarial alone"
-    for name, reader in (("kl_weight", "kl"), ("commitment", "vq")):
-        if kind != reader:
-            unread[f"autoencoder_training.{name}"] = f"the autoencoder is of the kind '{kind}'"
-    if preset.autoencoder_training is not None and not preset.autoencoder_training.disc_weight:
-        unread["autoencoder_training.disc_start"] = "autoencoder_training.disc_weight is 0"
-    return unread
+        sides, asked = [side >> level for level in range(levels)], changes.get(f"{part}.attention")
+        if asked is not None and not set(asked) <= set(sides):
+            there = ", ".join(map(str, sides))
+            raise BadInput(f"{part}.attention is {list(asked)}, but the resolutions are {there}")
+    return changed
 
 
 def differences(before: Preset, after: Preset) -> dict[str, Any]:

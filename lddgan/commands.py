@@ -297,7 +297,7 @@ def settings_of(
 def open_images(preset: Preset, data: Path | None, convert: Convert, side: int | None) -> Images:
     """Open the images of --data, saying what is left out of them, or scikit-learn's digits.
 
-    Raises BadInput if there are none, or --lmdb-size (`side`) is given without --data.
+    Raises BadInput if there are none, or --convert or --lmdb-size (`side`) without --data.
     """
     from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
     from lddgan.data.open_source import open_source
@@ -308,8 +308,8 @@ def open_images(preset: Preset, data: Path | None, convert: Convert, side: int |
         for line in source.told():
             print_once(line, err=True)
         return ImageFiles(source, size)
-    if side is not None:
-        raise BadInput("--lmdb-size is of --data; give both or neither")
+    if side is not None or convert != "strict":
+        raise BadInput("--lmdb-size and --convert are of --data; give it too, or leave them out")
     if preset.name != "digits" or size != DIGIT_SIZE:
         raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")
     return InMemory(digits())

@@ -65,7 +65,7 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
         ("is 32x32, smaller than 256x256",),
     ),
     ((*OF_DIGITS, "--latents", "none"), ("no latents at none", "`lddgan dataset encode`")),
-    ((*FOR_AUTOENCODER, "--lmdb-size", 32), ("--lmdb-size is of --data; give both",)),
+    ((*FOR_AUTOENCODER, "--lmdb-size", 32), ("--lmdb-size and --convert are of --data",)),
     ((*FOR_AUTOENCODER, "--data", "{photos}", "--lmdb-size", 32), ("is no LMDB; leave out",)),
     (
         (*OF_DIGITS, "--latents", "none", "--lmdb-size", 32),

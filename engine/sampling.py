@@ -57,8 +57,8 @@ def find_sampling(out: Path, resume: bool) -> Sampling | None:
             ours |= {MANIFEST, *(f"{index:06d}.png" for index in wanted)}
         elif form == "array" or not there.issuperset(wanted):
             raise BadInput(
-                f"{out} is unfinished, with {len(there):,} of {begun.num:,} images; go on with "
-                f"{again()}, or delete {folder}"
+                f"{out} is unfinished, with {len(there):,} of {begun.num:,} images of seed "
+                f"{begun.seed}; go on with its command and --resume, or delete {folder}"
             )
     elif resume:
         told = f"no sampling into a folder or an .npz was begun at {out}"

@@ -190,14 +190,20 @@ def publishing(folder: Path) -> Iterator[Path]:
 
     It replaces a bundle that is there already. Raises BadInput if anything else is.
     """
+    refuse_foreign(folder)
+    with atomic_folder(folder) as temporary:
+        yield temporary
+        refuse_foreign(folder)  # that came meanwhile
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise BadInput if a folder holds anything but a bundle."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} exists and is not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     foreign = sorted(names - OF_A_BUNDLE if MANIFEST in names else names)
     if foreign:
         raise BadInput(f"{folder} holds other files ({foreign[0]}); choose another --out")
-    with atomic_folder(folder) as temporary:
-        yield temporary
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

@@ -189,6 +189,7 @@ def train_autoencoder(
     print_once(f"{path}: trained; its scale factor is {trained.preset.scale_factor:.4g}")
     given = {"dataset": dataset, "autoencoder": path, "data": data, "out": out}
     given |= {"convert": None if convert == "strict" else convert, "lmdb-size": lmdb_size}
+    given |= {"on-bad": None if on_bad == "stop" else on_bad}
     print_once(f"next: {train_command(given)}")
 
 

@@ -161,7 +161,7 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
     """
     place = place_of(path)
     folder = place.parent if beside else place
-    file = _beside(place, ".lock") if beside else folder / LOCK
+    file = beside_of(place, ".lock") if beside else folder / LOCK
     lock, is_new = _lock(file), not folder.exists()
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
             if isinstance(lock, FileLock):  # without flock it is another, which names the process
                 told = f"process {os.getpid()} on {platform.node()}"
                 file.write_text(told, encoding="utf-8")
-        _clear_up(folder, glob.escape(_beside(place, "").name) if beside else ".*")
+        _clear_up(folder, glob.escape(beside_of(place, "").name) if beside else ".*")
         yield
     finally:
         _release(lock)
@@ -191,7 +191,7 @@ def in_turn(path: Path, log: Log | None = None) -> Iterator[None]:
     It is held for a moment or, with a `log`, which is told of a wait, for as long as `path` takes
     to build.  Raises LddganError if the lock cannot be written.
     """
-    file = _beside(place_of(path), ".turn.lock" if log is None else ".lock")
+    file = beside_of(place_of(path), ".turn.lock" if log is None else ".lock")
     lock = _lock(file)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -251,14 +251,14 @@ def _clear_up(folder: Path, name: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _beside(place: Path, suffix: str) -> Path:
+def beside_of(place: Path, suffix: str) -> Path:
     """A hidden name beside `place`, which tells of it; of a name that is too long only a digest."""
     name, most = os.fsencode(place.name), 200  # bytes, of 255
     return place.with_name(f".{place.name if len(name) <= most else sha256_of_bytes(name)}{suffix}")
 
 
 def _temporary(place: Path) -> Path:
-    return _beside(place, f".{secrets.token_hex(4)}{SUFFIX}")
+    return beside_of(place, f".{secrets.token_hex(4)}{SUFFIX}")
 
 
 def _sync(folder: Path) -> None:

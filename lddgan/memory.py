@@ -18,6 +18,7 @@ SAID: Final = (  # the text is all that tells such an error from others
     "failed to allocate memory",  # ONNX Runtime
     "out of memory",  # CUDA and its libraries
     "out_of_memory",  # oneDNN
+    "could not create a primitive",  # the same
     "can't start new thread",  # Python
 )
 

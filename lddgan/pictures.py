@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lddgan.errors import BadInput
-from lddgan.files import atomic_file, atomic_write, place_of, writing
+from lddgan.files import atomic_file, atomic_write, beside_of, place_of, writing
 
 TILE_PIXELS: Final = 64  # a grid enlarges smaller images, by whole factors
 GAP_PIXELS: Final = 2  # between tiles
@@ -68,8 +68,7 @@ def form_of(path: Path) -> Form:
 
 def parts_folder(path: Path) -> Path:
     """Where images are until all are made: in `path`, or hidden beside an .npz."""
-    place = place_of(path)
-    return path if form_of(path) == "folder" else place.with_name(f".{place.name}.parts")
+    return path if form_of(path) == "folder" else beside_of(place_of(path), ".parts")
 
 
 def indices(folder: Path, *, check: bool = True) -> set[int]:

@@ -99,10 +99,11 @@ def ended_by_signals() -> Iterator[None]:
     asked: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        if asked:
-            exit_at_once(asked[0])
+        torch = getattr(sys.modules.get("torch"), "__spec__", None)
+        if asked or getattr(torch, "_initializing", False):  # its import takes no exception
+            exit_at_once(asked[0] if asked else number)
         asked.append(number)
-        sys.unraisablehook = lambda _: None  # which tells of an interrupt that was swallowed
+        sys.unraisablehook = lambda told: exit_swallowed(told, number)
         _thread.start_new_thread(exit_later, (number,))  # threading's locks may be held here
         raise Interrupted
 
@@ -112,6 +113,12 @@ def ended_by_signals() -> Iterator[None]:
         finally:
             if asked:
                 raise SystemExit(128 + asked[0])
+
+
+def exit_swallowed(told: sys.UnraisableHookArgs, number: int) -> None:
+    """Exit if the interrupt came where Python swallows it: in a __del__, in a callback."""
+    if told.exc_type is Interrupted:
+        exit_at_once(number)
 
 
 def exit_later(number: int) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from lddgan.data.decode import KINDS, BadImage, fit
+from lddgan.data.listing import most_frequent
 from lddgan.data.sources import Source
 from lddgan.workers import read_ahead
 
@@ -60,7 +61,7 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """The table, what the source says of itself, and the count in the last line."""
-        path, left = str(self.source.path), self.source.passed_over.most_common()
+        path, left = str(self.source.path), most_frequent(self.source.passed_over)
         rows = [("images", "what", "what to do", "for example"), (f"{self.good:,}", "good", "", "")]
         rows += [(f"{count:,}", f"- {what}", "", "") for what, count in self.remarks.most_common()]
         for kind, names in sorted(self.bad.items(), key=lambda each: -len(each[1])):

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, features
 
+from lddgan.memory import is_out_of_memory
 from lddgan.names import Convert
 
 READS_AVIF: Final = "avif" in features.get_supported()
 NO_AVIF: Final = "Pillow reads no AVIF here: pip install 'pillow>=11.3'"
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *["AVIF"] * READS_AVIF)
 # What Pillow raises for damaged files.
-UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error, MemoryError)
+UNREADABLE: Final = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 OTHERS: Final = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 DAMAGED: Final = (*UNREADABLE, *OTHERS, Image.DecompressionBombError)
 MEGAPIXELS: Final = 512  # at most; telephones make 200
@@ -63,7 +64,11 @@ def decode(data: bytes, convert: Convert = "strict", remarks: set[str] | None = 
         try:
             image = open_image(io.BytesIO(data))
             kind = KINDS.get(image.mode)
-            if image.mode != "RGB" and (convert == "strict" or kind is None):
+            if image.mode == "RGB" and "transparency" in image.info:
+                kind = "with transparency"  # one colour
+                if convert == "strict":
+                    raise BadImage("has a transparent colour; --convert rgb reads it", kind)
+            elif image.mode != "RGB" and (convert == "strict" or kind is None):
                 way = f" ({kind}); --convert rgb reads it" if kind else " (values of unknown range)"
                 raise BadImage(f"has the mode {image.mode}, not RGB{way}", kind)
             image.load()
@@ -78,7 +83,9 @@ def decode(data: bytes, convert: Convert = "strict", remarks: set[str] | None = 
                 said.add("with several pictures: the first is taken")
             return pixels
         except DAMAGED as error:
-            told = " ".join(str(error).split()) or "no memory"
+            if is_out_of_memory(error):
+                raise
+            told = " ".join(str(error).split()) or type(error).__name__
             raise BadImage(f"is damaged ({told})") from error
 
 
@@ -89,6 +96,8 @@ def open_image(file: IO[bytes]) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage(f"has more than {MEGAPIXELS} megapixels and may be an attack") from error
     except DAMAGED as error:
+        if is_out_of_memory(error):
+            raise
         file.seek(4)
         brand = file.read(8)
         if brand in (b"ftypavif", b"ftypavis") and not READS_AVIF:

@@ -30,7 +30,10 @@ LEFT_OUT: Final = (
 )
 RUN_FILES: Final = ("autoencoder.losses.jsonl", "generator.losses.jsonl")  # in a run's folder
 # What reading a damaged or unusual member of a zip file raises.
-BAD_MEMBER: Final = (zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError)
+BAD_MEMBER: Final = (
+    *(zipfile.BadZipFile, zlib.error, LZMAError, OSError, EOFError, RuntimeError),
+    UnicodeDecodeError,  # of its name
+)
 NOWHERE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # errors of broken links
 TWICE: Final = "named twice through links"
 MOST_REASONS: Final = 8  # in a sentence
@@ -59,7 +62,7 @@ def why_passed_over(name: str, open_file: Callable[[], IO[bytes]]) -> str | None
         return why
     if file.startswith("."):
         return "hidden"
-    if suffix:
+    if suffix and not suffix[1:].isdigit():  # clip.0001
         return None if suffix in SUFFIXES else suffix
     try:
         with open_file() as stream, warnings.catch_warnings(action="ignore"):
@@ -134,8 +137,12 @@ def count_files(folder: str) -> int:
 
 def describe_passed_over(passed_over: Counter[str]) -> str:
     """What is said of the files passed over: "; passed over: 3 .heic, 1 hidden", or nothing."""
-    most = dict(passed_over.most_common(MOST_REASONS))
-    if rest := passed_over.total() - sum(most.values()):
-        most["others"] = rest
-    told = ", ".join(f"{count:,} {why}" for why, count in most.items())
+    told = ", ".join(f"{count:,} {why}" for why, count in most_frequent(passed_over))
     return f"; passed over: {told}" if told else ""
+
+
+def most_frequent(passed_over: Counter[str]) -> list[tuple[str, int]]:
+    """Reasons and numbers of files, the most frequent first; the rest of many as "others"."""
+    most = passed_over.most_common(MOST_REASONS)
+    rest = passed_over.total() - sum(count for _, count in most)
+    return [*most, ("others", rest)] if rest else most

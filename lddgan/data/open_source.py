@@ -51,12 +51,17 @@ def open_source(path: Path, convert: Convert = "strict", lmdb_size: int | None =
 
 
 def _folder(path: Path, lmdb_size: int | None) -> Source:
-    if (path / FILE).is_file():
-        return Lmdb(path, lmdb_size)
+    files = Folder(path)
     for folder in (path, *(path / name for name in FOLDERS)):
-        if batches := in_folder(folder):
-            return Cifar10(folder, batches)
-    return Folder(path)
+        source: Source | None = None
+        if (folder / FILE).is_file():
+            source = Lmdb(folder, lmdb_size)
+        elif batches := in_folder(folder):
+            source = Cifar10(folder, batches)
+        if source is not None:
+            source.passed_over += {"images beside them": len(files)}  # what is 0 is left out
+            return source
+    return files
 
 
 def _file(path: Path, lmdb_size: int | None) -> Source:
@@ -86,6 +91,8 @@ def why_not_read(path: Path) -> str:
     is_example = head[12:13] == b"\n" and length + 16 <= path.stat().st_size
     if not kind and (is_example or ".tfrecord" in path.name.lower()):
         kind = "TFRecord"
+    if path.suffix.lower() in SUFFIXES:
+        return f"{path} is one image; give the folder that it is in"
     if kind in COMPRESSED:
         return f"{path} is compressed ({kind}): unpack it, and give what comes out"
     if kind:

@@ -109,7 +109,9 @@ def test_stopped_sampling_ends_with_the_same_bytes(
     if isinstance(error, KeyboardInterrupt):
         go_on = f"`lddgan sample --out {out} --resume`"
         assert str(caught.value) == f"stopped: 4 of 11 images are there; go on with {go_on}"
-    with pytest.raises(BadInput, match=r"is unfinished, with 4 of 11 images; go on with `lddgan "):
+    with pytest.raises(
+        BadInput, match="is unfinished, with 4 of 11 images of seed 5; go on with its"
+    ):
         find_sampling(out, resume=False)
     assert sample(out, resume=True) == [2, 2, 3]
     if name == "x.npz":

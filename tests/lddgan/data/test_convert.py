@@ -273,3 +273,22 @@ def test_avif_is_read_or_its_lack_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 def test_heic_by_another_name_is_told_from_damage() -> None:
     with pytest.raises(BadImage, match="is a HEIC image; save it as JPEG or PNG"):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+
+
+def test_a_transparent_colour_is_not_trained_on_in_silence() -> None:
+    image = Image.new("RGB", (4, 4), (9, 8, 7))
+    image.putpixel((0, 0), (1, 2, 3))
+    data = saved(image, "PNG", transparency=(9, 8, 7))
+    with pytest.raises(BadImage, match=r"^has a transparent colour; --convert rgb reads it$"):
+        decode(data)
+    read = decode(data, "rgb")
+    assert (read[0, 0] == (1, 2, 3)).all() and (read[1:] == 255).all()
+
+
+def test_memory_that_runs_out_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", short)
+    with pytest.raises(MemoryError):
+        decode(encoded(PIXELS))

@@ -187,8 +187,8 @@ def test_too_little_memory_of_a_worker_is_one_sentence(workers: int) -> None:
 
 
 def test_workers_leave_signals_to_the_training() -> None:
-    with closing(feed_of(InMemory(numbers()), 2).batches(0, 40)) as batches:
-        found = [next(batches), next(batches)]  # one of each: both are at work
+    with closing(feed_of(InMemory(numbers()), 2).batches(0, 400)) as batches:
+        found = [next(batches), next(batches)]  # one of each: both are at work, and not done
         workers = multiprocessing.active_children()
         assert len(workers) == 2
         for worker in workers:
@@ -196,7 +196,7 @@ def test_workers_leave_signals_to_the_training() -> None:
                 os.kill(worker.pid, number)
         found += list(batches)
     assert all(torch.equal(a, expected(step, False)) for step, a in enumerate(found))
-    assert len(found) == 40
+    assert len(found) == 400
 
 
 def open_files() -> int:

@@ -17,7 +17,7 @@ from lddgan.data.listing import describe_passed_over
 from lddgan.data.open_source import open_source
 from lddgan.data.sources import Zip
 from lddgan.errors import BadInput
-from tests.lddgan.data.support import PICTURES, encoded
+from tests.lddgan.data.support import PICTURES, encoded, lmdb_with
 
 DATA = [encoded(pixels) for pixels in PICTURES]
 links = pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
@@ -243,3 +243,21 @@ def test_a_training_is_told_what_it_reads(tmp_path: Path) -> None:
         "of 1 .gif files the first picture is taken",
         "a note",
     ]
+
+
+def test_images_beside_a_set_are_counted(tmp_path: Path) -> None:
+    lmdb_with(tmp_path / "l", {"0": DATA[0]})
+    source = open_source(write(tmp_path / "l", {"a.png": DATA[1], "b/c.png": DATA[2]}))
+    assert len(source) == 1 and source.passed_over == {"images beside them": 2}
+
+
+def test_frames_with_numbers_for_suffixes_are_read(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path, {"clip.0001": DATA[0], "clip.0002": DATA[1], "x.0": b"0"}))
+    assert source.names == ["clip.0001", "clip.0002"]
+    assert source.passed_over == {"without a suffix": 1}
+
+
+def test_one_image_is_no_set(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": DATA[0]})
+    with pytest.raises(BadInput, match=r"a\.png is one image; give the folder that it is in"):
+        open_source(tmp_path / "a.png")

@@ -26,17 +26,25 @@ FILE: Final = "data.mdb"  # in a folder that is an LMDB
 SAMPLED: Final = 32  # entries that are looked at when an LMDB is opened
 MOST_FORMS: Final = 64  # of keys; of more, each key is a name or a hash
 MIN_SIDE: Final = 8  # pixels of a raw image; fewer bytes are a number or a word
+MIN_SPREAD: Final = 64  # between the bytes of float32; those of a dull photo may all be 171 to 195
 MIN_CONTRAST: Final = 1.5  # between neighbours in the wrong layout and in the right one
+MIN_DETAILED: Final = 1.15  # the same where neighbours differ by more than DETAIL
+MOST_GREY: Final = 0.8  # between channels and neighbours: less in pixels that are almost grey
+DETAIL: Final = 8  # grey levels, across and down together; a few odd bytes make less
 COUNTS: Final = re.compile(
     rb"__len__|length|len|count|(num|n|total)[-_]?(samples|images|examples|items|entries)", re.I
 )
 BOOKKEEPING: Final = re.compile(
     COUNTS.pattern + rb"|__\w+__|keys|size|total|meta[-_]?(data|info)?|info|labels|classes", re.I
 )
-SIZED: Final = re.compile(rb"\D*0*([1-9]\d*)\D+\d.*")  # a key of rosinality's: 64-00000
+SIZED: Final = (  # keys with the size first, as rosinality's are: 64-00000; or last
+    re.compile(rb"\D*0*([1-9]\d*)\D+\d.*", re.S),
+    re.compile(rb".*\d\D+0*([1-9]\d*)\D*", re.S),
+)
 NO_IMAGES: Final = {
     "pickled": f"its values are pickled objects; {AS_FILES}",
     "text": "its values are text",
+    "floats": f"its values are raw float32, not bytes; {AS_FILES}",
     "unknown": f"its values are neither {', '.join(FORMATS)} nor raw RGB of squares; {AS_FILES}",
 }
 
@@ -141,13 +149,17 @@ def kind_of(key: bytes, data: bytes) -> str:
         return "pickled"
     if BOOKKEEPING.fullmatch(key):
         return "text"
-    if raw_side(data):
-        return "raw"
+    if raw_side(data) and not is_text(data):
+        return "floats" if looks_float(data) else "raw"
+    return "text" if is_text(data[:1000]) else "unknown"
+
+
+def is_text(data: bytes) -> bool:
     try:  # the last character may be cut
-        start = codecs.getincrementaldecoder("utf-8")().decode(data[:1000])
+        text = codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError:
-        return "unknown"
-    return "text" if "".join(start.split()).isprintable() else "unknown"
+        return False
+    return "".join(text.split()).isprintable()
 
 
 def is_encoded(data: bytes) -> bool:
@@ -185,7 +197,7 @@ def check_counts(path: Path, counts: Mapping[bytes, bytes], held: set[int]) -> N
 
 def of_size(path: Path, keys: list[bytes], size: int | None, get: Get) -> list[bytes]:
     """The keys of the images of `size`. Raises BadInput if there are none, or several sizes."""
-    sizes = by_size(keys, get)
+    sizes = next(filter(None, (by_size(keys, get, form) for form in SIZED)), {})
     known = ", ".join(map(str, sorted(sizes)))
     if size is None:
         if len(sizes) > 1:
@@ -197,11 +209,11 @@ def of_size(path: Path, keys: list[bytes], size: int | None, get: Get) -> list[b
     return sizes[size]
 
 
-def by_size(keys: Sequence[bytes], get: Get) -> dict[int, list[bytes]]:
-    """Keys by the side of their images, if that is what each begins with; {} if it is not."""
+def by_size(keys: Sequence[bytes], get: Get, form: re.Pattern[bytes]) -> dict[int, list[bytes]]:
+    """Keys by the side of their images, if that is the number of each; {} if it is not."""
     sizes: dict[int, list[bytes]] = {}
     for key in keys:
-        found = SIZED.fullmatch(key)
+        found = form.fullmatch(key)
         if found is None or len(sizes) > MOST_FORMS:
             return {}
         sizes.setdefault(int(found[1]), []).append(key)
@@ -234,6 +246,13 @@ def raw_pixels(data: bytes, planes: bool) -> Pixels:
     return values.reshape(side, side, 3)
 
 
+def looks_float(data: bytes) -> bool:
+    """Whether these make sense as float32 of [0,1] to [-256,256]; a photo's bytes do not."""
+    values = np.abs(np.frombuffer(data, "<f4"))
+    sane = (values == 0) | (values > 1e-12) & (values <= 256)
+    return bool(sane.all()) and max(data) - min(data) > MIN_SPREAD
+
+
 def stored_as_planes(values: Iterable[bytes]) -> bool:
     """Whether most raw images among the values of an LMDB are [3,H,W] rather than [H,W,3]."""
     raw = (data for data in values if raw_side(data) and not is_encoded(data))
@@ -248,8 +267,10 @@ def looks_planar(data: bytes) -> bool:
         sum(np.abs(np.diff(pixels, axis=axis)).mean() for axis in (0, 1))
         for pixels in (interleaved, planar)
     )
-    is_grey = (interleaved == interleaved[..., :1]).all()  # photos in planes never look so
-    return bool(apart > MIN_CONTRAST * near and (near == 0 or not is_grey))
+    channels, across = np.diff(interleaved, axis=2), np.diff(planar, axis=1)  # alike in planes
+    is_grey = np.abs(channels).mean() <= MOST_GREY * np.abs(across).mean()
+    least = MIN_DETAILED if near > DETAIL else MIN_CONTRAST
+    return bool(apart > least * near and (near == 0 or not is_grey))
 
 
 def open_environment(path: Path) -> Any:

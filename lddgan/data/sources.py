@@ -168,7 +168,13 @@ def open_part(path: Path, first: int, count: int) -> IO[bytes]:
 def is_tar(path: Path) -> bool:
     """Whether a file is a tar archive that is not compressed."""
     with path.open("rb") as file:
-        return file.read(262)[257:] == b"ustar"
+        if file.read(262)[257:] == b"ustar":
+            return True
+    try:  # an old one has no such mark, nor has an empty one
+        tarfile.open(path, "r:").close()
+    except (tarfile.TarError, OSError):
+        return False
+    return path.suffix == ".tar"  # a disk image, for one, may begin as an empty one
 
 
 def places_in(path: Path, passed_over: Counter[str]) -> dict[str, Place]:
@@ -193,6 +199,10 @@ def places_in(path: Path, passed_over: Counter[str]) -> dict[str, Place]:
             file.seek(archive.offset)
             if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError(f"damaged or cut at byte {archive.offset:,}")
+            while chunk := file.read(1 << 20):
+                if chunk.count(0) < len(chunk):
+                    after = f"more follows its end at byte {archive.offset:,}"
+                    raise tarfile.ReadError(f"{after}; `tar -xif` unpacks joined archives")
     except (tarfile.TarError, OSError) as error:
         raise BadInput(f"{path} is no whole tar archive ({error}); download it again") from error
     return places

@@ -115,6 +115,32 @@ def test_a_cut_or_damaged_tar_is_refused(tmp_path: Path, harm) -> None:
         open_source(path)
 
 
+def test_what_follows_the_end_of_a_tar_is_not_dropped_unsaid(tmp_path: Path) -> None:
+    path = tar(tmp_path / "photos.tar", IMAGES)
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(3 << 20))
+    assert len(open_source(path)) == len(IMAGES)
+    for joined in (data + data, bytes(512) + data[512:]):
+        path.write_bytes(joined)
+        with pytest.raises(BadInput, match=r"more follows its end at byte .*`tar -xif` unpacks"):
+            open_source(path)
+
+
+def test_an_old_tar_is_read(tmp_path: Path) -> None:
+    path = tar(tmp_path / "photos.tar", {"1.png": IMAGES["a/1.png"]}, format=tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[257:512] = bytes(255)  # the mark, and what older ones lack
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert len(open_source(path)) == 1
+
+
+def test_an_empty_tar_holds_no_images(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"photos.tar holds no images"):
+        open_source(tar(tmp_path / "photos.tar", {}))
+
+
 @pytest.mark.parametrize("name", ["photos.tar.gz", "photos.tbz", "photos.tar"])
 def test_a_compressed_tar_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
     path = tar(tmp_path / name, IMAGES, "w:bz2" if name == "photos.tbz" else "w:gz")

@@ -39,6 +39,7 @@ def keys_of(source: Source) -> list[str]:
         {"meta_info": bytes(1000), "length": (3).to_bytes(4, "little")},
         {f"label-{number}": "café".encode() * number for number in range(1, 4)},
         {f"label-{number}": pickle.dumps(number) for number in range(1, 4)},
+        {f"label-{number}": b"a cat" + b"!" * (186 + number) for number in range(4)},
         {"a comment of our own": ("überall gleich " * 200).encode()},
     ],
 )
@@ -145,7 +146,11 @@ def sized(at: Path, form: str, count: int, raw: bool = False) -> Path:
     return lmdb_with(at / "lmdb", entries | {"length": str(count).encode()})
 
 
-@pytest.mark.parametrize("form", ["{}-{:05d}", "{}_{}", "size {0:04d}/{1:02d}.png", "{0}x{0}_{1}"])
+FORMS = ["{}-{:05d}", "{}_{}", "size {0:04d}/{1:02d}.png", "{0}x{0}_{1}"]
+FORMS += ["{1:05d}-{0}", "img{1:05d}/{0:04d}", "{1}_{0}x{0}.png"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [3, 9])
 @pytest.mark.parametrize("raw", [False, True])
 def test_one_size_of_an_lmdb_is_chosen(tmp_path: Path, form: str, count: int, raw: bool) -> None:
@@ -207,9 +212,14 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., :1], 3, axis=2)
 
 
+def grainy(pixels: np.ndarray) -> np.ndarray:
+    grain = np.random.default_rng(0).normal(0, 16, (*pixels.shape[:2], 1))
+    return np.clip(pixels + grain, 0, 255)
+
+
 @needs("sklearn")
 @pytest.mark.parametrize("side", [24, 64, 256])
-@pytest.mark.parametrize("tint", [np.array, grey, lambda pixels: pixels // 2 + 100])
+@pytest.mark.parametrize("tint", [np.array, grey, lambda pixels: pixels // 2 + 100, grainy])
 def test_photos_in_planes_are_told_from_pixels(tmp_path: Path, side: int, tint) -> None:
     images = [tint(pixels).astype(np.uint8) for pixels in photos(side)]
     pixels = opened_raw(tmp_path / "pixels", [image.tobytes() for image in images])
@@ -223,6 +233,24 @@ def test_photos_in_planes_are_told_from_pixels(tmp_path: Path, side: int, tint) 
     ]
 
 
+def square(seed: int) -> np.ndarray:
+    return picture(seed, 32, 32)
+
+
+@pytest.mark.parametrize("scale", [lambda x: x, lambda x: x / 255, lambda x: x / 127.5 - 1])
+def test_raw_floats_are_refused(tmp_path: Path, scale) -> None:
+    images = [scale(pixels.astype(np.float32)) for pixels in map(square, range(3))]
+    for number, values in enumerate((images, [image.transpose(2, 0, 1) for image in images])):
+        with pytest.raises(BadInput, match="its values are raw float32, not bytes; write its"):
+            opened_raw(tmp_path / str(number), [v.astype(np.float32).tobytes() for v in values])
+
+
+def test_flat_photos_are_no_floats(tmp_path: Path) -> None:
+    images = [171 + square(seed) // 11 for seed in range(3)]
+    source = opened_raw(tmp_path / "lmdb", [image.tobytes() for image in images])
+    assert all(np.array_equal(source.read(index), image) for index, image in enumerate(images))
+
+
 @pytest.mark.parametrize("side", [32, 48, 100])
 @pytest.mark.parametrize("colour", [(0, 255, 0), (12, 13, 14), (200, 90, 90)])
 def test_flat_planes_are_one_colour(tmp_path: Path, side: int, colour: tuple) -> None:
@@ -234,7 +262,7 @@ def test_flat_planes_are_one_colour(tmp_path: Path, side: int, colour: tuple) ->
     assert planar.notes and not pixels.notes
 
 
-@pytest.mark.parametrize("make", [np.array, grey])
+@pytest.mark.parametrize("make", [np.array, grey, lambda noise: grey(noise) // 2 + noise // 12])
 @pytest.mark.parametrize("side", [16, 64])
 def test_noise_and_grey_ramps_stay_pixels(tmp_path: Path, make, side: int) -> None:
     ramp = np.repeat(np.arange(side, dtype=np.uint8)[:, None, None], side, axis=1)

@@ -21,7 +21,8 @@ from lddgan.networks.configs import AUTOENCODER_GROUPS, ConvConfig
 from lddgan.preset import Preset
 
 CONFIG: Final = "config.json"
-WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+SUFFIXES: Final = (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")  # by preference
+WEIGHTS: Final = tuple(f"diffusion_pytorch_model{suffix}" for suffix in SUFFIXES)
 NAMES: Final = {
     r"\bdown_blocks\.": "down.",
     r"\bmid_block\.resnets\.0\b": "mid.block_1",

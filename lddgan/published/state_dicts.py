@@ -19,15 +19,19 @@ from lddgan.published.pickles import read_pickle
 from lddgan.published.shapes import Part
 
 FAMILIES: Final = (NCSNPP, LATENT_DIFFUSION)
-WRAPPERS: Final = r"(?:module\.|_orig_mod\.)*"  # of DataParallel, DDP and torch.compile
-NETWORKS: Final = (
-    "netG|generator|gen|G|g|vae|vqvae|vqgan|ae|model|net|network|ema"  # in whole models
+WRAPPERS: Final = r"(?:(?:module|_orig_mod|_forward_module)\.)*"  # of DDP, compile and Lightning
+NETWORKS: Final = (  # in whole models
+    "netG|generator|gen|G|g|vae|vqvae|vqgan|autoencoder|ae|model|net|network|ema|state_dict"
 )
-NAMED: Final = rf"((?:ema_|online_)?(?:{NETWORKS})(?:_ema)?)\."
+NAMED: Final = rf"(?>(?:ema_|online_)?(?:{NETWORKS})(?:_ema)?\.)"
 ROOTS: Final = "|".join(root for family in FAMILIES for root in family.roots)
-PREFIX: Final = re.compile(rf"{WRAPPERS}(?:{NAMED}{WRAPPERS}(?=(?:{ROOTS})\.))?")
+PREFIX: Final = re.compile(rf"{WRAPPERS}(?:((?:{NAMED}{WRAPPERS})+)(?=(?:{ROOTS})\.))?")
 COUNTER: Final = "n_averaged"  # torch's AveragedModel keeps it beside the network
-AVERAGED: Final = re.compile(r"(?:^|[._])(?:ema|avg|averaged?)(?:[._]|$)", re.IGNORECASE)
+WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a key: generatorEMA has two
+AVERAGES: Final = {"ema", "gema", "avg", "average", "averaged", "shadow", "swa", "running"}
+NO_AVERAGES: Final = {"online", "raw", "no", "non"}
+LIT_EMA: Final = "model_ema."  # before names without dots, of the averages of latent diffusion
+UNTAKEN: Final = re.compile(rf"model_ema\.(?:{ROOTS})(?!\.)")
 
 UNET: Final = "a U-Net of latent diffusion"  # may be beside an autoencoder
 STRANGERS: Final = {  # how names of its tensors begin -> what it is
@@ -71,7 +75,11 @@ class Found:
 
 def is_average(key: str) -> bool:
     """Whether a key says that the moving average of a network is under it."""
-    return AVERAGED.search(key) is not None
+    for part in reversed(key.split(".")):  # the last one that says something decides
+        words = {word.lower() for word in WORD.findall(part)}
+        if words & (AVERAGES | NO_AVERAGES):
+            return words.isdisjoint(NO_AVERAGES)
+    return False
 
 
 def read_file(path: Path) -> Any:
@@ -84,8 +92,9 @@ def read_file(path: Path) -> Any:
 def read_state(path: Path, part: Part, keys: Sequence[str], use_raw: bool = False) -> Found:
     """Read the state dict of a generator or autoencoder.
 
-    Of several the one under a key of `keys` is taken, else the only moving average (the only other
-    one, if `use_raw`).  Raises BadInput if there is none, or no preference among several.
+    Of several the one under a key of `keys` is taken, unless it is the other part; else the only
+    moving average (the only other one, if `use_raw`).  Raises BadInput if there is none, or no
+    preference among several.
     """
     loaded = read_file(path)
     if not isinstance(loaded, Mapping):
@@ -99,7 +108,8 @@ def read_state(path: Path, part: Part, keys: Sequence[str], use_raw: bool = Fals
     parts = {key: part_of(state) for key, state in found.items()}
     holding = [key for key in found if parts[key] == part]
     known = max(found, key=lambda key: parts[key] is not None)  # to say what it is
-    chosen = [key for key in found if key in keys] or holding or [known]
+    named = [key for key in found if key in keys and parts[key] in (part, None)]
+    chosen = named or holding or [known]
     if len(chosen) > 1:
         chosen = [key for key in chosen if is_average(key) != use_raw]
     if len(chosen) != 1:
@@ -112,6 +122,8 @@ def read_state(path: Path, part: Part, keys: Sequence[str], use_raw: bool = Fals
     took = f"the moving average under {key}" if is_average(key) else key
     instead = f", not {some(others)}" if others else ""
     notes = [f"{path.name}: took {took}{instead}"] if is_average(key) or others else []
+    if not any(map(is_average, holding)) and (said := untaken_average(loaded, found.values())):
+        notes.append(f"{path.name}: {said}")
     return Found(key, found[key], tuple(found), loaded, notes)
 
 
@@ -130,19 +142,38 @@ def states_in(
 def networks_in(state: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of a state dict by the network that their names begin with, prefixes taken off.
 
-    Those that name none are under "".  Raises BadInput if some of a network's have other wrappers.
+    Those that name none are under "", a whole average of latent diffusion beside its network.
+    Raises BadInput if some of a network's have other wrappers.
     """
     networks: dict[str, dict[str, Tensor]] = defaultdict(dict)
     firsts: dict[str, re.Match[str]] = {}  # of the names of each network
     for name, tensor in state.items():
         match = PREFIX.match(name)
         if match and name != COUNTER:
-            first = firsts.setdefault(match[1] or "", match)
+            network = re.sub(rf"(^|\.){WRAPPERS}", r"\1", match[1] or "").rstrip(".")
+            first = firsts.setdefault(network, match)
             if match[0] != first[0]:
                 names = f"{first.string} and {name}"
                 raise BadInput(f"{path} mixes two networks: the prefixes of {names} differ")
-            networks[match[1] or ""][name[match.end() :]] = tensor
+            networks[network][name[match.end() :]] = tensor
+    averages = networks.get("", {})
+    for network, raw in list(networks.items()):
+        own = [name for name in raw if re.match(rf"(?:{ROOTS})\.", name)]
+        found = {name: averages.get(LIT_EMA + name.replace(".", "")) for name in own}
+        average = {name: tensor for name, tensor in found.items() if tensor is not None}
+        if own and len(average) == len(own):
+            networks[f"{network}.{LIT_EMA}".strip(".")] = average
     return networks
+
+
+def untaken_average(whole: Mapping[Any, Any], states: Iterable[Mapping[str, Tensor]]) -> str:
+    """What is to be said of a moving average in a file that has none to be taken, if any."""
+    if any(UNTAKEN.match(name) for state in states for name in state):
+        return "its moving average is incomplete and was left out"
+    inner = (value for value in whole.values() if isinstance(value, Mapping))
+    if any("shadow_params" in value for value in (whole, *inner)):
+        return "a moving average of another form, a list, is there and was not taken"
+    return ""
 
 
 def is_state_dict(value: object) -> TypeGuard[Mapping[str, Tensor]]:

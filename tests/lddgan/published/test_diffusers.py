@@ -157,3 +157,12 @@ def test_a_whole_model_with_it_is_told(tiny: Tiny, tmp_path: Path) -> None:
     model = import_published(PRESET, tiny.netg, folder_of(tmp_path / "vae"))
     assert len(model.provenance["notes"]) == 1
     refused(tmp_path, "holds no diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".fp16.safetensors", ".fp16.bin"])
+def test_a_half_precision_variant_alone_is_taken(tmp_path: Path, suffix: str) -> None:
+    folder = folder_of(tmp_path, suffix=Path(suffix).suffix)
+    variant = folder / f"diffusion_pytorch_model{suffix}"
+    [written] = folder.glob("diffusion_pytorch_model.*")
+    written.rename(variant)
+    assert import_autoencoder(PRESET, folder).record["file"] == variant.name

@@ -15,9 +15,11 @@ from lddgan.errors import BadInput
 from lddgan.networks.registry import create
 from lddgan.published.reader import import_published
 from lddgan.published.shapes import Part
-from lddgan.published.state_dicts import read_state
+from lddgan.published.state_dicts import is_average, networks_in, read_state
 from tests import published_files as files
 from tests.published_files import Tiny, network_state
+
+VAE = "autoencoder"
 
 
 def saved(tiny: Tiny, content: Any, name: str = "theirs.pt") -> Path:
@@ -40,19 +42,30 @@ def taken(tiny: Tiny, content: Any, **given: Any) -> Any:
         "_orig_mod.generator.module.",
         "netG_ema.module.",
         "model._orig_mod.",
+        "model.netG.",
+        "_forward_module.model.module.generator._orig_mod.",
+        "netG.netG.",
+        "state_dict.",
     ],
 )
 def test_prefixes_are_taken_off(tiny: Tiny, prefix: str) -> None:
     taken(tiny, files.prefixed(prefix, tiny.state))
 
 
-@pytest.mark.parametrize("prefix", ["netG.generator.", "layer.", "modulemodule."])
+@pytest.mark.parametrize("prefix", ["netG.layer.", "layer.", "modulemodule."])
 def test_other_prefixes_are_not(tiny: Tiny, prefix: str) -> None:
     path = saved(tiny, files.prefixed(prefix, tiny.state))
     tiny.refuses("theirs.pt holds no generator", f"{prefix}all_modules", generator=path)
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "vae.module."])
+def test_a_name_of_many_prefixes_is_read_in_no_time() -> None:
+    name = "ema_ema." * 40 + "x"  # "ema_" and "ema", or "ema" and "_ema"
+    assert list(networks_in({name: torch.zeros(1)}, Path("a.pth"))[""]) == [name]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "_orig_mod.", "vae.module.", "module.autoencoder.", "ae.model."]
+)
 def test_prefixes_of_an_autoencoder(tiny: Tiny, prefix: str) -> None:
     path = saved(tiny, files.prefixed(prefix, tiny.autoencoder | files.LOSS))
     assert files.same_state(tiny.load(autoencoder=path).autoencoder, tiny.autoencoder)
@@ -83,6 +96,45 @@ def test_the_average_is_preferred_and_told(tiny: Tiny, raw: str, average: str) -
     assert known["generator"]["left_out"] == {raw: len(other)}
     known = taken(tiny, {raw: tiny.state, average: other}, use_raw=True)
     assert not known["ema"]
+
+
+def test_averages_are_known_by_their_keys() -> None:
+    averages = "generatorEMA emaG gema netGEMA EMAModel shadow swa g_running state_dict_ema ema.0.9"
+    assert all(map(is_average, [*averages.split(), "online.ema_model", "ema.module"]))
+    others = "netG G schema swap ema.online_model model_raw non_ema state_dict.generator"
+    assert not any(map(is_average, ["", *others.split()]))
+
+
+def test_an_average_beside_its_network_in_the_state_of_an_average(tiny: Tiny) -> None:
+    other = network_state(tiny.preset, "generator", salt="raw")
+    ema = files.prefixed("online_model.", other) | files.prefixed("ema_model.", tiny.state)
+    known = taken(tiny, {"model": other, "ema": ema | {"initted": torch.tensor([True])}})
+    assert known["generator"]["weights"] == "ema.ema_model (the moving average)"
+
+
+@pytest.mark.parametrize(("prefix", "key"), [("", "state_dict"), ("model.", "state_dict.model")])
+def test_the_average_of_latent_diffusion_is_preferred(tiny: Tiny, prefix: str, key: str) -> None:
+    raw = files.prefixed(prefix, network_state(tiny.preset, VAE, salt="raw") | files.LOSS)
+    average = {name.replace(".", ""): tensor for name, tensor in tiny.autoencoder.items()}
+    ema = files.prefixed("model_ema.", average | {"decay": torch.tensor(0.9)})
+    path = files.lightning_file(tiny.folder / "ae.ckpt", raw | ema)
+    model = tiny.load(autoencoder=path)
+    assert files.same_state(model.autoencoder, tiny.autoencoder)
+    told = f"ae.ckpt: took the moving average under {key}.model_ema, not {key}"
+    assert model.provenance["notes"] == [told]
+    model = tiny.load(autoencoder=path, keys=[key])
+    assert model.provenance["notes"] == [f"ae.ckpt: took {key}, not {key}.model_ema"]
+    del ema["model_ema.encoderconv_inbias"]
+    model = tiny.load(autoencoder=files.lightning_file(path, raw | ema))
+    assert model.provenance["notes"] == [
+        "ae.ckpt: its moving average is incomplete and was left out"
+    ]
+
+
+def test_an_average_that_is_a_list_is_told(tiny: Tiny) -> None:
+    ema = {"decay": 0.9, "shadow_params": list(tiny.state.values()), "collected_params": None}
+    [told, _] = taken(tiny, {"model": tiny.state, "ema": ema})["notes"]
+    assert told == "theirs.pt: a moving average of another form, a list, is there and was not taken"
 
 
 def test_a_single_network_of_a_wrapper_may_be_no_average(tiny: Tiny) -> None:
@@ -116,6 +168,19 @@ def test_a_key_that_is_not_there_names_those_that_are(tiny: Tiny) -> None:
     tiny.refuses(
         "theirs.pt holds no generator: its tensors are start_conv", generator=path, keys=["D"]
     )
+
+
+def test_keys_of_a_file_that_holds_both_networks(tiny: Tiny) -> None:
+    other = {part: network_state(tiny.preset, part, salt="ema") for part in ("generator", VAE)}
+    content = {"G": tiny.state, "G_ema": other["generator"], "vae": tiny.autoencoder}
+    path = saved(tiny, content | {"vae_ema": other[VAE]})
+    for keys in (["G", "vae"], ["G"], ["vae"]):
+        model = tiny.load(generator=path, autoencoder=path, keys=keys)
+        generator = tiny.state if "G" in keys else other["generator"]
+        assert files.same_state(model.generator, generator)
+        autoencoder = tiny.autoencoder if "vae" in keys else other[VAE]
+        assert files.same_state(model.autoencoder, autoencoder)
+    tiny.refuses("are the two files swapped?", generator=tiny.ckpt, keys=["state_dict"])
 
 
 def test_a_whole_gan_in_one_state_dict(tiny: Tiny) -> None:

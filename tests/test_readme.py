@@ -36,7 +36,8 @@ def _small_models(one_thread: None) -> None:
     quick = {"training.batch": 4, "training.epochs": 1}
     cheap = AutoencoderTraining(lr=1e-4, batch=4, epochs=1, perceptual_weight=0, disc_weight=0)
     for name in ("cifar10", "lsun"):
-        model = small.model_copy(update={"name": name, "autoencoder_training": cheap})
+        own = {"name": name, "paper": PRESETS[name].paper, "autoencoder_training": cheap}
+        model = small.model_copy(update=own)
         patch.setitem(PRESETS, name, with_values(model, quick))
     patch.setitem(__import__("bench.run").run.MAX_SECONDS, "cpu", 1.0)
     yield
@@ -57,6 +58,7 @@ def write_what_people_bring() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)  # of 16 commands
 def test_commands_run_in_their_order(lddgan) -> None:
     write_what_people_bring()
     without_gpu = why_no_gpu()

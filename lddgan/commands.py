@@ -234,16 +234,10 @@ def train(
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
     from lddgan.training.latents import latents_of, open_latents
-    from lddgan.training.run_folder import AUTOENCODER_FILE, MODEL_FILE, load_generator
+    from lddgan.training.run_folder import MODEL_FILE, load_generator
 
     asked = get_preset(dataset)
-    if autoencoder is None:
-        places = [folder / AUTOENCODER_FILE for folder in (settings.out, Path("runs", dataset))]
-        autoencoder = next((path for path in places if path.exists()), None)
-        if autoencoder is None:
-            how = command("train-autoencoder", "--dataset", dataset)
-            raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how} trains one")
-        print_once(f"using {autoencoder}")
+    autoencoder = autoencoder or find_autoencoder(settings.out, dataset)
     trained = open_autoencoder(autoencoder, asked, key)
     preset = trained.preset
     if loss is not None or delta is not None:
@@ -251,17 +245,27 @@ def train(
     preset = with_values(preset, parsed(values or []))
     if latents is not None:
         images: Images = open_latents(latents, trained)
-    else:
-        images = open_images(preset, data, convert, lmdb_size)
-        if isinstance(images, InMemory):  # the digits: encoded once
-            images = latents_of(trained.autoencoder, images.images)
+    elif isinstance(images := open_images(preset, data, convert, lmdb_size), InMemory):
+        images = latents_of(trained.autoencoder, images.images)  # the digits: encoded once
     start = None if init is None else load_generator(init)
     train_generator(preset, trained, images, settings, start=start)
     path = settings.out / MODEL_FILE
     bundle = Path("exports", settings.out.resolve().name)  # one for each run of a preset
+    then = command("sample", "--bundle", bundle)
     export = command("export", "--checkpoint", path, "--out", bundle)
-    sample = command("sample", "--bundle", bundle)
-    print_once(f"{path}: trained; next: {export}, then {sample}")
+    print_once(f"{path}: trained; next: {export}, then {then}")
+
+
+def find_autoencoder(out: Path, dataset: str) -> Path:
+    """The autoencoder in the run's folder, else in that of the data set; says which."""
+    from lddgan.training.run_folder import AUTOENCODER_FILE
+
+    for folder in (out, Path("runs", dataset)):
+        if (path := folder / AUTOENCODER_FILE).exists():
+            print_once(f"using {path}")
+            return path
+    how = command("train-autoencoder", "--dataset", dataset)
+    raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how} trains one")
 
 
 def train_command(given: dict[str, Any]) -> str:

@@ -156,12 +156,13 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
     """Hold the right to write into the folder `path`, or (`beside`) to make that file or folder.
 
     The lock lies in the folder, or `beside` it, and goes with its holder; the system takes it back
-    from a killed process, whose temporary files are cleared up.  Raises LddganError naming the
-    process that has it, or if it cannot be written.
+    from a killed process, whose temporary files (`beside`: and folders) are cleared up.  Raises
+    LddganError naming the process that has it, or if it cannot be written.
     """
     place = place_of(path)
     folder = place.parent if beside else place
     file = beside_of(place, ".lock") if beside else folder / LOCK
+    name = glob.escape(beside_of(place, "").name) if beside else ".*"
     lock, is_new = _lock(file), not folder.exists()
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,11 @@ def sole_writer(path: Path, *, beside: bool = False) -> Iterator[None]:
             if isinstance(lock, FileLock):  # without flock it is another, which names the process
                 told = f"process {os.getpid()} on {platform.node()}"
                 file.write_text(told, encoding="utf-8")
-        _clear_up(folder, glob.escape(beside_of(place, "").name) if beside else ".*")
+        for left in folder.glob(f"{name}.{'[0-9a-f]' * 8}{SUFFIX}"):
+            if left.is_file():
+                left.unlink()
+            elif beside:  # in the folder it is of an export or an encoding, which may be at work
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         _release(lock)
@@ -240,15 +245,6 @@ def _release(lock: FileLock) -> None:
     with suppress(OSError):  # Windows keeps it
         os.unlink(lock.lock_file)  # who has opened it by then sees that it has no name
     lock.release()
-
-
-def _clear_up(folder: Path, name: str) -> None:
-    """Remove what killed processes left of files and folders whose names fit the pattern."""
-    for path in folder.glob(f"{name}.{'[0-9a-f]' * 8}{SUFFIX}"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def beside_of(place: Path, suffix: str) -> Path:

@@ -47,7 +47,7 @@ def flushing_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def memory_named() -> AbstractContextManager[None]:
+def pytorch_memory_named() -> AbstractContextManager[None]:
     """Turn PyTorch's lack of memory into OutOfMemory."""
     advice = "run fewer images at once, or end what else uses it"
     return memory.memory_named(f"PyTorch found too little memory on {{}}; {advice}")

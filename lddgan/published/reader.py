@@ -123,7 +123,7 @@ def record_of(path: Path, left_out: Counter[str], notes: list[str]) -> dict[str,
 
 def check_keys(keys: Sequence[str], *networks: Network) -> None:
     """Raise BadInput if no file of `networks` has one of the keys that were asked for."""
-    known = [key for network in networks for key in network.keys if key]
+    known = list(dict.fromkeys(key for network in networks for key in network.keys if key))
     for key in keys:
         if key not in known:
             raise BadInput(f"no file has the key {key}; there are {some(known) or 'none'}")

@@ -21,7 +21,7 @@ from engine.tuning import Tuning
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
-from lddgan.torch_settings import memory_named, where
+from lddgan.torch_settings import pytorch_memory_named, where
 
 DTYPES: Final[dict[Precision, torch.dtype]] = {
     "fp32": torch.float32,
@@ -64,7 +64,7 @@ class FusedBackend(Backend):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run the engine's work without gradients. Raises OutOfMemory or LddganError."""
-        with torch.inference_mode(), failures_named(self.errors), memory_named():
+        with torch.inference_mode(), failures_named(self.errors), pytorch_memory_named():
             yield
 
     def upload(self, array: NDArray[Any]) -> Tensor:

@@ -19,7 +19,7 @@ from export.modules import DecoderToImage, GeneratorStep
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
-from lddgan.torch_settings import channels_last, memory_format, memory_named, where
+from lddgan.torch_settings import channels_last, memory_format, pytorch_memory_named, where
 
 
 class TorchBackend(Backend):
@@ -49,26 +49,26 @@ class TorchBackend(Backend):
         modules = graph_modules(model, precision, nhwc)
         if device == "cuda" and precision == "fp32" and not nhwc:
             modules = copy.deepcopy(modules)  # `to` would move the weights of `model`
-        with memory_named():
+        with pytorch_memory_named():
             self.generator, self.decoder = (ready(module.to(device)) for module in modules)
         self.where = where(device, precision, nhwc)
 
     @torch.inference_mode()
     def upload(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        with memory_named():
+        with pytorch_memory_named():
             if tensor.ndim == 4:
                 return tensor.to(self.device, memory_format=self.memory_format)
             return tensor.to(self.device)
 
     @torch.inference_mode()
     def step(self, x: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        with memory_named():
+        with pytorch_memory_named():
             return self.generator(x, t, z, noise)
 
     @torch.inference_mode()
     def decode(self, x_0: Tensor) -> Tensor:
-        with memory_named():
+        with pytorch_memory_named():
             return self.decoder(x_0)
 
     def download(self, array: Tensor) -> NDArray[Any]:

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.torch.run import TorchBackend, compiled_module, graph_modules, memory_named
+from engine.backends.torch.run import (
+    TorchBackend,
+    compiled_module,
+    graph_modules,
+    pytorch_memory_named,
+)
 from engine.registry import BASELINE_PRECISION, open_engine
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model, random_model
@@ -98,14 +103,17 @@ def test_compiled_images_are_the_baselines() -> None:
 
 
 def test_too_little_memory_is_named() -> None:
-    with pytest.raises(OutOfMemory, match="PyTorch found too little memory"), memory_named():
+    with (
+        pytest.raises(OutOfMemory, match="PyTorch found too little memory"),
+        pytorch_memory_named(),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
 def test_too_little_memory_halves_the_chunk(tiny_model: Model) -> None:
     class Small(TorchBackend):
         def decode(self, x_0: torch.Tensor) -> torch.Tensor:
-            with memory_named():
+            with pytorch_memory_named():
                 if len(x_0) > 1:
                     raise torch.OutOfMemoryError("CUDA out of memory")
             return super().decode(x_0)

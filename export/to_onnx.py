@@ -52,7 +52,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
 def interleave_by_depth_to_space(graph: onnx.GraphProto) -> None:
     """Replace Reshape, Transpose, Reshape by the DepthToSpace that equals them, in place.
 
-    The exporter makes the three of `interleaved` in export/rewrites/upsampling.py; DepthToSpace
+    The exporter makes the three of `interleaved` in lddgan/networks/haar.py; DepthToSpace
     passes over memory once instead of twice.
     """
     makes = {name: node for node in graph.node for name in node.output}

@@ -61,9 +61,10 @@ class Paper(Frozen):
     """What the paper reports for this data set."""
 
     source: str
-    fid: float
-    recall: float
+    fid: float | None = None
+    recall: float | None = None
     seconds: float  # for a batch of 100
+    parameters: float | None = None  # in millions (Tables 2 and 11)
     differences: str  # between the released code, which this preset follows, and the paper
 
 
@@ -112,6 +113,12 @@ class Preset(Frozen):
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
             raise ValueError(f"steps {self.steps} is outside 2..8")
+        channels = self.autoencoder.latent_channels
+        if channels not in (None, self.latent_channels):
+            raise ValueError(
+                f"latent_channels {self.latent_channels} is not {channels}, as a latent of the "
+                f"kind '{self.autoencoder.kind}' has"
+            )
         least = 1 << max(self.generator.halvings, self.discriminator.halvings)
         if self.latent_size % least:
             raise ValueError(
@@ -121,6 +128,14 @@ class Preset(Frozen):
             if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
                 raise ValueError(f"a batch of {cfg.batch} is no multiple of {GROUP}")
         return self
+
+    @property
+    def largest_activation(self) -> int:
+        """Elements of the largest activation of both graphs for one image."""
+        return max(
+            self.generator.largest_activation(self.latent_size),
+            self.autoencoder.largest_activation(self.image_size),
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -166,12 +181,12 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise BadInput(why_invalid(error, preset.name)) from error
-    for part, side, levels in (
-        ("generator", changed.latent_size, changed.generator.halvings + 1),
-        ("autoencoder", changed.image_size, changed.autoencoder.factor.bit_length()),
-    ):
-        sides, asked = [side >> level for level in range(levels)], changes.get(f"{part}.attention")
-        if asked is not None and not set(asked) <= set(sides):
+    for part, side in (("generator", changed.latent_size), ("autoencoder", changed.image_size)):
+        asked = changes.get(f"{part}.attention")
+        if asked is None:
+            continue
+        sides = getattr(changed, part).resolutions(side)  # who attends has them
+        if not set(asked) <= set(sides):
             there = ", ".join(map(str, sides))
             raise BadInput(f"{part}.attention is {list(asked)}, but the resolutions are {there}")
     return changed

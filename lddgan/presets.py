@@ -6,9 +6,21 @@ Sources: the released LDDGAN code for shapes and schedules, arXiv 2406.11713 for
 from __future__ import annotations
 
 from lddgan.errors import BadInput
-from lddgan.networks.configs import KlConfig, LargeConfig, NcsnppConfig, SmallConfig, VqConfig
+from lddgan.networks.configs import (
+    HaarConfig,
+    KlConfig,
+    LargeConfig,
+    NcsnppConfig,
+    PixelsConfig,
+    SmallConfig,
+    UVitConfig,
+    VqConfig,
+    WaveletConfig,
+)
 from lddgan.preset import AutoencoderTraining, Paper, Training
 from lddgan.preset import Preset as Preset
+
+NO_DIFFERENCES = "its own released configuration"
 
 # fmt: off
 CIFAR10 = Preset(  # FID 2.98 (Tables 3-4; Tables 6-7 have 3.03)
@@ -81,9 +93,125 @@ DIGITS = Preset(  # scikit-learn's 1,797 scans, 8x8 -> 32x32; sizes set by bench
         kl_weight=1e-2, perceptual_weight=0.0, disc_weight=0.0, covered=0.95,
     ),
 )
+
+# ---- the predecessors: recipes of their projects' commands, batches of all GPUs together ----
+
+DDGAN_CIFAR10 = Preset(
+    name="ddgan-cifar10", image_size=32, latent_channels=3, latent_size=32, scale_factor=1.0,
+    steps=4,
+    generator=NcsnppConfig(
+        nf=128, ch_mult=(1, 2, 2, 2), attention=(16,), nz=100, mapping_layers=4
+    ),
+    autoencoder=PixelsConfig(),
+    discriminator=SmallConfig(layers=4),
+    training=Training(
+        lr_g=1.6e-4, lr_d=1.25e-4, lr_min=1e-5, batch=256, epochs=1800, ema_decay=0.9999,
+        r1_gamma=0.02, r1_every=15, reconstruction=False,
+    ),
+    paper=Paper(source="Table 3", seconds=0.21, parameters=48.43, differences=NO_DIFFERENCES),
+)
+
+DDGAN_CELEBA_256 = Preset(
+    name="ddgan-celeba_256", image_size=256, latent_channels=3, latent_size=256, scale_factor=1.0,
+    steps=2,
+    generator=NcsnppConfig(
+        nf=64, ch_mult=(1, 1, 2, 2, 4, 4), attention=(16,), nz=100, mapping_layers=3
+    ),
+    autoencoder=PixelsConfig(),
+    discriminator=LargeConfig(layers=6),
+    training=Training(
+        lr_g=2e-4, lr_d=1e-4, lr_min=1e-5, batch=32, epochs=800, ema_decay=0.9999,
+        r1_gamma=2.0, r1_every=10, reconstruction=False,
+    ),
+    paper=Paper(source="Table 4", seconds=1.73, parameters=39.73, differences=NO_DIFFERENCES),
+)
+
+DDGAN_LSUN = Preset(
+    name="ddgan-lsun", image_size=256, latent_channels=3, latent_size=256, scale_factor=1.0,
+    steps=4,
+    generator=DDGAN_CELEBA_256.generator,
+    autoencoder=PixelsConfig(),
+    discriminator=LargeConfig(layers=6),
+    training=Training(
+        lr_g=1.6e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.999,
+        r1_gamma=1.0, r1_every=10, reconstruction=False,
+    ),
+    paper=Paper(source="Table 5", seconds=3.42, parameters=39.73, differences=NO_DIFFERENCES),
+)
+
+WDDGAN_CIFAR10 = Preset(  # coefficients are halved in training
+    name="wddgan-cifar10", image_size=32, latent_channels=12, latent_size=16, scale_factor=2.0,
+    steps=4,
+    generator=NcsnppConfig(nf=128, ch_mult=(1, 2, 2), nz=100, mapping_layers=4),
+    autoencoder=HaarConfig(bands=("LL", "HL", "LH", "HH")),
+    discriminator=SmallConfig(layers=3),
+    training=Training(
+        lr_g=1.6e-4, lr_d=1.25e-4, lr_min=1e-5, batch=256, epochs=1800, ema_decay=0.9999,
+        r1_gamma=0.02, r1_every=15, delta=None,
+    ),
+    paper=Paper(source="Table 3", seconds=0.08, parameters=33.37, differences=NO_DIFFERENCES),
+)
+
+WDDGAN_CELEBA_256 = Preset(
+    name="wddgan-celeba_256", image_size=256, latent_channels=12, latent_size=128,
+    scale_factor=2.0, steps=2,
+    generator=WaveletConfig(
+        nf=64, ch_mult=(1, 2, 2, 2, 4), attention=(16,), nz=100, mapping_layers=3
+    ),
+    autoencoder=HaarConfig(bands=("LL", "LH", "HL", "HH")),
+    discriminator=LargeConfig(layers=5),
+    training=Training(
+        lr_g=2e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.9999,
+        r1_gamma=2.0, r1_every=10, delta=None,
+    ),
+    paper=Paper(source="Table 4", seconds=0.60, parameters=31.49, differences=NO_DIFFERENCES),
+)
+
+WDDGAN_LSUN = Preset(
+    name="wddgan-lsun", image_size=256, latent_channels=12, latent_size=128, scale_factor=2.0,
+    steps=4,
+    generator=WDDGAN_CELEBA_256.generator,
+    autoencoder=HaarConfig(bands=("LL", "HL", "LH", "HH")),
+    discriminator=LargeConfig(layers=5),
+    training=Training(
+        lr_g=1.6e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.999,
+        r1_gamma=1.0, r1_every=10, delta=None,
+    ),
+    paper=Paper(source="Table 5", seconds=1.54, parameters=31.49, differences=NO_DIFFERENCES),
+)
+
+# ---- U-ViT in the place of NCSN++ on the cifar10 latent ----
+
+
+def vit(name: str, seconds: float, parameters: float, generator: UVitConfig) -> Preset:
+    """The cifar10 preset with a U-ViT, whose sizes are not published."""
+    paper = Paper(
+        source="Table 12", seconds=seconds, parameters=parameters,
+        differences="sizes of the network are not published: chosen to come near Table 11's count",
+    )
+    return CIFAR10.model_copy(update={"name": name, "generator": generator, "paper": paper})
+
+
+VIT_TINY = vit("vit-tiny", 0.06, 28.01, UVitConfig(
+    width=384, depth=9, heads=6, nz=50, mapping_layers=4, z_emb_dim=128
+))
+VIT_MID = vit("vit-mid", 0.09, 43.32, UVitConfig(
+    width=512, depth=9, heads=8, nz=50, mapping_layers=4
+))
+VIT_LARGE = vit("vit-large", 0.13, 56.17, UVitConfig(
+    width=512, depth=13, heads=8, nz=50, mapping_layers=4, z_emb_dim=128
+))
 # fmt: on
 
-PRESETS = {preset.name: preset for preset in (CIFAR10, CELEBA_256, LSUN, DIGITS)}
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        *(CIFAR10, CELEBA_256, LSUN, DIGITS),
+        *(DDGAN_CIFAR10, DDGAN_CELEBA_256, DDGAN_LSUN),
+        *(WDDGAN_CIFAR10, WDDGAN_CELEBA_256, WDDGAN_LSUN),
+        *(VIT_TINY, VIT_MID, VIT_LARGE),
+    )
+}
 
 
 def get_preset(name: str) -> Preset:

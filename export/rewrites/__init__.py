@@ -22,7 +22,7 @@ from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
 from lddgan.names import PRECISIONS, Precision
 from lddgan.networks.autoencoder import AttnBlock, Upsample
-from lddgan.networks.generator import Attention
+from lddgan.networks.ncsnpp import Attention, Ncsnpp
 from lddgan.preset import Preset
 
 Which = Literal["generator", "decoder"]
@@ -70,9 +70,16 @@ def upsampling_by(make: Callable[[Upsample], nn.Module]) -> Callable[[Graphs], N
 
 
 def step_table(graphs: Graphs) -> None:
-    """Make the time embedding and its projections constants."""
+    """Make the time embedding of an NCSN++ and its projections constants."""
     generator = graphs.generator.generator
-    graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
+    if isinstance(generator, Ncsnpp):
+        graphs.generator.add_module("generator", StepTable(generator, graphs.preset.steps))
+
+
+def styles(graphs: Graphs) -> None:
+    """Compute all styles of an NCSN++ with one matrix product."""
+    if isinstance(graphs.generator.generator, Ncsnpp):
+        styles_together(graphs.generator.generator)
 
 
 def attention_output(graphs: Graphs) -> None:
@@ -126,7 +133,7 @@ REWRITES: Final = (
     Rewrite("phased-upsampling", upsampling_by(upsampling_in_phases), DECODER, CPU),
     Rewrite("codebook", lambda g: fold_post_quant_conv(g.decoder.autoencoder), DECODER, PRECISIONS),
     Rewrite("attention-output", attention_output, BOTH, PRECISIONS),
-    Rewrite("styles", lambda g: styles_together(g.generator.generator), GENERATOR, PRECISIONS),
+    Rewrite("styles", styles, GENERATOR, PRECISIONS),
     Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),
 )

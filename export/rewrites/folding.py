@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.autoencoder import AttnBlock, Autoencoder, VqAutoencoder
-from lddgan.networks.generator import Attention
 from lddgan.networks.layers import to_image, to_tokens
+from lddgan.networks.ncsnpp import Attention
 from lddgan.networks.quantiser import nearest_code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lddgan.networks.generator import AdaGN, Generator, ResidualBlock
+from lddgan.networks.ncsnpp import AdaGN, Ncsnpp, ResidualBlock
 
 
 class Picked(nn.Module):
@@ -26,7 +26,7 @@ class StepTable(nn.Module):
 
     table: Tensor  # [T, sum of the blocks' widths]
 
-    def __init__(self, generator: Generator, steps: int) -> None:
+    def __init__(self, generator: Ncsnpp, steps: int) -> None:
         super().__init__()
         self.generator = generator
         blocks = [layer for layer in generator.modules() if isinstance(layer, ResidualBlock)]
@@ -40,7 +40,7 @@ class StepTable(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor) -> Tensor:
         parts = torch.split(self.table.index_select(0, t), self.widths, dim=1)
-        return self.generator.unet(x_t, parts, self.generator.embed_latent(z))
+        return self.generator.denoise(x_t, parts, self.generator.embed_latent(z))
 
 
 class Styles(nn.Module):
@@ -71,7 +71,7 @@ class StyledNorm(nn.Module):
         return gamma * self.norm(x) + beta
 
 
-def styles_together(generator: Generator) -> None:
+def styles_together(generator: Ncsnpp) -> None:
     """Compute all styles with one matrix product, in place."""
     layers: list[nn.Linear] = []
     for block in list(generator.modules()):

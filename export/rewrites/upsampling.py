@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lddgan.networks.autoencoder import Upsample
+from lddgan.networks.haar import interleaved
 
 # Row k of the 4-tap transposed kernel is the sum of these rows of the 3-tap kernel: nearest x2
 # repeats each sample, so two of the three taps fall on the same one.
@@ -62,16 +63,6 @@ class Phases(nn.Module):
             for kernel, (p, q) in zip(self.kernels, PARITIES, strict=True)
         ]
         return interleaved(torch.cat(parts, dim=1))
-
-
-def interleaved(parts: Tensor) -> Tensor:
-    """The parts of each parity, in turn, as one image: [B,4*C,h,w] -> [B,C,2h,2w].
-
-    ONNX's DepthToSpace in mode DCR.
-    """
-    batch, channels, height, width = parts.shape
-    blocks = parts.reshape(batch, 2, 2, channels // 4, height, width)
-    return blocks.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
 def upsampling_in_phases(upsample: Upsample) -> Phases:

@@ -95,8 +95,8 @@ def uniform_fan_avg_(weight: Tensor, scale: float = 1.0) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def conv3x3(inputs: int, outputs: int, scale: float = 1.0) -> nn.Conv2d:
-    return _initialised(nn.Conv2d(inputs, outputs, 3, padding=1), scale)
+def conv3x3(inputs: int, outputs: int, scale: float = 1.0, groups: int = 1) -> nn.Conv2d:
+    return _initialised(nn.Conv2d(inputs, outputs, 3, padding=1, groups=groups), scale)
 
 
 def conv1x1(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:

@@ -21,11 +21,17 @@ class Kind(NamedTuple):
 
 
 NETWORKS: Final = "lddgan.networks"
-GENERATORS: Final = {"ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.generator.Generator")}
+GENERATORS: Final = {
+    "ncsnpp": Kind(configs.NcsnppConfig, f"{NETWORKS}.ncsnpp.Ncsnpp"),
+    "wavelet-ncsnpp": Kind(configs.WaveletConfig, f"{NETWORKS}.wavelet.WaveletNcsnpp"),
+    "u-vit": Kind(configs.UVitConfig, f"{NETWORKS}.vit.UVit"),
+}
 AUTOENCODERS: Final = {
     "kl": Kind(configs.KlConfig, f"{NETWORKS}.autoencoder.KlAutoencoder"),
     "vq": Kind(configs.VqConfig, f"{NETWORKS}.autoencoder.VqAutoencoder"),
     "none": Kind(configs.FreeConfig, f"{NETWORKS}.autoencoder.FreeAutoencoder"),
+    "pixels": Kind(configs.PixelsConfig, f"{NETWORKS}.fixed.Pixels"),
+    "haar": Kind(configs.HaarConfig, f"{NETWORKS}.fixed.HaarBands"),
 }
 DISCRIMINATORS: Final = {
     "small": Kind(configs.SmallConfig, f"{NETWORKS}.discriminator.Discriminator"),

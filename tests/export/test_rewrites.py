@@ -39,7 +39,7 @@ from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import AttnBlock, Upsample
-from lddgan.networks.generator import Attention
+from lddgan.networks.ncsnpp import Attention
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32

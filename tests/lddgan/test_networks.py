@@ -12,8 +12,8 @@ from lddgan import diffusion
 from lddgan.checkpoint import materialise
 from lddgan.networks.autoencoder import KlAutoencoder
 from lddgan.networks.discriminator import minibatch_deviation
-from lddgan.networks.generator import Generator
 from lddgan.networks.layers import FirDown, FirUp, GroupNorm, attention, sinusoid
+from lddgan.networks.ncsnpp import Ncsnpp
 from lddgan.networks.quantiser import nearest_code
 from lddgan.networks.registry import PARTS, create
 from lddgan.preset import Preset
@@ -245,7 +245,7 @@ def test_minibatch_deviation_of_a_batch_that_does_not_divide() -> None:
 def test_generator_depends_on_all_inputs_but_the_length_of_z() -> None:
     preset = tiny_preset()
     torch.manual_seed(0)
-    network = Generator(preset)
+    network = Ncsnpp(preset)
     for parameter in network.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
     x, z = torch.randn(2, *preset.latent_shape), torch.randn(2, preset.generator.nz)

@@ -27,7 +27,7 @@ from lddgan.networks.autoencoder import (
     Decoder,
     ResnetBlock,
 )
-from lddgan.networks.generator import Attention, Generator, PyramidDown, ResidualBlock
+from lddgan.networks.generator import Generator
 from lddgan.networks.layers import (
     SQRT_HALF,
     FirDown,
@@ -35,6 +35,7 @@ from lddgan.networks.layers import (
     GroupNorm,
     to_tokens,
 )
+from lddgan.networks.ncsnpp import Attention, Ncsnpp, PyramidDown, ResidualBlock
 from lddgan.preset import Preset
 from lddgan.torch_settings import channels_last
 
@@ -235,6 +236,8 @@ class FusedStep(nn.Module):
 
     def __init__(self, generator: Generator, preset: Preset, ops: Ops) -> None:
         super().__init__()
+        if not isinstance(generator, Ncsnpp):
+            raise BadInput(f"fused has no kernels for generators of kind {preset.generator.kind}")
         generator = copy.deepcopy(generator)
         for block in generator.modules():
             if isinstance(block, ResidualBlock):

@@ -21,10 +21,13 @@ BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a
 
 
 def import_(
-    dataset: Annotated[str, typer.Option(help="cifar10, celeba_256 or lsun.")],
+    dataset: Annotated[str, typer.Option(help="cifar10, ddgan-lsun, ... (`lddgan presets`).")],
     generator: Annotated[Path, typer.Option(help="netG_N.pth or content.pth.")],
-    autoencoder: Annotated[Path, typer.Option(help="A Lightning .ckpt, or diffusers' folder.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(help="A Lightning .ckpt, or diffusers' folder; none for ddgan and wddgan."),
+    ] = None,
     raw_generator: Annotated[
         bool, typer.Option(help="Take the weights of a content.pth that has no moving average.")
     ] = False,
@@ -42,7 +45,7 @@ def import_(
     model = import_published(dataset, generator, autoencoder, use_raw=raw_generator, keys=key or ())
     save_checkpoint(out, model)
     for part in ("generator", "autoencoder"):
-        for prefix, count in model.provenance[part]["left_out"].items():
+        for prefix, count in model.provenance.get(part, {}).get("left_out", {}).items():
             print_once(f"{part}: {count} tensors under {prefix} are not needed and were left out")
     for sentence in model.provenance["notes"]:
         print_once(sentence)

@@ -214,7 +214,10 @@ def read_checkpoint(path: Path) -> tuple[str, Preset, dict[str, Any], dict[str, 
 
 
 def check_metadata_kept(names: Iterable[object], path: Path) -> None:
-    """Raise BadInput if a file without metadata has the tensors of a checkpoint of ours."""
+    """Raise BadInput if a file without metadata has the tensors of a checkpoint of ours.
+
+    Names that all begin with "generator." may be anybody's: `lddgan import` reads them.
+    """
     parts = {str(name).partition(".")[0] for name in names}
     if parts in ({"autoencoder"}, {"generator", "autoencoder"}):
         raise BadInput(
@@ -273,7 +276,7 @@ def random_model(preset: Preset) -> Model:
     return build_model(preset, weights[0], weights[1], {"random_weights": True})
 
 
-@lru_cache(16)
+@lru_cache(32)
 def shapes_of(preset: Preset, part: str) -> Mapping[str, torch.Size]:
     """Names and shapes of a network's tensors, in the order of its parameters."""
     with torch.device("meta"):

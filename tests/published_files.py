@@ -23,7 +23,7 @@ from torch import Tensor
 from lddgan.checkpoint import Model, random_tensor, shapes_of
 from lddgan.errors import BadInput
 from lddgan.networks.configs import KlConfig, NcsnppConfig
-from lddgan.preset import Preset
+from lddgan.preset import Preset, with_values
 from lddgan.presets import get_preset
 from lddgan.published.reader import import_published
 from tests.reference.weights import value
@@ -80,6 +80,13 @@ def tiny_preset(**changes: Any) -> Preset:
         update={"generator": small, "autoencoder": autoencoder} | sizes | changes
     )
     return Preset.model_validate(preset.model_dump())
+
+
+def small_wavelet() -> Preset:
+    """The preset of the recorded case wddgan-small."""
+    sizes = {"image_size": 64, "latent_size": 32, "discriminator.layers": 4}
+    network = {"generator.nf": 32, "generator.ch_mult": (1, 2, 2)}
+    return with_values(get_preset("wddgan-celeba_256"), sizes | network)
 
 
 def network_state(preset: Preset, part: str, salt: str = "") -> State:

@@ -1,1 +1,1 @@
-"""Reading the files that the authors of LDDGAN and latent diffusion published."""
+"""Reading published files: of LDDGAN, of DDGAN and WDDGAN before it, of latent diffusion."""

@@ -1,4 +1,4 @@
-"""The published generators: NCSN++ of LDDGAN, and of DDGAN and WDDGAN on other inputs."""
+"""The published generators: NCSN++ of LDDGAN, DDGAN and WDDGAN, and the wavelet one of WDDGAN."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from lddgan.preset import Preset
 from lddgan.published.shapes import Family, Shapes
 
 RESIDUAL: Final = re.compile(r"all_modules\.(\d+)\.(?:Conv_\d|Dense_0|GroupNorm_1)\.")
-FIRST_CONV: Final = "all_modules.2.weight"
-PIXELS, WAVELETS = "which works on pixels", "which works on wavelet coefficients"
 
 
 def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:
@@ -30,21 +28,7 @@ def own_numbers(shapes: Shapes, preset: Preset) -> dict[str, int]:
 
 NCSNPP: Final = Family(
     part="generator",
-    kinds=("ncsnpp",),
+    kinds=("ncsnpp", "wavelet-ncsnpp"),
     roots=frozenset({"all_modules", "z_transform"}),
     own_numbers=own_numbers,
-    relatives=(
-        (
-            f"a DDGAN generator for cifar10, {PIXELS}",
-            {FIRST_CONV: (128, 3, 3, 3), "all_modules.8.NIN_0.W": (256, 256)},
-        ),
-        (
-            f"a DDGAN generator for celeba_256 or lsun, {PIXELS}",
-            {FIRST_CONV: (64, 3, 3, 3), "all_modules.28.NIN_0.W": (256, 256)},
-        ),
-        *(
-            (f"a WDDGAN generator, {WAVELETS}", {FIRST_CONV: (width, 12, 3, 3)})
-            for width in (32, 64, 128)
-        ),
-    ),
 )

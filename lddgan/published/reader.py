@@ -1,4 +1,4 @@
-"""Checkpoints of the published LDDGAN code -> our Model, every tensor accounted for.
+"""Checkpoints of the published code of LDDGAN, DDGAN, WDDGAN -> our Model, no tensor left over.
 
 A generator is a `netG_N.pth` (a state dict that is the moving average already) or a `content.pth`
 (a training state, whose average hides in the optimiser); an autoencoder is a Lightning file, or of
@@ -31,6 +31,7 @@ from lddgan.published.state_dicts import FAMILIES, is_average, read_state
 RAW: Final = "netG_dict"  # in a training state, whose optimiser has the average
 OPTIMIZER: Final = "optimizerG"
 ARGUMENTS: Final = {"num_timesteps": "steps", "beta_min": "beta_min", "beta_max": "beta_max"}
+NOT_FOR_SAMPLING: Final = {"name", "discriminator", "training", "autoencoder_training", "paper"}
 
 
 @dataclass(frozen=True)
@@ -46,42 +47,48 @@ class Network:
 def import_published(
     dataset: str | Preset,
     generator: str | os.PathLike[str],
-    autoencoder: str | os.PathLike[str],
+    autoencoder: str | os.PathLike[str] | None = None,
     *,
     use_raw: bool = False,
     keys: Sequence[str] = (),
 ) -> Model:
-    """Read a published generator and autoencoder.
+    """Read a published generator and the autoencoder of its latents, where it has one.
 
     `dataset` is the name of a preset, or a preset of one's own.  From a training state
     (`content.pth`) the moving average is taken; `use_raw` takes `netG_dict` instead.  `keys` choose
     where a file holds several networks.  Where a file has another `nz`, number of blocks, mapping
-    layers or codes, so has the model's preset, and `provenance["notes"]` says so.
+    layers or codes, so has the model's preset, and `provenance["notes"]` says so, as it does where
+    another preset has a generator of the same shapes.
 
     Raises BadInput, with the cause, for a file that does not hold exactly the preset's network.
     """
     preset = get_preset(dataset) if isinstance(dataset, str) else dataset
     if isinstance(dataset, str) and preset.paper is None:
         raise BadInput(f"nothing was published for {dataset}, which lddgan brings trained")
-    first = import_generator(preset, Path(generator), use_raw, keys)
-    second = import_autoencoder(first.preset, Path(autoencoder), keys)
-    check_keys(keys, first, second)
+    networks = {"generator": import_generator(preset, Path(generator), use_raw, keys)}
+    own = networks["generator"].preset
+    if autoencoder is not None:
+        networks["autoencoder"] = import_autoencoder(own, Path(autoencoder), keys)
+        own = networks["autoencoder"].preset
+    elif own.autoencoder.learned:
+        raise BadInput(f"{own.name} needs the autoencoder of its latents too: give --autoencoder")
+    check_keys(keys, *networks.values())
     provenance = {
         "source": "published",
         "dataset": preset.name,
-        "ema": "moving average" in first.record["weights"],
-        "generator": first.record,
-        "autoencoder": second.record,
-        "differs_from_preset": differences(preset, second.preset),
-        "notes": notes_of(preset, first, second),
-    }
-    return build_model(second.preset, first.tensors, second.tensors, provenance)
+        "ema": "moving average" in networks["generator"].record["weights"],
+        "differs_from_preset": differences(preset, own),
+        "notes": notes_of(preset, *networks.values()),
+    } | {part: network.record for part, network in networks.items()}
+    tensors = {part: network.tensors for part, network in networks.items()}
+    return build_model(own, tensors["generator"], tensors.get("autoencoder", {}), provenance)
 
 
 def import_generator(
     preset: Preset, path: Path, use_raw: bool, keys: Sequence[str] = ()
 ) -> Network:
     """Read the generator in a netG_N.pth, content.pth or another wrapper. Raises BadInput."""
+    family = family_of(preset, "generator")
     found = read_state(path, "generator", keys, use_raw)
     key, taken = found.key, found.state
     preset = with_training_arguments(fit(preset, taken, "generator", path), found.whole, path)
@@ -96,13 +103,20 @@ def import_generator(
     else:
         weights, is_not = key, "not" if in_optimizer else "which may not be"
         found.notes.append(f"{path.name}: took {key}, {is_not} the moving average")
+    for twin in family.twins(preset):
+        trained = with_training_arguments(twin, found.whole, path)
+        found.notes.append(f"{path.name} {choice_between(preset, trained)}")
     record = record_of(path, found.left_out(taken.values()), found.notes)
     return Network(preset, tensors, record | {"weights": weights}, found.keys)
 
 
 def import_autoencoder(preset: Preset, path: Path, keys: Sequence[str] = ()) -> Network:
     """Read the autoencoder of a Lightning file, of diffusers or a plain one. Raises BadInput."""
-    family_of(preset, "autoencoder")
+    if not preset.autoencoder.learned:
+        raise BadInput(
+            f"{preset.name} takes no autoencoder: its latents are of the kind "
+            f"'{preset.autoencoder.kind}', which has no weights; leave out --autoencoder"
+        )
     path = weights_of(path)
     found = read_state(path, "autoencoder", keys)
     left_out = found.left_out(found.state.values())
@@ -138,6 +152,22 @@ def notes_of(preset: Preset, *networks: Network) -> list[str]:
     ] + [sentence for network in networks for sentence in network.record["notes"]]
 
 
+def choice_between(preset: Preset, twin: Preset) -> str:
+    """Say that a file is taken as `preset`, not as its twin, and what of sampling that decides."""
+    ours, theirs = (flat(each.model_dump(exclude=NOT_FOR_SAMPLING)) for each in (preset, twin))
+    decides = "; ".join(
+        f"{key.rpartition('.')[2]} {in_words(value)}, not {in_words(theirs[key])}"
+        for key, value in ours.items()
+        if theirs.get(key, value) != value
+    )
+    taken = f"has the shapes of {twin.name} too: taken as {preset.name}, as asked"
+    return f"{taken} ({decides})" if decides else taken
+
+
+def in_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def family_of(preset: Preset, part: Part) -> Family:
     """The published files that can fill a preset's network. Raises BadInput if there are none."""
     kind = getattr(preset, part).kind
@@ -153,7 +183,7 @@ def fit(preset: Preset, state: Mapping[str, Tensor], part: Part, path: Path) -> 
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     variant = family.variant(preset, shapes)
     misfits = family.misfits(variant, shapes)
-    identity = family.identify(shapes, variant) if misfits else None
+    identity = family.identify(shapes) if misfits else None
     if identity:
         raise BadInput(f"{path} is {identity}; you asked for {preset.name}")
     is_incomplete = shapes.items() <= shapes_of(variant, part).items()

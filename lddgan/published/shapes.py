@@ -6,7 +6,7 @@ shapes are those of the preset's network, or of another data set's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,6 @@ class Family:
     kinds: tuple[str, ...]  # in the network registry, that these files can fill
     roots: frozenset[str]  # first parts of the names of its tensors
     own_numbers: Callable[[Shapes, Preset], dict[str, int]]  # which a file may have of its own
-    relatives: tuple[tuple[str, Shapes], ...] = ()  # the same network on other inputs, in words
 
     def holds(self, names: Iterable[str]) -> bool:
         return not self.roots.isdisjoint(name.split(".")[0] for name in names)
@@ -42,18 +41,26 @@ class Family:
         names = shapes.keys() | right.keys()
         return sum(shapes.get(name) != right.get(name) for name in names) / len(right)
 
-    def identify(self, shapes: Shapes, preset: Preset) -> str | None:
-        """Whose network this is, which is not `preset`'s. Returns None if it is no known one."""
-        for name, other in PRESETS.items():
-            if getattr(other, self.part).kind in self.kinds:
-                variant = self.variant(other, shapes)
-                if not self.misfits(variant, shapes):
-                    own = differences(other, variant).items()
-                    numbers = ", ".join(f"{key.partition('.')[2]} {n}" for key, n in own)
-                    return f"the {name} {self.part}" + (f" (with {numbers})" if own else "")
-        right = shapes_of(preset, self.part)
-        for description, typical in self.relatives:
-            has = all(shapes.get(name) == shape for name, shape in typical.items())
-            if has and any(right.get(name) != shape for name, shape in typical.items()):
-                return description
+    def identify(self, shapes: Shapes) -> str | None:
+        """Whose network this is: of one preset, or of several. Returns None if of none."""
+        for other in self.presets():
+            variant = self.variant(other, shapes)
+            if not self.misfits(variant, shapes):
+                names = " or ".join([other.name, *(twin.name for twin in self.twins(variant))])
+                own = differences(other, variant).items()
+                numbers = ", ".join(f"{key.partition('.')[2]} {n}" for key, n in own)
+                return f"the {names} {self.part}" + (f" (with {numbers})" if own else "")
         return None
+
+    def twins(self, preset: Preset) -> Iterator[Preset]:
+        """The presets of other names whose network has the same names and shapes as `preset`'s."""
+        network, shapes = getattr(preset, self.part), shapes_of(preset, self.part)
+        for other in self.presets():
+            twin = self.variant(other, shapes)
+            is_same = getattr(twin, self.part) == network
+            if is_same and twin.latent_shape == preset.latent_shape and twin.name != preset.name:
+                yield twin
+
+    def presets(self) -> Iterator[Preset]:
+        """Those whose network these files can fill."""
+        return (p for p in PRESETS.values() if getattr(p, self.part).kind in self.kinds)

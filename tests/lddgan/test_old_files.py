@@ -16,7 +16,7 @@ from lddgan.diffusion import sample
 from lddgan.errors import BadInput
 from lddgan.noise import draw
 from lddgan.preset import Preset, with_values
-from lddgan.presets import PRESETS, get_preset
+from lddgan.presets import get_preset
 from lddgan.training.state import check_run
 from tests.published_files import REFERENCE, recorded
 
@@ -69,9 +69,9 @@ def test_old_bundle_opens(tmp_path: Path) -> None:
 
 
 def test_old_json_of_every_preset_is_that_preset() -> None:
-    for preset in PRESETS.values():
+    for name in ("cifar10", "celeba_256", "lsun", "digits"):  # version 0.1 had no more
         for kind in ("kl", "vq", "none"):
-            own = with_values(preset, {"autoencoder.kind": kind})
+            own = with_values(get_preset(name), {"autoencoder.kind": kind})
             assert Preset.model_validate_json(json.dumps(in_old_words(own))) == own
 
 

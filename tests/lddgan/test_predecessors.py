@@ -11,25 +11,18 @@ from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.networks.layers import GroupNorm
 from lddgan.networks.registry import create
 from lddgan.networks.wavelet import HaarDown, HaarUp
-from lddgan.preset import Preset, with_values
 from lddgan.presets import get_preset
-from tests.published_files import TOLERANCE, deviation, official_keys, official_state, recorded
+from tests.published_files import (
+    TOLERANCE,
+    deviation,
+    official_keys,
+    official_state,
+    recorded,
+    small_wavelet,
+)
 
 DATA = ("cifar10", "celeba_256", "lsun")
 NAMES = [f"{family}-{data}" for family in ("ddgan", "wddgan") for data in DATA]
-SMALL_WAVELET = {
-    "image_size": 64,
-    "latent_size": 32,
-    "generator.nf": 32,
-    "generator.ch_mult": (1, 2, 2),
-}
-
-
-def small_wavelet() -> Preset:
-    """The preset of the recorded case wddgan-small."""
-    return with_values(get_preset("wddgan-celeba_256"), SMALL_WAVELET | {"discriminator.layers": 4})
-
-
 PRESETS = {name: get_preset(name) for name in NAMES} | {"wddgan-small": small_wavelet()}
 
 

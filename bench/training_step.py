@@ -8,7 +8,6 @@ random and in the device's memory.
 
 from __future__ import annotations
 
-import itertools
 import sys
 import tempfile
 import time
@@ -90,7 +89,7 @@ def bench_training(
     show: Callable[[list[Row]], None] = lambda _: None,
     log: Log = to_stderr,
 ) -> None:
-    """Measure both stages of each preset.
+    """Measure the stages of each preset.
 
     `auto` is the GPU if PyTorch can use it. `max_seconds` (None: MAX_SECONDS) cuts the trials of
     each variant. Every row is added to `out` (None: `results_file`) as soon as it exists; the rows
@@ -99,21 +98,28 @@ def bench_training(
     """
     if batch is not None and batch % min(batch, GROUP):
         raise BadInput(f"batch is {batch}, and must be below {GROUP} or a multiple of it")
-    for preset in presets:
-        training_of(preset)
+    stages = [(preset, stage) for preset in presets for stage in stages_of(preset)]
     limit = MAX_SECONDS if max_seconds is None else max_seconds
     plan = Plan(usable_device(device), batch, trials, limit, machine())
     files = {one.name: out or results_file(one.name, plan.device, "training") for one in presets}
     for path in files.values():
         check_rows_file(path)
     failed = []
-    for preset, stage in itertools.product(presets, STAGES):
+    for preset, stage in stages:
         try:
             show(keep_each(measure_stage(preset, stage, plan, log), files[preset.name]))
         except LddganError as error:
             failed.append(f"{preset.name}, {stage}: {error}")
     if failed:
         raise LddganError("; ".join(failed))
+
+
+def stages_of(preset: Preset) -> tuple[StageName, ...]:
+    """What is trained. Raises BadInput if the preset does not say how."""
+    if not preset.autoencoder.learned:
+        return ("generator",)
+    training_of(preset)
+    return STAGES
 
 
 def measure_stage(preset: Preset, stage: StageName, plan: Plan, log: Log) -> Iterator[Row]:

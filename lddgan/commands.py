@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Exit, Option, Typer
 
-from lddgan.errors import BadInput, command
+from lddgan.errors import command
 from lddgan.extras import require, usable_cores
 from lddgan.names import Convert, DeviceName, Loss, Regulariser
 from lddgan.options import Device, Key, Seed, print_once, say, workers_for
 
 if TYPE_CHECKING:
-    from lddgan.checkpoint import TrainedAutoencoder
-    from lddgan.data.images import Images
-    from lddgan.preset import Preset
     from lddgan.training.settings import Settings
 
 datasets = Typer(help="Look at training images, or encode them.", no_args_is_help=True)
@@ -24,7 +21,7 @@ datasets = Typer(help="Look at training images, or encode them.", no_args_is_hel
 # ---- options: what is trained on ----
 
 ImagesPath = Annotated[Path, Argument(help="A folder, zip, tar, LMDB, or CIFAR-10.")]
-DatasetName = Annotated[str, Option(help="The model: cifar10, celeba_256, lsun or digits.")]
+DatasetName = Annotated[str, Option(help="The model; `lddgan presets` lists them.")]
 Data = Annotated[Path | None, Option(help="Folder, zip, tar, LMDB or CIFAR-10; digits needs none.")]
 LmdbSize = Annotated[int | None, Option(help="Side of the images, of an LMDB with several sizes.")]
 Latents = Annotated[Path | None, Option(help="From `dataset encode`, instead of --data.")]
@@ -38,10 +35,9 @@ ConvertOption = Annotated[
 
 # ---- options: the model ----
 
-EncodedBy = Annotated[Path, Option(help="Trained by lddgan, published, or of diffusers.")]
-LearnedFrom = Annotated[
+EncodedBy = Annotated[
     Path | None,
-    Option(help="Trained by lddgan, published, or of diffusers; default that of --out."),
+    Option(help="Trained by lddgan, published, or of diffusers; default that of the run."),
 ]
 BegunWith = Annotated[Path | None, Option(help="Start from its weights, as train does.")]
 Init = Annotated[Path | None, Option(help="Start from this model's weights, or .state.pt's.")]
@@ -105,8 +101,8 @@ def check_dataset(
 def encode_dataset(
     path: ImagesPath,
     dataset: DatasetName,
-    autoencoder: EncodedBy,
     out: Annotated[Path, Option(help="Folder to write; new or empty.")],
+    autoencoder: EncodedBy = None,
     flip: Annotated[bool | None, Option(help="Encode mirrored too; default the preset's.")] = None,
     batch: Annotated[int, Option(min=1, help="Images that are encoded at once.")] = 64,
     on_bad: OnBad = "stop",
@@ -118,11 +114,16 @@ def encode_dataset(
 ) -> None:
     """Encode all images once, for `train --latents`."""
     require("torch", "safetensors")
+    from lddgan.preset import check_learned
     from lddgan.presets import get_preset
     from lddgan.training.encode import encode_images
+    from lddgan.training.inputs import find_autoencoder, open_autoencoder, open_images
     from lddgan.training.ranks import kind_of
 
-    trained = open_autoencoder(autoencoder, get_preset(dataset), key)
+    preset = get_preset(dataset)
+    check_learned(preset, train_command({"dataset": dataset, "data": path}))
+    autoencoder = autoencoder or find_autoencoder(out, dataset)
+    trained = open_autoencoder(autoencoder, preset, key)
     count = encode_images(
         out,
         trained,
@@ -169,19 +170,18 @@ def train_autoencoder(
     run |= {"keep_every": keep_every, "discard_state": discard_state}
     run |= {"bf16": bf16, "channels_last": channels_last}
     settings = settings_of(dataset, data, out, device, workers, run)
-    from lddgan.preset import parsed, resized, with_values
+    from lddgan.preset import check_learned, parsed, resized
     from lddgan.presets import get_preset
     from lddgan.training.autoencoder import train_autoencoder as train
+    from lddgan.training.inputs import open_autoencoder, open_images
     from lddgan.training.run_folder import AUTOENCODER_FILE
 
     preset = get_preset(dataset)
-    if image_size is not None:
-        preset = resized(preset, image_size)
-    if regulariser is not None:
-        preset = with_values(preset, {"autoencoder.kind": regulariser})
+    check_learned(preset, train_command({"dataset": dataset, "data": data}))
+    changes: dict[str, Any] = {} if regulariser is None else {"autoencoder.kind": regulariser}
     if perceptual_weight is not None:
-        preset = with_values(preset, {"autoencoder_training.perceptual_weight": perceptual_weight})
-    preset = with_values(preset, parsed(values or []))
+        changes["autoencoder_training.perceptual_weight"] = perceptual_weight
+    preset = resized(preset, image_size, changes | parsed(values or []))
     images = open_images(preset, data, convert, lmdb_size)
     start = None if autoencoder is None else open_autoencoder(autoencoder, preset, key)
     trained = train(preset, images, settings, start=start, vgg=vgg)
@@ -196,11 +196,12 @@ def train_autoencoder(
 def train(
     dataset: DatasetName,
     data: Data = None,
-    autoencoder: LearnedFrom = None,
+    autoencoder: EncodedBy = None,
     key: Key = None,
     latents: Latents = None,
     init: Init = None,
     out: Out = None,
+    image_size: ImageSize = None,
     loss: LossOption = None,
     delta: Delta = None,
     seed: Seed = 0,
@@ -221,32 +222,24 @@ def train(
     lmdb_size: LmdbSize = None,
 ) -> None:
     """Train the diffusion GAN on the latents of images."""
-    if data is not None and latents is not None:
-        raise BadInput("--data and --latents name two sets of images; give one")
-    if latents is not None and (lmdb_size is not None or convert != "strict"):
-        raise BadInput("--latents are encoded: `dataset encode` takes --lmdb-size and --convert")
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
     run |= {"keep_every": keep_every, "discard_state": discard_state, "accumulate": accumulate}
     run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
     settings = settings_of(dataset, data or latents, out, device, workers, run)
-    from lddgan.data.images import InMemory
     from lddgan.preset import parsed, with_loss, with_values
     from lddgan.presets import get_preset
     from lddgan.training.generator import train_generator
-    from lddgan.training.latents import latents_of, open_latents
+    from lddgan.training.inputs import open_codec, open_latent_images
     from lddgan.training.run_folder import MODEL_FILE, load_generator
 
-    asked = get_preset(dataset)
-    autoencoder = autoencoder or find_autoencoder(settings.out, dataset)
-    trained = open_autoencoder(autoencoder, asked, key)
+    asked, changes = get_preset(dataset), parsed(values or [])
+    given = (autoencoder, key, latents)
+    trained = open_codec(asked, settings.out, *given, image_size, changes)
     preset = trained.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)
-    preset = with_values(preset, parsed(values or []))
-    if latents is not None:
-        images: Images = open_latents(latents, trained)
-    elif isinstance(images := open_images(preset, data, convert, lmdb_size), InMemory):
-        images = latents_of(trained.autoencoder, images.images)  # the digits: encoded once
+    preset = with_values(preset, changes)
+    images = open_latent_images(trained, data, latents, convert, lmdb_size)
     start = None if init is None else load_generator(init)
     train_generator(preset, trained, images, settings, start=start)
     path = settings.out / MODEL_FILE
@@ -254,18 +247,6 @@ def train(
     then = command("sample", "--bundle", bundle)
     export = command("export", "--checkpoint", path, "--out", bundle)
     print_once(f"{path}: trained; next: {export}, then {then}")
-
-
-def find_autoencoder(out: Path, dataset: str) -> Path:
-    """The autoencoder in the run's folder, else in that of the data set; says which."""
-    from lddgan.training.run_folder import AUTOENCODER_FILE
-
-    for folder in (out, Path("runs", dataset)):
-        if (path := folder / AUTOENCODER_FILE).exists():
-            print_once(f"using {path}")
-            return path
-    how = command("train-autoencoder", "--dataset", dataset)
-    raise BadInput(f"give the autoencoder of the latents (--autoencoder); {how} trains one")
 
 
 def train_command(given: dict[str, Any]) -> str:
@@ -297,44 +278,3 @@ def settings_of(
         command=["lddgan", *sys.argv[1:]],
         **run,
     )
-
-
-def open_images(preset: Preset, data: Path | None, convert: Convert, side: int | None) -> Images:
-    """Open the images of --data, saying what is left out of them, or scikit-learn's digits.
-
-    Raises BadInput if there are none, or --convert or --lmdb-size (`side`) without --data.
-    """
-    from lddgan.data.images import DIGIT_SIZE, ImageFiles, InMemory, digits
-    from lddgan.data.open_source import open_source
-
-    size = preset.image_size
-    if data is not None:
-        source = open_source(data, convert, side)
-        for line in source.told():
-            print_once(line, err=True)
-        return ImageFiles(source, size)
-    if side is not None or convert != "strict":
-        raise BadInput("--lmdb-size and --convert are of --data; give it too, or leave them out")
-    if preset.name != "digits" or size != DIGIT_SIZE:
-        raise BadInput(f"lddgan brings no images of {preset.name} of {size}x{size}; give --data")
-    return InMemory(digits())
-
-
-def open_autoencoder(path: Path, preset: Preset, keys: list[str] | None) -> TrainedAutoencoder:
-    """Load an autoencoder of ours or a published one. Raises BadInput if it does not fit."""
-    from lddgan.checkpoint import build_autoencoder, is_ours, load_autoencoder
-    from lddgan.published.diffusers import weights_of
-    from lddgan.published.reader import check_keys, import_autoencoder, notes_of
-
-    path = weights_of(path)
-    if not is_ours(path):
-        part = import_autoencoder(preset, path, keys or ())
-        check_keys(keys or (), part)
-        for sentence in notes_of(preset, part):
-            print_once(sentence)
-        return build_autoencoder(part.preset, part.tensors, part.record)
-    check_keys(keys or ())
-    trained = load_autoencoder(path)
-    if trained.preset.name != preset.name:
-        raise BadInput(f"{path} was trained for {trained.preset.name}; you asked for {preset.name}")
-    return trained

@@ -20,6 +20,7 @@ from lddgan.networks.registry import PARTS, by_kind, values_of_kind
 Beta = Annotated[float, Field(gt=0, le=100)]  # beyond, float32 keeps nothing of x_0
 
 GROUP = 4  # images that share one minibatch deviation of the discriminator
+OF_AUTOENCODER = ("autoencoder", "image_size", "latent_channels", "latent_size")
 
 
 class Training(Frozen):
@@ -105,10 +106,10 @@ class Preset(Frozen):
 
     @model_validator(mode="after")
     def _check_together(self) -> Preset:
-        factor = self.autoencoder.factor
+        factor, kind = self.autoencoder.factor, self.autoencoder.kind
         if self.latent_size * factor != self.image_size:
-            product = f"latent_size {self.latent_size} x {factor} (the autoencoder's factor)"
-            raise ValueError(f"image_size {self.image_size} is not {product}")
+            product = f"latent_size {self.latent_size} x {factor}, by which the kind '{kind}'"
+            raise ValueError(f"image_size {self.image_size} is not {product} divides it")
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
@@ -117,12 +118,13 @@ class Preset(Frozen):
         if channels not in (None, self.latent_channels):
             raise ValueError(
                 f"latent_channels {self.latent_channels} is not {channels}, as a latent of the "
-                f"kind '{self.autoencoder.kind}' has"
+                f"kind '{kind}' has"
             )
         least = 1 << max(self.generator.halvings, self.discriminator.halvings)
         if self.latent_size % least:
             raise ValueError(
-                f"latent_size {self.latent_size} is no multiple of {least}, as the networks need"
+                f"latent_size {self.latent_size} is no multiple of {least}, as the networks need; "
+                f"choose an image_size that {least * factor} divides, or fewer layers"
             )
         for cfg in (self.training, self.autoencoder_training):
             if cfg is not None and cfg.batch % min(cfg.batch, GROUP):
@@ -228,10 +230,19 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def resized(preset: Preset, image_size: int) -> Preset:
-    """`preset` for images of another size. Raises BadInput if its networks cannot halve it."""
-    latent_size = image_size // preset.autoencoder.factor
-    return with_values(preset, {"image_size": image_size, "latent_size": latent_size})
+def resized(preset: Preset, image_size: int | None, changes: Mapping[str, Any] = {}) -> Preset:
+    """`preset` with `changes`, for images of another size (None: its own). Raises BadInput."""
+    if image_size is not None:
+        latent_size = image_size // preset.autoencoder.factor
+        changes = {"image_size": image_size, "latent_size": latent_size, **changes}
+    return with_values(preset, changes)
+
+
+def check_learned(preset: Preset, remedy: str) -> None:
+    """Raise BadInput, naming a remedy, if the autoencoder of `preset` is not learned."""
+    if not preset.autoencoder.learned:
+        why = f"its latents are of the kind '{preset.autoencoder.kind}', which has no weights"
+        raise BadInput(f"{preset.name} takes no autoencoder: {why}; {remedy}")
 
 
 def with_loss(preset: Preset, loss: Loss, delta: float | None) -> Preset:

@@ -60,11 +60,11 @@ def by_kind(part: str) -> BeforeValidator:
 
 
 def values_of_kind(part: str, values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """`values` of a part's config as another kind has them: shared ones kept, defaults added."""
+    """`values` of a part's config as another kind has them: the shared ones, defaults, or None."""
     if not isinstance(kind, str) or kind not in PARTS[part]:
         return {**values, "kind": kind}  # refused when the preset is made
     fields = PARTS[part][kind].config.model_fields
-    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
+    defaults = {name: None if of.is_required() else of.default for name, of in fields.items()}
     return defaults | {name: values[name] for name in fields if name in values} | {"kind": kind}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from lddgan.checkpoint import Model, build_model, check_tensors, shapes_of, some
 from lddgan.errors import BadInput
 from lddgan.files import sha256_of_file
-from lddgan.preset import Preset, differences, flat, with_values
+from lddgan.preset import Preset, check_learned, differences, flat, with_values
 from lddgan.presets import get_preset
 from lddgan.published.diffusers import check_config, renamed, weights_of
 from lddgan.published.latent_diffusion import split_autoencoder
@@ -112,11 +112,7 @@ def import_generator(
 
 def import_autoencoder(preset: Preset, path: Path, keys: Sequence[str] = ()) -> Network:
     """Read the autoencoder of a Lightning file, of diffusers or a plain one. Raises BadInput."""
-    if not preset.autoencoder.learned:
-        raise BadInput(
-            f"{preset.name} takes no autoencoder: its latents are of the kind "
-            f"'{preset.autoencoder.kind}', which has no weights; leave out --autoencoder"
-        )
+    check_learned(preset, "leave out --autoencoder")
     path = weights_of(path)
     found = read_state(path, "autoencoder", keys)
     left_out = found.left_out(found.state.values())

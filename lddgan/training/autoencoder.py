@@ -21,7 +21,7 @@ from lddgan.networks.autoencoder import Autoencoder
 from lddgan.networks.patch_discriminator import PatchDiscriminator
 from lddgan.networks.registry import create
 from lddgan.pictures import Pixels
-from lddgan.preset import AutoencoderTraining, Preset
+from lddgan.preset import AutoencoderTraining, Preset, check_learned
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import adaptive_weight, hinge_discriminator_loss, widened
 from lddgan.training.perceptual import load_perceptual
@@ -183,6 +183,7 @@ def check_size(size: int, cfg: AutoencoderTraining) -> None:
 
 def training_of(preset: Preset) -> AutoencoderTraining:
     """How the preset's autoencoder is trained. Raises BadInput if it does not say."""
+    check_learned(preset, "train its generator at once")
     if preset.autoencoder_training is None:
         raise BadInput(
             f"the preset of '{preset.name}' does not say how to train its autoencoder; import one"

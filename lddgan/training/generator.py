@@ -27,7 +27,7 @@ from lddgan.networks.autoencoder import draw_latent
 from lddgan.networks.registry import create
 from lddgan.noise import draw as draw_noise
 from lddgan.pictures import Pixels
-from lddgan.preset import GROUP, Preset
+from lddgan.preset import GROUP, OF_AUTOENCODER, Preset
 from lddgan.training.latents import StoredLatents
 from lddgan.training.loop import Losses, Stage, TensorLosses, Work, descend, train
 from lddgan.training.losses import (
@@ -191,12 +191,13 @@ def train_generator(
 
     `images` are images, encoded as they are read, or latents encoded before (StoredLatents).  The
     autoencoder and the scale factor are those of `trained`.  The generator begins with the tensors
-    of `start`, if given.  The model is written to `settings.out`.  Raises what `loop.train` does.
+    of `start`, if given.  The model is written to `settings.out`, and beside it the autoencoder if
+    it is learned.  Raises what `loop.train` does.
     """
     cfg = preset.training
     if start is not None and settings.resume:
         raise BadInput("--init begins a run and --resume continues one; give one of them")
-    for name in ("autoencoder", "image_size", "latent_channels", "latent_size"):
+    for name in OF_AUTOENCODER:
         if getattr(preset, name) != getattr(trained.preset, name):
             raise BadInput(f"{name} is the trained autoencoder's and cannot be changed here")
     if isinstance(images, StoredLatents) and cfg.flip and not images.has_mirrored:
@@ -206,7 +207,7 @@ def train_generator(
     def begin(settings: Settings, ranks: Ranks, total: int) -> Work[Model]:
         if total == 0:
             raise BadInput("no step at all makes no generator")
-        if ranks.is_first:
+        if ranks.is_first and preset.autoencoder.learned:
             keep_autoencoder(settings.out, trained)
         gan = Gan(preset, settings, ranks, start)
         autoencoder = trained.autoencoder.to(ranks.device, **settings.layout())

@@ -75,18 +75,20 @@ def keep_autoencoder(folder: Path, trained: TrainedAutoencoder) -> None:
 def load_model(path: Path) -> Model:
     """Load a checkpoint, or the moving average in a generator's state as a model.
 
-    The autoencoder of a state lies beside it.  Raises BadInput.
+    The autoencoder of a state, if one is learned, lies beside it.  Raises BadInput.
     """
     if not path.name.endswith(STATE):
         return load_checkpoint(path)
     state = load_state(path)
-    generator = average_in(path, state)
-    beside = path.with_name(AUTOENCODER_FILE)
-    trained = load_autoencoder(beside)
-    if digest_of(trained) != state["run"]["autoencoder"]:
-        raise BadInput(f"{beside} is another autoencoder than {path} was trained with")
+    generator, autoencoder = average_in(path, state), {}
+    if state["preset"].autoencoder.learned:
+        beside = path.with_name(AUTOENCODER_FILE)
+        trained = load_autoencoder(beside)
+        if digest_of(trained) != state["run"]["autoencoder"]:
+            raise BadInput(f"{beside} is another autoencoder than {path} was trained with")
+        autoencoder = trained.autoencoder.state_dict()
     provenance = progress_of(state["step"], state["total"])
-    return build_model(state["preset"], generator, trained.autoencoder.state_dict(), provenance)
+    return build_model(state["preset"], generator, autoencoder, provenance)
 
 
 def load_generator(path: Path) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from bench.training_step import (
 )
 from cli import app
 from lddgan.errors import BadInput, LddganError, OutOfMemory
-from lddgan.preset import AutoencoderTraining, Preset, with_values
+from lddgan.preset import AutoencoderTraining, Preset, resized, with_values
 from lddgan.presets import get_preset
 from lddgan.training.loop import NotFinite
 from lddgan.training.settings import Settings
@@ -211,6 +211,20 @@ def test_bad_input(changes: dict[str, Any], message: str) -> None:
     given = {"presets": [PRESET], "device": "cpu", "trials": 1} | changes
     with pytest.raises(BadInput, match=message):
         bench_training(**given)
+
+
+def test_where_nothing_is_learned_only_the_generator_is_measured(tmp_path: Path) -> None:
+    values = {"generator.kind": "wavelet-ncsnpp", "generator.ch_mult": (1, 2), "generator.nf": 8}
+    small = values | {"generator.blocks": 1, "discriminator.ngf": 4, "discriminator.layers": 3}
+    preset = resized(get_preset("wddgan-cifar10"), 32, small | {"training.batch": 4})
+    shown: list[list[Row]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_step, "in_child", in_here)
+        patch.setattr(training_step, "VARIANTS", {EAGER: {}})
+        given: dict[str, Any] = {"trials": 1, "out": tmp_path / "rows.jsonl", "show": shown.append}
+        bench_training([preset], "cpu", **given, log=lambda _: None)
+    ((row,),) = shown
+    assert (row.stage, set(row.ms)) == ("generator", {"plain", "with_r1", "encode"})
 
 
 def test_a_file_of_something_else_is_refused_first(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -43,6 +45,20 @@ def write_photos(folder: Path, size: int, count: int = 16) -> Path:
         crop = photo[top : top + size, left : left + size]
         Image.fromarray(crop).save(folder / f"{number:02d}.png")
     return folder
+
+
+def interrupted(lddgan: Any, what: type, *args: object) -> Any:
+    """The outcome of a command with Ctrl-C in the first step of `what`."""
+    step = what.step
+
+    def stop(self: Any, batch: torch.Tensor, number: int, progress: float) -> Any:
+        if number == 0:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, batch, number, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(what, "step", stop)
+        return lddgan(*args)
 
 
 def sampled(lddgan: Any, checkpoint: Path | str) -> np.ndarray:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from export.bundle import DIGITS
@@ -20,26 +17,22 @@ from lddgan.commands import train_command
 from lddgan.training.autoencoder import AutoencoderGan
 from lddgan.training.generator import Gan
 from tests import test_cli
-from tests.lddgan.runs import AUTOENCODER, MODEL, RUN, TINY, equal, generator_of, options, sampled
-from tests.test_cli import Outcome, refused
+from tests.lddgan.runs import (
+    AUTOENCODER,
+    MODEL,
+    RUN,
+    TINY,
+    equal,
+    generator_of,
+    interrupted,
+    options,
+    sampled,
+)
+from tests.test_cli import refused
 
 lddgan = test_cli.lddgan  # the fixture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def interrupted(lddgan: Any, what: type, *args: object) -> Outcome:
-    """The command, with Ctrl-C in its first step."""
-    step = what.step
-
-    def stop(self: Any, batch: torch.Tensor, number: int, progress: float) -> Any:
-        if number == 0:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, batch, number, progress)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(what, "step", stop)
-        return lddgan(*args)
 
 
 def test_hint_repeats_each_key_and_leaves_out_what_is_not_given() -> None:

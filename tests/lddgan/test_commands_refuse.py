@@ -42,7 +42,8 @@ LSUN = (
     *("train-autoencoder", "--dataset", "lsun", "--steps", 1, *NO_LPIPS),
     *options(autoencoder__ch=32, autoencoder_training__batch=8),
 )
-
+WDDGAN = ("train", "--dataset", "wddgan-cifar10", "--data", "{photos}")
+NO_AUTOENCODER = ("wddgan-cifar10 takes no autoencoder", "'haar', which has no weights")
 
 IMPORT = "import", "--dataset", "lsun", "--generator", "g.pth", "--autoencoder", "ae.safetensors"
 REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
@@ -60,6 +61,8 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
         (*FOR_TRAIN, *options(training__batch=32)),
         ("16 images are too few: one batch takes 32",),
     ),
+    (WDDGAN, ("16 images are too few: one batch takes 256",)),
+    (WDDGAN[:3], ("no images of wddgan-cifar10 of 32x32; give --data",)),
     (
         (*LSUN, "--data", "{photos}"),
         ("is 32x32, smaller than 256x256",),
@@ -72,6 +75,23 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
         ("--latents are encoded: `dataset encode` takes --lmdb-size",),
     ),
     # the autoencoder
+    ((*WDDGAN, "--autoencoder", "x"), (*NO_AUTOENCODER, "leave out --autoencoder")),
+    (
+        (*WDDGAN, "--key", "ema", "--latents", "x"),
+        (*NO_AUTOENCODER, "leave out --key and --latents"),
+    ),
+    (
+        ("train-autoencoder", *WDDGAN[1:], "--perceptual-weight", 0),
+        (*NO_AUTOENCODER, "`lddgan train --dataset wddgan-cifar10 --data "),
+    ),
+    (
+        ("dataset", "encode", "{photos}", "--dataset", "wddgan-cifar10", "--out", "runs"),
+        (*NO_AUTOENCODER, "`lddgan train --dataset wddgan-cifar10 --data "),
+    ),
+    (
+        ("dataset", "encode", "{photos}", "--dataset", "digits", "--out", "runs"),
+        ("give the autoencoder of the latents (--autoencoder)",),
+    ),
     (("train", "--dataset", "digits"), ("--autoencoder", "train-autoencoder --dataset digits")),
     (("train", "--dataset", "imagenet"), ("imagenet", "cifar10, celeba_256, lsun, digits")),
     (
@@ -124,6 +144,9 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     ((*FOR_TRAIN, "--set", "generator.nf=wide"), ("generator.nf", "valid integer")),
     ((*CIFAR, "--image-size", 33), ("image_size 33 is not latent_size 16 x 2",)),
     ((*CIFAR, "--image-size", 4), ("latent_size 2 is no multiple of 4",)),
+    ((*FOR_TRAIN, "--image-size", 64), ("autoencoder decides", "digits --image-size 64` trains")),
+    ((*WDDGAN, "--image-size", 33), ("image_size 33 is not latent_size 16 x 2",)),
+    ((*WDDGAN, "--image-size", 12), ("choose an image_size that 8 divides, or fewer layers",)),
     # a checkpoint that is looked at
     (("sample", "--checkpoint", "{files}/" + MODEL, "--engine", "ort"), ("lddgan export",)),
     (("sample", "--checkpoint", "{files}/" + MODEL, "--precision", "fp16"), ("fp32",)),

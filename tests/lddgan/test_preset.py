@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lddgan.errors import BadInput
+from lddgan.networks.configs import UVitConfig
 from lddgan.preset import (
     Preset,
     flat,
@@ -223,10 +224,21 @@ def test_its_own_size_changes_nothing(preset: Preset) -> None:
     assert resized(preset, preset.image_size) == preset
 
 
+def test_image_size_and_other_values_are_checked_together() -> None:
+    found = resized(get_preset("ddgan-lsun"), 32, {"discriminator.layers": 4})
+    assert (found.image_size, found.latent_size, found.discriminator.layers) == (32, 32, 4)
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "said"),
     [
-        ("lsun", 100, r"image_size 100 is not latent_size 12 x 8 \(the autoencoder's factor\)"),
+        (
+            "lsun",
+            100,
+            "image_size 100 is not latent_size 12 x 8, by which the kind 'kl' divides it",
+        ),
+        ("wddgan-lsun", 33, "image_size 33 is not latent_size 16 x 2, by which the kind 'haar' "),
+        ("ddgan-lsun", 96, "choose an image_size that 64 divides, or fewer layers"),
         ("digits", 30, "image_size 30 is not latent_size 7 x 4"),
         ("digits", 0, "image_size: .*greater than or equal to 1"),
         ("digits", -32, "image_size: .*greater than or equal to 1"),
@@ -264,6 +276,14 @@ def test_only_vq_has_codes(dataset: str, kind: Any, changes: dict[str, Any]) -> 
 def test_a_codebook_of_ones_own_size_is_kept() -> None:
     own = with_values(get_preset("celeba_256"), {"autoencoder.codes": 16})
     assert with_values(own, {"autoencoder.kind": "vq"}) == own
+
+
+def test_another_kind_needs_the_values_that_have_no_default() -> None:
+    sizes = {"generator.width": 24, "generator.depth": 3, "generator.heads": 3}
+    found = with_values(get_preset("lsun"), {"generator.kind": "u-vit"} | sizes).generator
+    assert found == UVitConfig(width=24, depth=3, heads=3, nz=100, mapping_layers=3)
+    with pytest.raises(BadInput, match=r"generator\.width: Input should be a valid integer"):
+        with_values(get_preset("lsun"), {"generator.kind": "u-vit"})
 
 
 # ---- another loss ----

@@ -7,7 +7,8 @@ import torch
 
 import lddgan.training.generator as gan_module
 from lddgan.errors import BadInput
-from lddgan.networks import discriminator, generator, layers
+from lddgan.networks import discriminator, layers, ncsnpp
+from lddgan.preset import with_values
 from lddgan.training.generator import Draws, Gan, discriminator_losses, draw, generator_losses
 from lddgan.training.state import set_rate
 from tests.lddgan.training.support import ALONE, settings, tiny_preset
@@ -36,7 +37,7 @@ def test_cosine_rate():
 def gan64(tiny, monkeypatch):
     """Networks wholly in float64 with every weight moved, so that nothing starts at zero."""
     monkeypatch.setattr(layers.GroupNorm, "forward", torch.nn.GroupNorm.forward)
-    monkeypatch.setattr(generator, "attention", attention64)
+    monkeypatch.setattr(ncsnpp, "attention", attention64)
     monkeypatch.setattr(discriminator, "sinusoid", lambda t, w: layers.sinusoid(t, w).double())
     torch.manual_seed(0)
     gan = new_gan(tiny)
@@ -170,25 +171,32 @@ def after_steps(preset, **changes):
 
 def weights_of(gan):
     """A layer of each network and one of the average."""
-    return (
-        gan.generator.all_modules[2].weight,
-        gan.discriminator.start_conv.weight,
-        gan.ema.module.all_modules[2].weight,
-    )
+    networks = (gan.generator, gan.discriminator, gan.ema.module)
+    return [next(p for p in network.parameters() if p.ndim == 4) for network in networks]
+
+
+U_VIT = {"generator.width": 24, "generator.depth": 3, "generator.heads": 3}
+KINDS = {"ncsnpp": {}, "wavelet-ncsnpp": {}, "u-vit": U_VIT}
+
+
+@pytest.fixture(params=KINDS)
+def any_kind(tiny, request):
+    """The tiny preset with each kind of generator."""
+    return with_values(tiny, {"generator.kind": request.param} | KINDS[request.param])
 
 
 @pytest.mark.parametrize("changes", [{"accumulate": 2}, {"channels_last": True}])
-def test_parts_of_a_batch_and_layouts_make_the_same_step(tiny, changes):
-    plain, losses = after_steps(tiny)
-    other, others = after_steps(tiny, **changes)
+def test_parts_of_a_batch_and_layouts_make_the_same_step(any_kind, changes):
+    plain, losses = after_steps(any_kind)
+    other, others = after_steps(any_kind, **changes)
     for a, b in zip(losses, others, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-6)
     for a, b in zip(weights_of(plain), weights_of(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_bf16_stays_near_fp32(tiny):
-    (_, losses), (gan, others) = after_steps(tiny), after_steps(tiny, bf16=True)
+def test_bf16_stays_near_fp32(any_kind):
+    (_, losses), (gan, others) = after_steps(any_kind), after_steps(any_kind, bf16=True)
     for a, b in zip(losses, others, strict=True):
         assert b == pytest.approx(a, rel=0.03, abs=0.01)
         assert b != a

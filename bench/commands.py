@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from bench.row import Row
     from export.bundle import Bundle
 
+Cost = Annotated[
+    bool,
+    typer.Option(
+        "--cost", help="Parameters, multiply-adds and memory instead, measured, in some minutes."
+    ),
+]
 Images = Annotated[int | None, typer.Option(min=1, help="Images per trial; default 100.")]
 Trials = Annotated[int, typer.Option(min=1, help="Measured runs.")]
 MaxSeconds = Annotated[float | None, typer.Option(min=0, help="Cuts trials; default 120 on a CPU.")]
@@ -40,6 +46,14 @@ Ladder = Annotated[
         "them, default 30.",
     ),
 ]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help="Several data sets' bundles in turns, each on its best engine, beside the paper's "
+        "times; without the PyTorch baseline.",
+    ),
+]
 Plot = Annotated[
     bool,
     typer.Option(
@@ -58,13 +72,15 @@ Train = Annotated[
 ]
 
 
-def presets(as_json: Json = False) -> None:
-    """List the models: sizes, cost, and the paper's figures."""
-    from bench.cost import preset_table
-    from bench.tables import print_presets
+def presets(cost: Cost = False, as_json: Json = False) -> None:
+    """List the models: their parts, and the paper's figures; with --json every setting."""
+    from bench.cost import cost_table
+    from bench.preset_tables import print_costs, print_presets
+    from lddgan.presets import PRESETS
 
-    rows = preset_table()
-    print_json([row.model_dump() for row in rows]) if as_json else print_presets(rows)
+    rows: Any = cost_table() if cost else list(PRESETS.values())
+    print_table = print_costs if cost else print_presets
+    print_json([row.model_dump() for row in rows]) if as_json else print_table(rows)
 
 
 def bench(
@@ -81,26 +97,37 @@ def bench(
     verify: Verify = False,
     save: Save = None,
     ladder: Ladder = False,
+    compare: Compare = None,
     plot: Plot = False,
     training: Train = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an engine, or every one (--ladder), against the PyTorch baseline; or training."""
+    """Measure an engine, or all (--ladder), against PyTorch; models (--compare); or training."""
     given: dict[str, Any] = {"device": device, "trials": trials, "max_seconds": max_seconds}
     chosen = engine != "auto" or precision is not None or not cuda_graph or verify
     if training:
-        if chosen or bundle or seed or ladder or plot:
+        if chosen or bundle or seed or ladder or plot or compare is not None:
             raise BadInput(
                 "--train measures no engine; leave out --bundle, --engine, --precision, --seed, "
-                "--no-cuda-graph, --verify, --ladder and --plot"
+                "--no-cuda-graph, --verify, --ladder, --plot and --compare"
             )
         measure_training(dataset, as_json, out=save, batch=batch, **given)
         return
-    opened = chosen_bundle(dataset, bundle)
     given |= {"batch": batch or 100, "seed": seed}
+    one = {"engine": engine, "precision": precision, **given}
+    if compare is not None:
+        from bench.compare import named_bundles
+
+        if dataset or bundle or ladder or plot or verify or not cuda_graph:
+            raise BadInput(
+                "--compare names its models; leave out --dataset, --bundle, --ladder, --plot, "
+                "--train, --verify and --no-cuda-graph"
+            )
+        measure_engines(named_bundles(compare), save, as_json, **one)
+        return
+    opened = chosen_bundle(dataset, bundle)
     if not (ladder or plot):
-        given |= {"engine": engine, "precision": precision}
-        measure_engine(opened, save, as_json, cuda_graph=cuda_graph, verify=verify, **given)
+        measure_engines([opened], save, as_json, cuda_graph=cuda_graph, verify=verify, **one)
         return
     if chosen:
         raise BadInput(
@@ -108,11 +135,7 @@ def bench(
             "--no-cuda-graph and --verify"
         )
     if ladder:
-        from bench.ladder import run_ladder
-        from bench.tables import print_ladder
-
-        rows = run_ladder(opened, out=save, log=note, **given)
-        print_rows(rows, as_json, print_ladder)
+        measure_ladder(opened, as_json, out=save, **given)
     if plot:
         from bench.plot import draw
 
@@ -128,20 +151,31 @@ def print_rows(rows: list[Row], as_json: bool, print_table: Callable[[list[Row]]
         print_table(rows)
 
 
-def measure_engine(opened: Bundle, save: Path | None, as_json: bool, **given: Any) -> None:
-    """Measure one engine beside the baseline; print its rows and keep them."""
+def measure_engines(opened: list[Bundle], save: Path | None, as_json: bool, **given: Any) -> None:
+    """Measure an engine beside the baseline, or several models; print the rows and keep them."""
+    from bench.compare import compare
     from bench.row import add_rows, check_rows_file
     from bench.run import benchmark
-    from bench.tables import print_engine
+    from bench.tables import print_compared, print_engine
     from lddgan.progress import Meter
 
+    alone = len(opened) == 1
+    run = partial(benchmark, opened[0]) if alone else partial(compare, opened)
     if save is not None:
         check_rows_file(save)
     with Meter("measuring", 0, given["trials"], None, unit="trials") as meter:
-        rows = benchmark(opened, **given, log=note, progress=meter.follow)
-    print_rows(rows, as_json, print_engine)
+        rows = run(**given, log=note, progress=meter.follow)
+    print_rows(rows, as_json, print_engine if alone else print_compared)
     if save is not None:
         add_rows(rows, save)
+
+
+def measure_ladder(opened: Bundle, as_json: bool, **given: Any) -> None:
+    """Measure every way to run a model; its rows are kept as soon as they exist."""
+    from bench.ladder import run_ladder
+    from bench.tables import print_ladder
+
+    print_rows(run_ladder(opened, log=note, **given), as_json, print_ladder)
 
 
 def measure_training(dataset: str | None, as_json: bool, **given: Any) -> None:

@@ -1,17 +1,33 @@
-"""What each preset costs: parameters, multiply-adds and traffic, counted in the networks."""
+"""What each preset costs: parameters, multiply-adds, traffic, and the memory of one image.
+
+All but the memory is counted in the networks. The memory is measured in a process for each preset:
+python -m bench.cost NAME prints it.
+"""
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
-from lddgan.extras import why_missing
+from bench.machine import memory_mib, run_child
+from lddgan.extras import require, why_missing
 from lddgan.frozen import Frozen
 from lddgan.preset import Paper, Preset
-from lddgan.presets import PRESETS
+from lddgan.presets import PRESETS, get_preset
+from lddgan.progress import Meter
 
 if TYPE_CHECKING:
     from torch import nn
+
+PROGRAM: Final = (  # with this, glibc gives back a tensor's memory as soon as it is freed
+    *("env", "MALLOC_MMAP_THRESHOLD_=65536"),
+    *(sys.executable, "-m", f"{__package__}.cost"),
+)
+MAX_SECONDS: Final = 600.0  # for one process
+FIRST: Final = "digits"  # preset of an image made before, for which PyTorch loads what it needs
 
 
 class Cost(Frozen):
@@ -21,7 +37,7 @@ class Cost(Frozen):
     decoder_parameters: int
     generator_macs: int  # multiply-adds of one call, attention included
     decoder_macs: int
-    generator_values: int  # that the convolutions of one call read and write, weights apart
+    generator_values: int  # that the layers of one call read and write, weights apart
     decoder_values: int
 
 
@@ -30,6 +46,7 @@ def known_cost(preset: Preset) -> Cost | None:
     return measure_cost(preset) if why_missing("torch") is None else None
 
 
+@cache
 def measure_cost(preset: Preset) -> Cost:
     """Count on the meta device, where only shapes are computed. Needs torch."""
     import torch
@@ -59,7 +76,10 @@ def parameters(*modules: nn.Module | None) -> int:
 
 
 def count(network: nn.Module, compute: Callable[[], Any]) -> tuple[int, int]:
-    """Multiply-adds of `compute`, and values that the convolutions of `network` read and write."""
+    """Multiply-adds of `compute`, and values that layers of `network` read and write.
+
+    Layers are those with matrices: convolutions, and the linear ones of which a U-ViT is made.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,7 +89,7 @@ def count(network: nn.Module, compute: Callable[[], Any]) -> tuple[int, int]:
         moved.append(given[0].numel() + made.numel())
 
     for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv2d):
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
             layer.register_forward_hook(note)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -77,34 +97,59 @@ def count(network: nn.Module, compute: Callable[[], Any]) -> tuple[int, int]:
     return counter.get_total_flops() // 2, sum(moved)
 
 
-class PresetRow(Frozen):
-    """One line of `lddgan presets`."""
+class CostRow(Frozen):
+    """One line of `lddgan presets --cost`."""
 
     name: str
-    image: tuple[int, int, int]  # [3,H,W]
-    latent: tuple[int, int, int]  # [C,h,w]
-    steps: int  # T
-    downsampling: int  # f
-    cost: Cost | None  # None without torch
-    macs_per_image: int | None  # T generator calls and the decoder
+    cost: Cost
+    macs_per_image: int  # T generator calls and the decoder
+    memory_mib: float | None  # `memory_of_image`
+    no_memory: str | None  # why there is none
     paper: Paper | None
-    not_measured: str | None  # why there is no cost
 
 
-def preset_table() -> list[PresetRow]:
-    """Every preset with its cost; without torch each row says why it has none."""
-    why_not = why_missing("torch")
-    return [
-        PresetRow(
-            name=preset.name,
-            image=preset.image_shape,
-            latent=preset.latent_shape,
-            steps=preset.steps,
-            downsampling=preset.autoencoder.factor,
-            cost=(cost := known_cost(preset)),
-            macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs if cost else None,
-            paper=preset.paper,
-            not_measured=why_not,
-        )
-        for preset in PRESETS.values()
-    ]
+def cost_table() -> list[CostRow]:
+    """Every preset with its cost, and with the memory of an image. Needs torch."""
+    require("torch", "safetensors")
+    rows = []
+    with Meter("measuring", 0, len(PRESETS), None, unit="presets") as meter:
+        for preset in PRESETS.values():
+            cost, (memory, why_not) = measure_cost(preset), memory_in_child(preset.name)
+            row = CostRow(
+                name=preset.name,
+                cost=cost,
+                macs_per_image=preset.steps * cost.generator_macs + cost.decoder_macs,
+                memory_mib=memory,
+                no_memory=why_not,
+                paper=preset.paper,
+            )
+            rows.append(row)
+            meter.advance(1)
+    return rows
+
+
+def memory_in_child(name: str) -> tuple[float | None, str | None]:
+    """`memory_of_image` in a process of its own, or why there is none."""
+    with tempfile.TemporaryFile("w+") as said:
+        why_not = run_child((*PROGRAM, name), MAX_SECONDS, stdout=said)
+        said.seek(0)
+        return (float(said.read()), None) if why_not is None else (None, why_not)
+
+
+def memory_of_image(name: str) -> float:
+    """Peak MiB of one image in PyTorch fp32, eager, on the CPU, above the loaded networks.
+
+    To be called in a process of its own, on Linux. The libraries' own memory is left out.
+    """
+    from engine.registry import open_model
+    from lddgan.checkpoint import random_model
+
+    for preset in map(get_preset, (FIRST, name)):
+        sampler = open_model(random_model(preset), device="cpu")
+        loaded = memory_mib("VmRSS")
+        sampler.sample(1)
+    return memory_mib("VmHWM") - loaded
+
+
+if __name__ == "__main__":
+    print(memory_of_image(sys.argv[1]))

@@ -31,6 +31,7 @@ PACKAGES: Final = (
     *("torch", "triton", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
     *("cuda-core", "numpy"),
 )
+STATUS = Path("/proc/self/status")
 PIPE_SECONDS: Final = 5.0  # to read what a child left in its pipe
 NO_SMI: Final = "unknown: nvidia-smi is missing"
 NO_COMMIT: Final = f"commit unknown: this is no checkout of git; {COMMIT} names it"
@@ -155,9 +156,13 @@ def peak_memory_mib() -> float | None:
 
     Includes the interpreter and libraries. `ru_maxrss` would include the parent process's peak.
     """
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return int(peak[1]) / 1024 if peak else None
+    return memory_mib("VmHWM") if STATUS.is_file() else None
+
+
+def memory_mib(field: str) -> float:
+    """Read a figure of this process's memory: VmRSS, now resident, or VmHWM, its peak. On Linux."""
+    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def output_of(*command: str) -> str | None:

@@ -112,12 +112,12 @@ def roofline_figure(rows: Sequence[Row]) -> Figure:
     for name, peak, style in roofs:
         xs, ys = [left, peak / copied, right], [left * copied, peak, peak]
         axes.plot(xs, ys, style, color="black", label=f"{ceilings.precision} {name}, measured")
-    for (stage, intensity), marker in zip(best.intensity.items(), "os", strict=True):
+    for (stage, intensity), marker in zip(best.intensity.items(), "os", strict=False):
         rate = best.tflops(stage) or 0.0
         label = f"{stage}: {number(rate)} TFLOP/s"
         axes.plot(intensity, rate, marker, markersize=9, label=label)
     axes.set(xscale="log", yscale="log", ylabel="TFLOP/s, of the network as published")
-    axes.set_xlabel("FLOP per byte that the published convolutions read and write")
+    axes.set_xlabel("FLOP per byte that the published layers read and write")
     axes.legend(fontsize=8, loc="lower right")
     return figure
 

@@ -1,7 +1,7 @@
 """How fast a device can be, measured, and how much work a batch is.
 
-The ceilings are the rates of a large matrix product, of the decoder's widest 3x3 convolution and
-of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
+The ceilings are the rates of a large matrix product, of a 3x3 convolution on the model's largest
+tensor and of a copy inside the device's memory, all by PyTorch: in fp16 on a GPU, in fp32 on a CPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ceilings(Frozen):
 
 def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
     """Measure the CPU or the first GPU, in seconds. CUDA is started by torch."""
-    size, channels = preset.image_size, widest(preset)
+    channels, size = largest(preset)
     images = max(1, SIZES[device].pixels // size**2)
     convolution = f"{images}x{channels}x{size}x{size}"
     ceilings = partial(Ceilings, precision=SIZES[device].precision, convolution=convolution)
@@ -75,9 +75,13 @@ def measure_ceilings(preset: Preset, device: Device) -> Ceilings:
     return ceilings(note=f"ceilings not measured: {why_not}")
 
 
-def widest(preset: Preset) -> int:
-    """Channels of a convolution at the image's size whose tensor is the decoder's largest."""
-    return preset.autoencoder.largest_activation(preset.image_size) // preset.image_size**2
+def largest(preset: Preset) -> tuple[int, int]:
+    """Channels and side of the largest tensor of generator and decoder, at latents' or images'."""
+    elements, size = max(
+        (preset.generator.largest_activation(preset.latent_size), preset.latent_size),
+        (preset.autoencoder.largest_activation(preset.image_size), preset.image_size),
+    )
+    return elements // size**2, size
 
 
 def matmul_tflops(device: Device) -> float:
@@ -148,8 +152,9 @@ def work_of(
     """The work of a batch, as fields of a row. Returns none without a cost.
 
     FLOP are two for each multiply-add of the networks as published, whatever an engine saves. The
-    intensity is FLOP per byte if nothing stays in a cache: every convolution reads its weights once
-    per call and chunk and its input once, and writes its output once; the rest is fused.
+    intensity is FLOP per byte if nothing stays in a cache: every layer reads its weights once per
+    call and chunk and its input once, and writes its output once; what has no weights is fused. A
+    decoder without layers has none.
 
     The least bytes hold no activation: weights once per call and chunk; x, z, noise and x_next of
     every call; x_0 and the image.
@@ -174,6 +179,7 @@ def work_of(
         "intensity": {
             name: 2 * batch * macs / (value * (chunks * weights + batch * moved))
             for name, (macs, weights, moved) in networks.items()
+            if moved
         },
     }
 

@@ -1,8 +1,8 @@
 """The one row: what every benchmark writes into .jsonl files, their writer and their reader.
 
 A row is one thing that was measured. Rows with the same `session` were measured in one run: an
-engine and the PyTorch baseline beside it, the rungs of a ladder, the variants of a training step.
-Ratios and rates are computed when a row is printed.
+engine and the PyTorch baseline beside it, several models, the rungs of a ladder, the variants of a
+training step. Ratios and rates are computed when a row is printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GP
 SCHEMA: Final = 3
 BUSY_LOAD: Final = 0.5  # load per core above which the machine was doing something else
 
-Kind = Literal["engine", "rung", "training", "pipeline", "photos", "job"]
+Kind = Literal["engine", "compare", "rung", "training", "pipeline", "photos", "job"]
 
 
 class Row(Frozen):

@@ -19,7 +19,7 @@ from bench.machine import (
     torch_settings,
 )
 from bench.roofline import Ceilings, measure_ceilings, work_of
-from bench.row import Row, new_row, now
+from bench.row import Kind, Row, new_row, now
 from bench.timing import (
     Budget,
     Plan,
@@ -205,26 +205,38 @@ def make_rows(
     png_ms: float | None = None,
 ) -> list[Row]:
     """The rows of one run: the engine's, then the baseline's if there is one."""
-    first = sides[0].sampler
-    done, session, cost = len(sides[0].trials), now(), known_cost(first.preset)
-    said = list(notes)
-    if done < plan.trials:
-        limit = seconds(plan.max_seconds)
-        said.insert(0, f"{done} of {plan.trials} trials: more do not fit in {limit}")
-    if first.backend.captures:
-        said.append(ONE_LAUNCH)
+    cost = known_cost(sides[0].sampler.preset)
     fields = [side_fields(side, plan, cost, exported or {}) for side in sides]
     fields[0] |= {"png_ms": png_ms}
     if len(sides) > 1:
         fields[0] |= beside(sides[0], sides[1])
-    common: dict[str, Any] = {
+    return session_rows("engine", sides, fields, here, plan, notes, ceilings=ceilings)
+
+
+def session_rows(
+    kind: Kind,
+    sides: Sequence[Side],
+    fields: Sequence[dict[str, Any]],
+    here: Machine,
+    plan: Plan,
+    notes: Sequence[str] = (),
+    **shared: Any,
+) -> list[Row]:
+    """The rows of one run: a side's own fields, and those that all share."""
+    done, session = len(sides[0].trials), now()
+    limit = f"{done} of {plan.trials} trials: more do not fit in {seconds(plan.max_seconds)}"
+    said = [limit, *notes] if done < plan.trials else notes
+    shared |= {
         "machine": here,
         "torch_settings": torch_settings(plan.device),
-        "preset": first.preset.model_dump(),
         "max_seconds": None if plan.max_seconds == float("inf") else plan.max_seconds,
-        "ceilings": ceilings,
     }
-    return [new_row("engine", session, said, **common, **own) for own in fields]
+    rows = []
+    for side, own in zip(sides, fields, strict=True):
+        launched = (ONE_LAUNCH,) if side.sampler.backend.captures else ()
+        own = own | {"preset": side.sampler.preset.model_dump()}
+        rows.append(new_row(kind, session, (*said, *launched), **shared, **own))
+    return rows
 
 
 def side_fields(side: Side, plan: Plan, cost: Cost | None, exported: Exported) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from bench.cost import PresetRow
 from bench.machine import Machine
 from bench.roofline import summary
 from bench.row import Row
@@ -22,10 +21,6 @@ STAGES: Final = dict(zip(Trial._fields, Trial._fields, strict=True)) | {
     "generator": "generator, {steps} steps",
     "end_to_end": "seed to pixels",
 }
-LEGEND: Final = (
-    "M: million parameters. GMAC: 10^9 multiply-adds of one generator call, of the decoder, of one "
-    "image (T calls and the decoder), measured from the networks. The rest is the paper's:"
-)
 PEAK_MEMORY: Final = {
     "cpu": "peak memory is the process's, libraries and interpreter included",
     "cuda": "peak memory is what torch allocated on the GPU",
@@ -83,6 +78,11 @@ def verification(row: Row) -> str:
     return said + (", failed" if found.get("why_failed") else "")
 
 
+def paper_of(row: Row) -> Mapping[str, Any]:
+    """The paper's figures of a row's preset; empty if it has none."""
+    return row.preset.get("paper") or {}
+
+
 def way_cells(row: Row, other: Row | None, columns: Columns) -> list[str]:
     """The text of a rung or a variant: its name, then its columns; `other` is compared with."""
     name = row.rung or row.variant or ""
@@ -91,9 +91,21 @@ def way_cells(row: Row, other: Row | None, columns: Columns) -> list[str]:
     return [name, *(text(row, other) for text in columns.values())]
 
 
+def median(name: str) -> Callable[[Row, Any], str]:
+    return lambda row, _: number(row.ms[name].p50) if name in row.ms else ABSENT
+
+
 def psnr(row: Row) -> str:
     """PSNR of the images against the baseline's, without its unit."""
     return "equal" if row.psnr == float("inf") else shown(row.psnr, ".1f")
+
+
+def grouped(said: Iterable[tuple[str, str]]) -> list[str]:
+    """Names and sentences -> each sentence once, after the names that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, sentence in said:
+        names.setdefault(sentence, []).append(name)
+    return [f"{', '.join(about)}: {sentence}" for sentence, about in names.items()]
 
 
 def show(
@@ -130,8 +142,7 @@ def show(
 def print_engine(rows: Sequence[Row]) -> None:
     """Write the rows of `bench.run.benchmark`: the engine's, and the baseline's if there is one."""
     first = rows[0]
-    asked = "" if first.trials == first.trials_asked else f" of {first.trials_asked}"
-    title = f"{first.dataset}, batch {first.batch}, {first.trials}{asked} trials, "
+    title = f"{first.dataset}, {turns(first)}"
     names = (f"{engine_name(row)}\n{row.where}" for row in rows)
     stages = {
         label.format(steps=first.preset["steps"]): partial(percentiles, stage)
@@ -142,7 +153,13 @@ def print_engine(rows: Sequence[Row]) -> None:
     ]
     known = [line for line in lines if set(line[1:]) != {ABSENT}]
     columns = ("ms: p50 / p90 / p99", *names)
-    show(title + hardware(first.machine), columns, known, engine_facts(first), first.notes)
+    show(title, columns, known, engine_facts(first), first.notes)
+
+
+def turns(row: Row) -> str:
+    """Batch, trials and hardware of a run in turns."""
+    asked = "" if row.trials == row.trials_asked else f" of {row.trials_asked}"
+    return f"batch {row.batch}, {row.trials}{asked} trials, {hardware(row.machine)}"
 
 
 def percentiles(stage: str, row: Row) -> str:
@@ -178,8 +195,7 @@ def engine_facts(row: Row) -> list[str]:
         said.append(
             "peak memory is the process's; PyTorch's was read with the engine loaded beside it"
         )
-    paper = row.preset.get("paper")
-    if paper:
+    if paper := paper_of(row):
         said.append(
             f"paper ({paper['source']}): {paper['seconds']} s for a batch of 100 on its GPU"
         )
@@ -199,6 +215,34 @@ def engine_facts(row: Row) -> list[str]:
             f"{gpu.power_limit}, {gpu.temperature} C"
         )
     return said
+
+
+# ---- Several models ----
+
+
+COMPARED: Final[Columns] = {  # of a model and of the first
+    "engine": lambda row, _: engine_name(row),
+    "T": lambda row, _: str(row.preset["steps"]),
+    "generator\nms": median("generator"),
+    "decoder\nms": median("decoder"),
+    "whole\nms": median("whole"),
+    "images/s": lambda row, _: number(row.images_per_second),
+    "times\nthe first": lambda row, first: over(first.whole_ms, row.whole_ms),
+    "paper\ns/100": lambda row, _: shown(paper_of(row).get("seconds"), ".2f"),
+    "paper, times\nthe first": lambda row, first: over(
+        *(paper_of(one).get("seconds") for one in (first, row))
+    ),
+    "in": lambda row, _: paper_of(row).get("source", ABSENT),
+}
+
+
+def print_compared(rows: Sequence[Row]) -> None:
+    """Write the rows of `bench.compare.compare`, a line for each model."""
+    first = rows[0]
+    lines = [[row.dataset, *(text(row, first) for text in COMPARED.values())] for row in rows]
+    notes = grouped((row.dataset, note) for row in rows for note in row.notes)
+    said = ["times the first: times as fast as the first model; paper: on its GPU, batch 100"]
+    show(f"{turns(first)}; medians, in turns", ("model", *COMPARED), lines, said, notes)
 
 
 # ---- A ladder ----
@@ -261,10 +305,6 @@ def encoded_ms(row: Row) -> float | None:
     return step_ms(row) + row.ms["encode"].p50 if "encode" in row.ms else None
 
 
-def median(name: str) -> Callable[[Row, Any], str]:
-    return lambda row, _: number(row.ms[name].p50) if name in row.ms else ABSENT
-
-
 STEP: Final[Columns] = {  # of a variant and of eager fp32
     "images/s": lambda row, _: number(row.batch / step_ms(row) * 1e3),
     "times\neager": lambda row, eager: over(step_ms(eager), step_ms(row)),
@@ -303,31 +343,3 @@ def print_training(rows: Sequence[Row]) -> None:
     said += [f"{row.variant}: {row.why_not}" for row in rows if row.why_not]
     notes = tuple(dict.fromkeys(note for row in rows for note in row.notes))
     show(title, ("variant", *columns), lines, said, notes)
-
-
-# ---- The presets ----
-
-
-def print_presets(rows: Sequence[PresetRow]) -> None:
-    """Write the table of `lddgan presets`."""
-    heads = "preset|latent|T|G\nM|dec.\nM|G\nGMAC|dec.\nGMAC|image\nGMAC|FID|recall|s/100"
-    papers = [
-        f"{row.name}: {row.paper.source}; {row.paper.differences}" for row in rows if row.paper
-    ]
-    missing = sorted({f"no cost: {row.not_measured}" for row in rows if row.not_measured})
-    show("", heads.split("|"), map(preset_cells, rows), [LEGEND, *papers, *missing])
-
-
-def preset_cells(row: PresetRow) -> list[str]:
-    """One preset's text, in the order of the columns."""
-    cost, paper = row.cost, row.paper
-    cells = [row.name, "x".join(map(str, row.latent)), str(row.steps)]
-    if cost is None or row.macs_per_image is None:
-        cells += [ABSENT] * 5
-    else:
-        cells += [f"{n / 1e6:.2f}" for n in (cost.generator_parameters, cost.decoder_parameters)]
-        macs = (cost.generator_macs, cost.decoder_macs, row.macs_per_image)
-        cells += [f"{n / 1e9:.{2 if n < 1e11 else 0}f}" for n in macs]
-    if paper is None:
-        return cells + [ABSENT] * 3
-    return cells + [f"{n:.2f}" for n in (paper.fid, paper.recall, paper.seconds)]

@@ -203,8 +203,9 @@ def test_bench_prints_a_row(lddgan, tiny_bundle) -> None:
 def test_doctor_and_presets_in_json(lddgan) -> None:
     engines = json.loads(lddgan("doctor", "--json").out)["engines"]
     assert any(one["engine"] == "ort" and one["why_not"] is None for one in engines)
-    names = {row["name"] for row in json.loads(lddgan("presets", "--json").out)}
-    assert names == {"cifar10", "celeba_256", "lsun", "digits"}
+    presets = {one["name"]: one for one in json.loads(lddgan("presets", "--json").out)}
+    assert {"cifar10", "celeba_256", "lsun", "digits", "ddgan-lsun", "vit-tiny"} < presets.keys()
+    assert presets["wddgan-lsun"]["autoencoder"]["bands"] == ["LL", "HL", "LH", "HH"]
 
 
 def test_a_bundle_without_graphs_is_run_by_torch(lddgan, monkeypatch) -> None:

@@ -121,17 +121,16 @@ def test_bad_input(tiny_bundle: Path, changes: dict[str, Any], message: str) -> 
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from bench.cost import preset_table
+from bench.compare import compare
 from bench.run import benchmark
-from bench.tables import print_engine, print_presets
-from export.bundle import open_bundle
+from bench.tables import print_compared, print_engine
+from export.bundle import DIGITS, open_bundle
 (row,) = benchmark(open_bundle(sys.argv[1]), "auto", "fp32", "auto", batch=2, trials=1, seed=0)
 assert row.ratio is None and row.psnr is None
 assert row.tflops() is None and row.torch_settings is None
 print_engine([row])
-rows = preset_table()
-assert all(row.cost is None and row.paper or row.name == "digits" for row in rows)
-print_presets(rows)
+both = [open_bundle(folder) for folder in (sys.argv[1], DIGITS)]
+print_compared(compare(both, "auto", "fp32", "auto", batch=2, trials=1, seed=0))
 """
 
 
@@ -145,7 +144,7 @@ def test_without_torch_the_table_says_why_no_baseline(tiny_bundle: Path) -> None
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "! no PyTorch baseline: torch is not installed; pip install" in said
-    assert "no cost: torch is not installed" in said
+    assert "times the first: times as fast as the first model" in said
 
 
 def test_measured_rows_are_printed(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import roofline
 from bench.cost import Cost
-from bench.roofline import Sizes, measure_ceilings, summary, widest, work_of
+from bench.roofline import Sizes, largest, measure_ceilings, summary, work_of
 from engine.gpu.driver import why_no_gpu
 from engine.registry import find_engine
 from engine.requirements import why_no_torch_cuda
@@ -76,7 +76,23 @@ def test_the_convolution_is_the_decoders_largest(name: str) -> None:
                 module.register_forward_hook(seen)
         with torch.no_grad():
             decoder.decode(torch.empty(1, *preset.latent_shape))
-    assert max(sizes)[1:] == (widest(preset), preset.image_size)
+    assert max(sizes)[1:] == largest(preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "side"), [("ddgan-lsun", 128, 256), ("wddgan-lsun", 192, 128)]
+)
+def test_a_codec_without_layers_leaves_the_generators_convolution(
+    name: str, channels: int, side: int
+) -> None:
+    assert largest(get_preset(name)) == (channels, side)
+    work = work_of(replace_decoder(COST), get_preset(name), "fp32", 100, 32)
+    assert work["flop"]["decoder"] == 0 and work["intensity"].keys() == {"generator"}
+
+
+def replace_decoder(cost: Cost) -> Cost:
+    nothing = {"decoder_parameters": 0, "decoder_macs": 0, "decoder_values": 0}
+    return cost.model_copy(update=nothing)
 
 
 @pytest.mark.parametrize(("device", "size"), [("cuda", 8192), ("cpu", 2048)])

@@ -195,14 +195,15 @@ def export_graphs(model: Model, precision: Precision, rewrites: Sequence[str], o
 
     from export.exporter import graph_modules
     from export.fp16 import to_half
-    from export.graphs import graph_specs
+    from export.graphs import graph_specs, most_images
     from export.to_onnx import export_graph
 
-    specs = graph_specs(model.preset)
+    specs, most = graph_specs(model.preset), most_images(model.preset)
     for which, module in graph_modules(model, rewrites).items():
         path = out / graph_file(which, precision)
         try:
-            export_graph(to_half(module) if precision == "fp16" else module, specs[which], path)
+            graph = to_half(module) if precision == "fp16" else module
+            export_graph(graph, specs[which], path, most)
         except (torch.onnx.OnnxExporterError, onnx.checker.ValidationError) as error:
             cause = str(error).strip().partition("\n")[0]
             raise LddganError(f"the {which} could not be exported: {cause}") from error

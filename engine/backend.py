@@ -95,6 +95,7 @@ class Engine:
     needs_graphs: bool = True  # False: it runs the checkpoint
     captures: bool = False  # it takes a stream and replays a CUDA graph
     suits: Callable[[Preset, Device], bool] = lambda preset, device: False  # the best for a model
+    why_not_model: Callable[[Preset], str | None] = lambda preset: None  # why it cannot run one
     build: Callable[..., str] | None = None  # `lddgan build`: returns what was built, in a sentence
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 
 from engine.gpu.driver import find_gpu
-from engine.registry import ENGINES, find_engine, pairs, survey
+from engine.registry import ENGINES, find_engine, survey
 from lddgan.data.decode import FORMATS, NO_AVIF, READS_AVIF
 from lddgan.extras import INSTALL, usable_cores, version_of
 from lddgan.frozen import Frozen
@@ -41,17 +41,17 @@ class Report(Frozen):
 
 def examine() -> Report:
     """Look at this machine. Starts nothing on a GPU."""
-    engines = {
-        (name, where): EngineState(
+    engines = [
+        EngineState(
             engine=name,
             device=where,
             precisions=find_engine(name).precisions[where],
             why_not=why_not,
         )
         for name, where, why_not in survey()
-    }
+    ]
     best = {
-        name: next((pair for pair in pairs(preset=preset) if engines[pair].why_not is None), None)
+        name: next((found for found in survey(preset=preset) if found.why_not is None), None)
         for name, preset in PRESETS.items()
     }
     needed = (package for name in ENGINES for package in find_engine(name).packages)
@@ -64,8 +64,8 @@ def examine() -> Report:
         gpu=find_gpu().description,
         packages={name: version_of(name) for name in dict.fromkeys((*OWN_PACKAGES, *needed))},
         images=tuple(sorted(FORMATS)),
-        engines=list(engines.values()),
-        auto={name: " on ".join(pair) for name, pair in best.items() if pair is not None},
+        engines=engines,
+        auto={name: f"{it.engine} on {it.device}" for name, it in best.items() if it is not None},
     )
 
 

@@ -229,10 +229,13 @@ def pairs(
 def survey(
     engine: str = "auto", device: DeviceName = "auto", preset: Preset | None = None
 ) -> Iterator[Candidate]:
-    """`pairs`, and why each cannot run here.
+    """`pairs`, and why each cannot run (a model) here.
 
     The library of an engine is imported when its turn comes: who stops early loads no more.
     """
     for name, where in pairs(engine, device, preset):
-        no_gpu = why_no_gpu() if where == "cuda" else None
-        yield Candidate(name, where, no_gpu or find_engine(name).why_not(where))
+        record = find_engine(name)
+        why_not = None if preset is None else record.why_not_model(preset)
+        if why_not is None and where == "cuda":
+            why_not = why_no_gpu()
+        yield Candidate(name, where, why_not or record.why_not(where))

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.backend import Backend, Float32, Images, Inputs, Made, Native
 from export.agreement import any_of_one_value
-from export.graphs import MAX_BATCH
+from export.graphs import LARGEST_TENSOR, most_images
 from lddgan.diffusion import chain
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from lddgan.memory import memory_named
@@ -24,8 +24,8 @@ from lddgan.progress import Log, to_stderr
 T = TypeVar("T")
 
 # Elements of an activation, which set the chunk.  A CPU is fastest with what its caches hold
-# (docs/notes.md); kernels on a GPU count in 31 bits.
-LARGEST_TENSOR = {"cpu": 1 << 21, "cuda": (1 << 31) - 1}
+# (docs/notes.md).
+LARGEST_ACTIVATION = {"cpu": 1 << 21, "cuda": LARGEST_TENSOR}
 
 
 class Sampler:
@@ -50,7 +50,7 @@ class Sampler:
         self.preset = preset
         self.random_weights = random_weights
         own = backend.most or default_chunk(preset, backend.device)
-        self.chunk = own if chunk is None else checked_chunk(chunk)
+        self.chunk = own if chunk is None else checked_chunk(chunk, preset)
         self._fitting = self.chunk  # images that the memory held so far
         self._t = [backend.upload(np.array([t], np.int32)) for t in range(preset.steps)]
         self._thread = threading.RLock()  # of the thread at work
@@ -306,9 +306,8 @@ class NoiseAhead:
 
 
 def default_chunk(preset: Preset, device: str) -> int:
-    """Images at once such that no activation of the decoder passes LARGEST_TENSOR elements."""
-    elements = preset.autoencoder.largest_activation(preset.image_size)
-    return max(1, min(MAX_BATCH, LARGEST_TENSOR[device] // elements))
+    """Images at once such that no activation passes LARGEST_ACTIVATION; one at least."""
+    return most_images(preset, LARGEST_ACTIVATION[device])
 
 
 def batch_sizes(count: int, batch: int | None, chunk: int) -> Iterator[int]:
@@ -327,9 +326,10 @@ def equal_parts(count: int, chunk: int) -> list[int]:
     return list(batch_sizes(count, None, chunk))
 
 
-def checked_chunk(chunk: int) -> int:
-    if not 1 <= chunk <= MAX_BATCH:
-        raise BadInput(f"chunk is {chunk}, and must be in 1..{MAX_BATCH}")
+def checked_chunk(chunk: int, preset: Preset) -> int:
+    most = most_images(preset)
+    if not 1 <= chunk <= most:
+        raise BadInput(f"chunk is {chunk}, and must be in 1..{most}")
     return chunk
 
 

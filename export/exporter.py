@@ -25,7 +25,7 @@ from export.bundle import (
     publishing,
 )
 from export.fp16 import to_half
-from export.graphs import graph_specs
+from export.graphs import graph_specs, most_images
 from export.modules import DecoderToImage, GeneratorStep
 from export.rewrites import TAKES, Graphs, rewritten
 from export.verify import check_half, onnx_runner, refuse_disagreement, verify
@@ -142,7 +142,8 @@ def export_graphs(
     from export.to_onnx import export_graph
 
     for which, spec in graph_specs(model.preset).items():
-        export_graph(modules[which], spec, folder / graph_file(which, precision))
+        path = folder / graph_file(which, precision)
+        export_graph(modules[which], spec, path, most_images(model.preset))
     return half
 
 

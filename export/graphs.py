@@ -15,8 +15,14 @@ from lddgan.names import FLOATS, PRECISIONS, Precision, Wanted
 from lddgan.preset import Preset
 
 BATCH: Final = "B"  # the dynamic dimension
-MAX_BATCH = 127  # at 128 a 256-channel 256x256 tensor passes 2^31 elements
+MAX_BATCH = 127  # of any model; at 128 a 256-channel 256x256 tensor passes LARGEST_TENSOR
+LARGEST_TENSOR = 2**31 - 1  # elements: kernels on a GPU count in 31 bits
 OPSET = 17  # the newest that TensorRT 8.6 reads
+
+
+def most_images(preset: Preset, largest: int = LARGEST_TENSOR) -> int:
+    """The largest batch, at most MAX_BATCH, in which no tensor passes `largest` elements."""
+    return max(1, min(MAX_BATCH, largest // preset.largest_activation))
 
 
 def precisions_of(wanted: Wanted) -> tuple[Precision, ...]:

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from export.graphs import BATCH, MAX_BATCH, OPSET, GraphSpec
+from export.graphs import BATCH, OPSET, GraphSpec
 from export.modules import example
 
 EXPORTER_OPSET = 18  # the oldest that torch's exporter writes
 ADDED = {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"}  # in opset 18; opset 17's meaning
 
 
-def export_graph(module: nn.Module, spec: GraphSpec, path: Path) -> None:
-    """Write `module` to `path`, weights inside, batch dynamic over 1..127, in opset 17.
+def export_graph(module: nn.Module, spec: GraphSpec, path: Path, most: int) -> None:
+    """Write `module` to `path`, weights inside, batch dynamic over 1..`most`, in opset 17.
 
     The exporter writes opset 18.  Its new operators and forms are not used, which the checker
     proves: raises `onnx.checker.ValidationError` otherwise.
     """
-    batch = Dim("batch", min=1, max=MAX_BATCH)
+    batch = Dim("batch", min=1, max=most)
     shapes = tuple({0: batch} if tensor.shape[0] == BATCH else {} for tensor in spec.inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations

@@ -39,10 +39,10 @@ class HaarBands(Autoencoder):
 
     def moments(self, image: Tensor) -> Tensor:
         low, high = self.haar(image)
-        bands = (low, *high.chunk(3, dim=1))
+        bands = (low, *torch.split(high, [3] * 3, dim=1))
         return torch.cat([bands[index] for index in self.order], dim=1)
 
     def decode_regularised(self, latent: Tensor) -> Tensor:
-        given = latent.chunk(4, dim=1)
+        given = torch.split(latent, [3] * 4, dim=1)
         low, *high = (given[self.order.index(index)] for index in range(4))
         return self.inverse(low, torch.cat(high, dim=1))

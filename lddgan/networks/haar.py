@@ -26,7 +26,7 @@ class InverseHaar(nn.Module):
     """(LL [B,C,h,w], LH, HL and HH together [B,3C,h,w]) -> x [B,C,2h,2w]: Haar's transpose."""
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        lh, hl, hh = high.chunk(3, dim=1)
+        lh, hl, hh = torch.split(high, [low.shape[1]] * 3, dim=1)
         top, bottom = low + hl, low - hl
         left, right = lh + hh, lh - hh
         parts = [top + left, top - left, bottom + right, bottom - right]  # a, b, c, d

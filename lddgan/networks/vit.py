@@ -37,7 +37,7 @@ class AdaLN(nn.Module):
             self.style.bias[:width] = 1.0
 
     def forward(self, tokens: Tensor, zemb: Tensor) -> Tensor:
-        gamma, beta = self.style(zemb)[:, None].chunk(2, dim=-1)
+        gamma, beta = self.style(zemb)[:, None].split([tokens.shape[-1]] * 2, dim=-1)
         return gamma * self.norm(tokens) + beta
 
 
@@ -107,7 +107,7 @@ class UVit(Generator):
 
     def denoise(self, x_t: Tensor, temb: Embedding, zemb: Embedding) -> Tensor:
         patches = self.patch_embed(x_t.to(self.dtype)).flatten(2).transpose(1, 2)  # [B,N,C]
-        step = temb[:, None].expand(len(patches), 1, -1)
+        step = temb[:, None].expand(patches.shape[0], 1, -1)
         tokens = torch.cat([step, patches], dim=1) + self.pos_embed
         skips = []
         for block in self.in_blocks:

@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.registry import open_engine
-from engine.sampler import LARGEST_TENSOR, Sampler, default_chunk
+from engine.sampler import LARGEST_ACTIVATION, Sampler, default_chunk
+from export.graphs import most_images
 from lddgan.errors import BadInput, OutOfMemory
 from lddgan.networks.registry import create
+from lddgan.preset import Preset, with_values
 from lddgan.presets import PRESETS
 from tests.conftest import TINY
 from tests.engine.test_sampler import Scripted, drawn, scripted
@@ -99,18 +101,73 @@ class Largest(TorchDispatchMode):
         return out
 
 
+def largest_activation(preset: Preset) -> int:
+    """Elements of the largest tensor that PyTorch makes for one image."""
+    with torch.device("meta"):
+        generator, autoencoder = create("generator", preset), create("autoencoder", preset)
+        x_T, z = torch.empty(100, *preset.latent_shape), torch.empty(100, preset.generator.nz)
+        t = torch.zeros(100, dtype=torch.int64)
+    with torch.no_grad(), Largest() as measured:
+        autoencoder.decode(generator(x_T, t, z))
+    return measured.elements // 100  # so many that no weight is larger
+
+
+# fmt: off
+CHUNKS = {  # on a CPU
+    "cifar10": 8, "celeba_256": 1, "lsun": 1, "digits": 64,
+    "ddgan-cifar10": 5, "ddgan-celeba_256": 1, "ddgan-lsun": 1,
+    "wddgan-cifar10": 21, "wddgan-celeba_256": 1, "wddgan-lsun": 1,
+    "vit-tiny": 8, "vit-mid": 8, "vit-large": 8,
+}
+# fmt: on
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_default_chunk_keeps_every_activation_in_bounds(name: str) -> None:
     preset = PRESETS[name]
-    with torch.device("meta"):
-        autoencoder = create("autoencoder", preset)
-        latent = torch.empty(1, *preset.latent_shape)
-    with torch.no_grad(), Largest() as measured:
-        autoencoder.decode(latent)
-    per_image = measured.elements
+    per_image = largest_activation(preset)
+    assert preset.largest_activation == per_image
     chunk = default_chunk(preset, "cpu")
-    assert chunk == 1 or chunk * per_image <= LARGEST_TENSOR["cpu"]
-    assert chunk == 127 or (chunk + 1) * per_image > LARGEST_TENSOR["cpu"]
-    assert chunk == {"cifar10": 8, "celeba_256": 1, "lsun": 1, "digits": 64}[name]
+    assert chunk == 1 or chunk * per_image <= LARGEST_ACTIVATION["cpu"]
+    assert chunk == 127 or (chunk + 1) * per_image > LARGEST_ACTIVATION["cpu"]
+    assert chunk == CHUNKS[name]
     # The paper's batch of 100 runs whole on a GPU, where kernels count in 31 bits.
     assert default_chunk(preset, "cuda") == 127 and 127 * per_image < 2**31
+
+
+SCORES = {"generator.attention": (32,)}  # 32^4 of them
+VARIANTS = {
+    "wide first": ("ddgan-cifar10", {"generator.ch_mult": (2, 1, 1, 1)}),
+    "wide last": ("wddgan-lsun", {"generator.ch_mult": (1, 1, 1, 1, 8)}),
+    "wide high bands": ("wddgan-lsun", {"generator.ch_mult": (1, 4, 1)}),
+    "scores": ("ddgan-cifar10", {"generator.nf": 32} | SCORES),
+    "scores of wavelets": ("wddgan-lsun", {"generator.nf": 16, "generator.attention": (64,)}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_largest_activation_of_other_sizes(name: str) -> None:
+    like, changes = VARIANTS[name]
+    preset = with_values(PRESETS[like], changes)
+    assert preset.largest_activation == largest_activation(preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "most"),
+    [
+        ("ddgan-lsun", {}, 127),  # 255 would fit
+        ("ddgan-lsun", {"generator.nf": 128}, 127),
+        ("ddgan-lsun", {"generator.nf": 256}, 63),  # 512 channels of 256x256
+        ("lsun", {"autoencoder.ch": 256}, 63),
+        ("wddgan-lsun", {"image_size": 1024, "latent_size": 512}, 42),  # 192 channels of 512x512
+    ],
+)
+def test_the_largest_tensor_sets_the_largest_batch(name: str, changes: Any, most: int) -> None:
+    preset = with_values(PRESETS[name], changes)
+    assert most_images(preset) == default_chunk(preset, "cuda") == most
+    assert preset.largest_activation * most < 2**31
+    assert most == 127 or preset.largest_activation * (most + 1) >= 2**31
+    backend = Scripted(None)
+    assert Sampler(backend, preset, random_weights=True, chunk=most).chunk == most
+    with pytest.raises(BadInput, match=rf"chunk is {most + 1}, and must be in 1\.\.{most}"):
+        Sampler(backend, preset, random_weights=True, chunk=most + 1)

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 import onnxruntime
 import pytest
 
-from engine import registry
+from engine import doctor, registry
 from engine.backends import ort
 from engine.registry import choose, find_engine, open_engine, survey
 from lddgan.errors import BadInput, LddganError
-from lddgan.presets import get_preset
+from lddgan.presets import PRESETS, get_preset
 from tests.needs import needs
 
 ROOT = Path(__file__).parents[2]
+KERNELS = "^fused on cuda: there are no kernels for generators of kind u-vit; `lddgan doctor`"
 
 
 @pytest.fixture
@@ -93,6 +94,22 @@ def test_narrow_models_are_faster_with_onnx_runtime(machine) -> None:
     assert choose("auto", "auto", preset=digits) == ("openvino", "cpu", "fp32")
     machine(trt=None)
     assert choose("auto", "auto", preset=digits) == ("trt", "cuda", "fp16")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_model_that_fused_has_no_kernels_for_is_passed_over(machine, name: str) -> None:
+    machine(fused=None)
+    takes, preset = not name.startswith("vit"), PRESETS[name]
+    assert choose("auto", "auto", preset=preset).engine == ("fused" if takes else "ort")
+    assert doctor.examine().auto[name] == f"{'fused' if takes else 'ort'} on cuda"
+    if takes:
+        assert choose("fused", "auto", preset=preset) == ("fused", "cuda", "fp16")
+    else:
+        with pytest.raises(LddganError, match=KERNELS):
+            choose("fused", "auto", preset=preset)
+    machine(gpu="no GPU")
+    with pytest.raises(LddganError, match="fused on cuda: no GPU" if takes else KERNELS):
+        choose("auto", "auto", "bf16", preset=preset)
 
 
 def test_bf16_is_for_the_fused_engine_and_needs_no_graph(machine) -> None:

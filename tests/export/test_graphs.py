@@ -115,7 +115,7 @@ def floats(nodes: list[onnx.NodeProto], types: dict) -> set[int]:
 def vq_half_decoder(tiny_vq_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vq_half") / "decoder.fp16.onnx"
     decoder = to_half(graph_modules(tiny_vq_model, TAKES["fp16"])["decoder"])
-    export_graph(decoder, graph_specs(tiny_vq_model.preset)["decoder"], path)
+    export_graph(decoder, graph_specs(tiny_vq_model.preset)["decoder"], path, MAX_BATCH)
     return path
 
 
@@ -312,7 +312,7 @@ def test_graph_that_older_parsers_misread_is_not_written(tmp_path: Path, what: s
     out = latent.model_copy(update={"name": "y"})
     path = tmp_path / "misread.onnx"
     with pytest.raises(onnx.checker.ValidationError, match=what):
-        export_graph(Reduces(what), GraphSpec(inputs=(latent,), outputs=(out,)), path)
+        export_graph(Reduces(what), GraphSpec(inputs=(latent,), outputs=(out,)), path, MAX_BATCH)
     assert not path.exists()
 
 

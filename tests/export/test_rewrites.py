@@ -125,7 +125,7 @@ def test_phases_are_interleaved_by_one_operator(tmp_path: Path, tiny_model: Mode
             return self.up(x_0).permute(0, 2, 3, 1)[..., :3].to(torch.uint8)
 
     path = tmp_path / "decoder.onnx"
-    export_graph(Decoder().eval(), spec, path)
+    export_graph(Decoder().eval(), spec, path, 127)
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert operators.count("Conv") == 4 and operators.count("DepthToSpace") == 1
     assert "Reshape" not in operators and "Pad" not in operators

@@ -9,13 +9,24 @@ from engine.gpu.device import why_no_cuda_core
 from engine.requirements import why_no_torch_cuda, why_unusable
 from engine.tuning import Tuning
 from lddgan.names import Device
+from lddgan.networks.configs import ConvConfig, FixedConfig, NcsnppConfig
+from lddgan.preset import Preset
 
 TUNING: Final = "fused.json"  # in the store of a bundle
+TAKES: Final = (NcsnppConfig, ConvConfig, FixedConfig)  # networks, or nothing to compute
 
 
 def why_not(device: Device) -> str | None:
     """Why PyTorch, Triton or cuda-core cannot be used. Returns None if they can."""
     return why_no_torch_cuda() or why_unusable("triton") or why_no_cuda_core()
+
+
+def why_not_model(preset: Preset) -> str | None:
+    """Which network of a model there are no kernels for. Returns None if there are for both."""
+    for part, cfg in (("generators", preset.generator), ("autoencoders", preset.autoencoder)):
+        if not isinstance(cfg, TAKES):
+            return f"there are no kernels for {part} of kind {cfg.kind}"
+    return None
 
 
 def open_fused(request: Request) -> Backend:
@@ -42,6 +53,7 @@ ENGINE = Engine(
     color="#b7791f",
     precisions={"cuda": ("fp16", "fp32", "bf16")},
     why_not=why_not,
+    why_not_model=why_not_model,
     open=open_fused,
     packages=("torch", "triton", "cuda-core"),
     needs_graphs=False,

@@ -1,13 +1,12 @@
 """The Triton kernels: channels-last images, arithmetic in float32.
 
-Every kernel looks at an image as a matrix, a row for each pixel and a column for each channel, and
-works on tiles of ROWS x COLUMNS.  reference.py, beside this file, says what the functions compute.
+reference.py, beside this file, says what the functions compute.
 """
 
 from __future__ import annotations
 
 from subprocess import CalledProcessError
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 import triton
@@ -16,10 +15,8 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from engine.backends.fused.reference import Ops
+from engine.backends.fused.tiles import WARPS, Grid, checked, like, tile_of_program
 
-TILE: Final = 4096  # elements: 16 for each thread
-WARPS: Final = 8  # of 32 threads
-WIDEST: Final = 128  # columns of a tile
 PROGRAMS: Final = 2048  # that keep a large GPU busy
 MOST_PARTS: Final = 256  # into which the pixels of an image are cut for its statistics
 SEARCHED: Final = 64  # vectors, and codes, of a tile of the search
@@ -111,14 +108,11 @@ def _normalise(
     SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """y = x * scale + shift, then SiLU: one tile of one image."""
-    image = tl.program_id(2)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows < pixels)[:, None] & (columns < channels)[None, :]
+    image, rows, columns, inside = tile_of_program(pixels, channels, ROWS, COLUMNS)
     affine += image * 2 * channels + columns
     scale = tl.load(affine, columns < channels, other=0.0)
     shift = tl.load(affine + channels, columns < channels, other=0.0)
-    start = image.to(tl.int64) * pixels * channels
+    start = image * pixels * channels
     places = rows[:, None] * channels + columns[None, :]
     value = tl.load(x + start + places, inside, other=0.0).to(tl.float32)
     value = value * scale[None, :] + shift[None, :]
@@ -132,10 +126,8 @@ def _add(
     h, x, bias, pixels, channels, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """h = (h + x + bias) * scale: one tile of one image."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows < pixels)[:, None] & (columns < channels)[None, :]
-    start = tl.program_id(2).to(tl.int64) * pixels * channels
+    image, rows, columns, inside = tile_of_program(pixels, channels, ROWS, COLUMNS)
+    start = image * pixels * channels
     places = rows[:, None] * channels + columns[None, :]
     value = tl.load(h + start + places, inside, other=0.0).to(tl.float32)
     value += tl.load(x + start + places, inside, other=0.0).to(tl.float32)
@@ -174,9 +166,7 @@ def _fir_up(
     x, y, height, width, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     """FirUp: each output is 3/4 of the nearer and 1/4 of the farther input, along both axes."""
-    image = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    image, rows, columns, inside = tile_of_program(4 * height * width, channels, ROWS, COLUMNS)
     top, left = rows // (2 * width), rows % (2 * width)
     x += image * height * width * channels
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -185,11 +175,10 @@ def _fir_up(
             above = top // 2 + i * (top % 2 * 2 - 1)
             beside = left // 2 + j * (left % 2 * 2 - 1)
             known = (above >= 0) & (above < height) & (beside >= 0) & (beside < width)
-            known = (known & (rows < 4 * height * width))[:, None] & (columns < channels)[None, :]
             places = (above * width + beside)[:, None] * channels + columns[None, :]
             weight = (3 - 2 * i) * (3 - 2 * j) / 16
-            total += weight * tl.load(x + places, known, other=0.0).to(tl.float32)
-    inside = (rows < 4 * height * width)[:, None] & (columns < channels)[None, :]
+            value = tl.load(x + places, known[:, None] & inside, other=0.0)
+            total += weight * value.to(tl.float32)
     y += image * 4 * height * width * channels
     places = rows[:, None] * channels + columns[None, :]
     tl.store(y + places, total.to(y.dtype.element_ty), inside)
@@ -201,10 +190,7 @@ def _fir_down(
     STRIDE: tl.constexpr, PADDING: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """FirDown: the taps 1, 3, 3, 1 over 8 along both axes, zeros beyond the border."""
-    image = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows < out_height * out_width)[:, None] & (columns < channels)[None, :]
+    image, rows, columns, inside = tile_of_program(out_height * out_width, channels, ROWS, COLUMNS)
     top, left = rows // out_width * STRIDE - PADDING, rows % out_width * STRIDE - PADDING
     x += image * height * width * channels
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -221,26 +207,32 @@ def _fir_down(
     tl.store(y + places, total.to(y.dtype.element_ty), inside)
 
 
-class Grid(NamedTuple):
-    """How an image's pixels and channels are cut into tiles."""
-
-    rows: int  # of a tile
-    columns: int
-    across: int  # tiles that hold all channels
-
-    @classmethod
-    def of(cls, channels: int) -> Grid:
-        columns = min(triton.next_power_of_2(channels), WIDEST)
-        return cls(TILE // columns, columns, triton.cdiv(channels, columns))
-
-    @property
-    def tile(self) -> dict[str, int]:
-        """What kernels are compiled for."""
-        return {"ROWS": self.rows, "COLUMNS": self.columns, "num_warps": WARPS}
-
-    def tiles(self, pixels: int, batch: int) -> tuple[int, int, int]:
-        """One program for each tile of every image."""
-        return triton.cdiv(pixels, self.rows), self.across, batch
+@triton.jit
+def _haar(
+    x, low, high, height, width, channels,
+    INVERSE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Haar, or InverseHaar: four pixels of x and one of its bands, whose matrix is symmetric."""
+    image, rows, columns, inside = tile_of_program(height * width, channels, ROWS, COLUMNS)
+    image *= height * width * channels
+    corner = rows // width * 4 * width + rows % width * 2
+    a = x + 4 * image + corner[:, None] * channels + columns[None, :]
+    b, c = a + channels, a + 2 * width * channels
+    d = c + channels
+    ll = low + image + rows[:, None] * channels + columns[None, :]
+    lh = high + 3 * image + rows[:, None] * 3 * channels + columns[None, :]
+    hl, hh = lh + channels, lh + 2 * channels
+    if INVERSE:
+        a, b, c, d, ll, lh, hl, hh = ll, lh, hl, hh, a, b, c, d
+    of_a = tl.load(a, inside, other=0.0).to(tl.float32)
+    of_b = tl.load(b, inside, other=0.0).to(tl.float32)
+    of_c = tl.load(c, inside, other=0.0).to(tl.float32)
+    of_d = tl.load(d, inside, other=0.0).to(tl.float32)
+    dtype = x.dtype.element_ty
+    tl.store(ll, ((of_a + of_b + of_c + of_d) * 0.5).to(dtype), inside)
+    tl.store(lh, ((of_a - of_b + of_c - of_d) * 0.5).to(dtype), inside)
+    tl.store(hl, ((of_a + of_b - of_c - of_d) * 0.5).to(dtype), inside)
+    tl.store(hh, ((of_a - of_b - of_c + of_d) * 0.5).to(dtype), inside)
 
 
 def group_norm(
@@ -341,7 +333,7 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def fir_up(x: Tensor) -> Tensor:
     batch, channels, height, width = checked(x).shape
-    y = like(x, 2 * height, 2 * width)
+    y = like(x, channels, 2 * height, 2 * width)
     grid = Grid.of(channels)
     _fir_up[grid.tiles(4 * height * width, batch)](
         x, y, height, width, channels, grid.rows, grid.columns, num_warps=WARPS
@@ -352,7 +344,7 @@ def fir_up(x: Tensor) -> Tensor:
 def fir_down(x: Tensor, stride: int, padding: int) -> Tensor:
     batch, channels, height, width = checked(x).shape
     out_height, out_width = ((side + 2 * padding - 4) // stride + 1 for side in (height, width))
-    y = like(x, out_height, out_width)
+    y = like(x, channels, out_height, out_width)
     grid = Grid.of(channels)
     _fir_down[grid.tiles(out_height * out_width, batch)](
         x, y, height, width, out_height, out_width, channels,
@@ -361,18 +353,29 @@ def fir_down(x: Tensor, stride: int, padding: int) -> Tensor:
     return y
 
 
-def checked(x: Tensor) -> Tensor:
-    """Return the image. Raises ValueError for another memory format, which would be misread."""
-    assert x.is_contiguous(memory_format=torch.channels_last), (x.shape, x.stride())
+def haar(x: Tensor) -> tuple[Tensor, Tensor]:
+    _, channels, height, width = checked(x).shape
+    low, high = (like(x, bands * channels, height // 2, width // 2) for bands in (1, 3))
+    launch_haar(x, low, high, inverse=False)
+    return low, high
+
+
+def inverse_haar(low: Tensor, high: Tensor) -> Tensor:
+    batch, channels, height, width = checked(low).shape
+    assert checked(high).shape == (batch, 3 * channels, height, width), (low.shape, high.shape)
+    x = like(low, channels, 2 * height, 2 * width)
+    launch_haar(x, low, high, inverse=True)
     return x
 
 
-def like(x: Tensor, height: int, width: int) -> Tensor:
-    """Make an uninitialised image of another height and width."""
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def launch_haar(x: Tensor, low: Tensor, high: Tensor, *, inverse: bool) -> None:
+    batch, channels, height, width = low.shape
+    grid = Grid.of(channels)
+    _haar[grid.tiles(height * width, batch)](
+        x, low, high, height, width, channels, INVERSE=inverse, **grid.tile
+    )
 
 
 # A kernel that does not compile or fit the GPU; a compiler that cannot build Triton's launcher.
 ERRORS: Final = (TritonError, CalledProcessError)
-TRITON: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down, ERRORS)
+TRITON: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down, haar, inverse_haar, ERRORS)

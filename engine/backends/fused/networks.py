@@ -8,18 +8,17 @@ order of layers, skips and levels stays that of lddgan/networks, whose blocks ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.backends.fused.reference import Ops
-from export.modules import GeneratorStep, to_uint8
+from export.modules import DecoderToImage, GeneratorStep, to_uint8
 from export.rewrites.generator import StepTable, StyledNorm, styles_together
 from export.rewrites.upsampling import as_transposed
-from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import (
     AttnBlock,
     Autoencoder,
@@ -28,6 +27,7 @@ from lddgan.networks.autoencoder import (
     ResnetBlock,
 )
 from lddgan.networks.generator import Generator
+from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.networks.layers import (
     SQRT_HALF,
     FirDown,
@@ -36,6 +36,7 @@ from lddgan.networks.layers import (
     to_tokens,
 )
 from lddgan.networks.ncsnpp import Attention, Ncsnpp, PyramidDown, ResidualBlock
+from lddgan.networks.wavelet import HaarDown, HaarUp
 from lddgan.preset import Preset
 from lddgan.torch_settings import channels_last
 
@@ -78,17 +79,15 @@ class FusedAdaGN(nn.Module):
         return self.norm.styled(x, gamma.flatten(1), beta.flatten(1), before)
 
 
-class FusedFir(nn.Module):
-    """FirUp or FirDown: [B,C,h,w] -> [B,C,h',w']."""
+class Function(nn.Module):
+    """A layer without parameters."""
 
-    def __init__(self, fir: FirUp | FirDown, ops: Ops) -> None:
+    def __init__(self, function: Callable[..., Any], *settings: int) -> None:
         super().__init__()
-        self.fir, self.ops = fir, ops
+        self.function, self.settings = function, settings
 
-    def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.fir, FirUp):
-            return self.ops.fir_up(x)
-        return self.ops.fir_down(x, self.fir.stride, self.fir.padding)
+    def forward(self, *given: Tensor) -> Any:
+        return self.function(*given, *self.settings)
 
 
 class FusedAttention(nn.Module):
@@ -135,9 +134,7 @@ class FusedResidualBlock(nn.Module):
         self.Dense_0, self.add_ = block.Dense_0, ops.add_
         self.conv_0, self.conv_1 = block.Conv_0, block.Conv_1
         bias = bias_of(self.conv_1)
-        self.resample: nn.Module = nn.Identity()
-        if isinstance(block.resample, FirUp | FirDown):
-            self.resample = FusedFir(block.resample, ops)
+        self.resample = fused_layer(block.resample, ops)
         self.skip: nn.Module = nn.Identity()
         if isinstance(block.Conv_2, nn.Conv2d):
             bias = bias + bias_of(block.Conv_2)
@@ -149,8 +146,49 @@ class FusedResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Sequence[Tensor], zemb: Sequence[Tensor]) -> Tensor:
         h = self.conv_0(self.resample(self.norm_0(x, zemb)))
+        return self.join(h, self.skip(x), temb, zemb)
+
+    def join(self, h: Tensor, x: Tensor, temb: Sequence[Tensor], zemb: Sequence[Tensor]) -> Tensor:
+        """ResidualBlock.join, its biases added."""
         h = self.conv_1(self.norm_1(h, zemb, self.Dense_0(temb)))
-        return self.add_(h, self.skip(x), self.bias, SQRT_HALF)
+        return self.add_(h, x, self.bias, SQRT_HALF)
+
+
+class FusedHaarDown(FusedResidualBlock):
+    """HaarDown: [B,C,h,w] -> ([B,C,h/2,w/2], half of the high bands [B,3C,h/2,w/2]).
+
+    Half of the low band is the mean: it passes on a bias as it is, and commutes with the skip's
+    convolution.
+    """
+
+    def __init__(self, block: HaarDown, ops: Ops) -> None:
+        super().__init__(block, ops)
+        self.haar = ops.haar
+        self.conv_0.weight.data /= 2
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, temb: Sequence[Tensor], zemb: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        low, high = self.haar(self.conv_0(self.norm_0(x, zemb)))
+        return self.join(low, self.skip(F.avg_pool2d(x, 2)), temb, zemb), high
+
+
+class FusedHaarUp(FusedResidualBlock):
+    """HaarUp: x [B,C,h,w] and half of the high bands [B,3A,h,w] -> [B,C,2h,2w]."""
+
+    def __init__(self, block: HaarUp, ops: Ops) -> None:
+        super().__init__(block, ops)
+        self.inverse, self.convH_0 = ops.inverse_haar, block.convH_0
+        for layer in (block.Conv_0, block.Conv_2, block.convH_0):
+            for parameter in layer.parameters():
+                parameter.data *= 2  # half of the high bands is given, half of the low ones made
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, high: Tensor, temb: Sequence[Tensor], zemb: Sequence[Tensor]
+    ) -> Tensor:
+        high = self.convH_0(high)
+        h = self.inverse(self.conv_0(self.norm_0(x, zemb)), high)
+        return self.join(h, self.inverse(self.skip(x), high), temb, zemb)
 
 
 class FusedResnetBlock(nn.Module):
@@ -236,8 +274,7 @@ class FusedStep(nn.Module):
 
     def __init__(self, generator: Generator, preset: Preset, ops: Ops) -> None:
         super().__init__()
-        if not isinstance(generator, Ncsnpp):
-            raise BadInput(f"fused has no kernels for generators of kind {preset.generator.kind}")
+        assert isinstance(generator, Ncsnpp)
         generator = copy.deepcopy(generator)
         for block in generator.modules():
             if isinstance(block, ResidualBlock):
@@ -247,6 +284,8 @@ class FusedStep(nn.Module):
         styles_together(generator)
         for index, layer in enumerate(generator.all_modules):
             generator.all_modules[index] = fused_layer(layer, ops)
+        for name, layer in generator.named_children():  # Haar and InverseHaar, where it has them
+            setattr(generator, name, fused_layer(layer, ops))
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         return self.step(pixels_first(x), t, z, pixels_first(noise))
@@ -257,10 +296,7 @@ class FusedImage(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, preset: Preset, ops: Ops) -> None:
         super().__init__()
-        if not isinstance(autoencoder, ConvAutoencoder):
-            raise BadInput(
-                f"fused has no kernels for autoencoders of kind {preset.autoencoder.kind}"
-            )
+        assert isinstance(autoencoder, ConvAutoencoder)
         autoencoder = copy.deepcopy(autoencoder)
         self.scale_factor = preset.scale_factor
         self.decoder = FusedDecoder(autoencoder.decoder, ops)
@@ -276,17 +312,35 @@ class FusedImage(nn.Module):
         return to_uint8(self.decoder(self.to_decoder(latent)).float())
 
 
+class FixedImage(DecoderToImage):
+    """DecoderToImage of a codec without parameters, in plain PyTorch."""
+
+    def forward(self, x_0: Tensor) -> Tensor:
+        return super().forward(pixels_first(x_0)).contiguous()
+
+
 def fused_layer(layer: nn.Module, ops: Ops) -> nn.Module:
     """Return what replaces one layer of the generator's U-Net."""
-    if isinstance(layer, ResidualBlock):
-        return FusedResidualBlock(layer, ops)
-    if isinstance(layer, Attention):
-        return FusedAttention(layer, ops)
+    for kind, fused in REPLACED.items():
+        if isinstance(layer, kind):
+            return fused(layer, ops)
     if isinstance(layer, GroupNorm):
         return FusedNorm(layer, ops, silu=False)  # SiLU is the U-Net's
     if isinstance(layer, PyramidDown):
-        layer.add_module("fir", FusedFir(layer.fir, ops))
+        layer.add_module("fir", fused_layer(layer.fir, ops))
     return layer
+
+
+REPLACED: Final[dict[type[nn.Module], Callable[[Any, Ops], nn.Module]]] = {  # the first that fits
+    HaarDown: FusedHaarDown,
+    HaarUp: FusedHaarUp,
+    ResidualBlock: FusedResidualBlock,
+    Attention: FusedAttention,
+    FirUp: lambda layer, ops: Function(ops.fir_up),
+    FirDown: lambda layer, ops: Function(ops.fir_down, layer.stride, layer.padding),
+    Haar: lambda layer, ops: Function(ops.haar),
+    InverseHaar: lambda layer, ops: Function(ops.inverse_haar),
+}
 
 
 def in_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -11,18 +11,21 @@ from typing import Final, NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.networks.layers import FirDown, FirUp
 from lddgan.networks.quantiser import nearest_code
 
 
 class Ops(NamedTuple):
-    """One implementation of five functions; those of this module say what they compute."""
+    """One implementation of seven functions; those of this module say what they compute."""
 
     group_norm: Callable[..., Tensor]
     add_: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     nearest_code: Callable[[Tensor, Tensor], Tensor]
     fir_up: Callable[[Tensor], Tensor]
     fir_down: Callable[[Tensor, int, int], Tensor]
+    haar: Callable[[Tensor], tuple[Tensor, Tensor]]
+    inverse_haar: Callable[[Tensor, Tensor], Tensor]
     errors: tuple[type[Exception], ...] = ()  # that they raise, besides those of PyTorch
 
 
@@ -68,4 +71,15 @@ def fir_down(x: Tensor, stride: int, padding: int) -> Tensor:
     return FirDown(x.shape[1], padding, stride).to(x.device)(x.float()).to(x.dtype)
 
 
-PLAIN: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down)
+def haar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`Haar` in float32, rounded to x's dtype: [B,C,h,w] -> [B,C,h/2,w/2], [B,3C,h/2,w/2]."""
+    low, high = Haar()(x.float())
+    return low.to(x.dtype), high.to(x.dtype)
+
+
+def inverse_haar(low: Tensor, high: Tensor) -> Tensor:
+    """`InverseHaar` in float32, rounded to low's dtype: [B,C,h,w], [B,3C,h,w] -> [B,C,2h,2w]."""
+    return InverseHaar()(low.float(), high.float()).to(low.dtype)
+
+
+PLAIN: Final = Ops(group_norm, add_, nearest_code, fir_up, fir_down, haar, inverse_haar)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backend import Backend, Inputs, Program
-from engine.backends.fused.networks import FusedImage, FusedStep, in_precision
+from engine.backends.fused.networks import FixedImage, FusedImage, FusedStep, in_precision
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.graphed import Graphed, Recorded
 from engine.requirements import one_line
@@ -53,11 +54,13 @@ class FusedBackend(Backend):
         self.where = where("cpu", precision)
         self.errors = ops.errors
         with self.running():
+            learned = model.preset.autoencoder.learned
+            image = partial(FusedImage, ops=ops) if learned else FixedImage
             self.generator, self.decoder = (
                 in_precision(network, DTYPES[precision]).to(self.torch_device)
                 for network in (
                     FusedStep(model.generator, model.preset, ops),
-                    FusedImage(model.autoencoder, model.preset, ops),
+                    image(model.autoencoder, model.preset),
                 )
             )
 

@@ -49,15 +49,21 @@ class Profile(Frozen):
         return self
 
     @classmethod
-    def parse(cls, text: str) -> Profile:
-        """Read "MIN,OPT,MAX". Raises BadInput."""
+    def parse(cls, text: str, most: int) -> Profile:
+        """Read "MIN,OPT,MAX", MAX at most `most`. Raises BadInput."""
         try:
             low, best, high = (int(part) for part in text.split(","))
+            if high > most:
+                raise ValueError(high)
             return cls(min=low, opt=best, max=high)
-        except ValueError as error:  # of int(), of the unpacking, and pydantic's
+        except ValueError as error:  # also of int(), of the unpacking, and pydantic's
             raise BadInput(
-                f"--batch {text!r} is not MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}"
+                f"--batch {text!r} is not MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= {most}"
             ) from error
+
+    def within(self, most: int) -> Profile:
+        """Cut to batches of at most `most` images."""
+        return Profile(min=min(self.min, most), opt=min(self.opt, most), max=min(self.max, most))
 
     def __str__(self) -> str:
         return f"{self.min},{self.opt},{self.max}"
@@ -66,11 +72,14 @@ class Profile(Frozen):
         return self.min <= batch <= self.max
 
 
+DEFAULT_PROFILE: Final = Profile(min=1, opt=16, max=100)
+
+
 class BuildOptions(Frozen):
     """What to build. These are the defaults of `lddgan build`."""
 
     precision: Precision
-    profile: Profile = Profile(min=1, opt=16, max=100)
+    profile: Profile = DEFAULT_PROFILE
     level: int = Field(default=3, ge=0, le=5)  # TensorRT's builder optimization level
 
     @field_validator("precision")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from engine.backend import Backend, Engine, Request
-from engine.backends.trt.build import BuildOptions, Profile
+from engine.backends.trt.build import DEFAULT_PROFILE, BuildOptions, Profile
 from engine.backends.trt.key import GpuIdentity, plan_key
 from engine.backends.trt.library import Library, LibraryName, load, why_missing
 from engine.backends.trt.plans import RECORD, PlanSet, choose, ensure, options_before
@@ -15,7 +15,7 @@ from engine.gpu.device import Gpu, open_gpu, why_no_cuda_core
 from engine.gpu.driver import why_no_gpu
 from engine.verification import refuse
 from export.bundle import Bundle, store_folder
-from export.graphs import MAX_BATCH
+from export.graphs import most_images
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sweep
 from lddgan.names import Device, Precision
@@ -92,9 +92,10 @@ def suitable_plans(
     ones have profile and level of those that are broken or were made elsewhere, if there are any
     that would do, else the defaults of `lddgan build`.
     """
-    folder, options = store_folder(bundle), BuildOptions(precision=precision)
+    folder, most = store_folder(bundle), most_images(bundle.preset)
+    options = BuildOptions(precision=precision, profile=DEFAULT_PROFILE.within(most))
     key = plan_key(bundle, tools.library, tools.identity, options)
-    limits = (MAX_BATCH, options.profile.max)
+    limits = (most, options.profile.max)
     batches = [None] if batch is None else [min(batch, limit) for limit in limits]
     sweep(folder, RECORD)
     found = choose(folder, key, batches, log)
@@ -129,9 +130,9 @@ def build_engine(
     `batch` is MIN,OPT,MAX. Raises LddganError if there is no GPU: TensorRT builds on the GPU that
     is to run the engine.
     """
-    options = BuildOptions.checked(
-        precision=precision, profile=None if batch is None else Profile.parse(batch), level=level
-    )
+    most = most_images(bundle.preset)
+    profile = DEFAULT_PROFILE.within(most) if batch is None else Profile.parse(batch, most)
+    options = BuildOptions.checked(precision=precision, profile=profile, level=level)
     plans = build_plans(bundle, name, options, rebuild=rebuild, log=log)
     seconds = sum(plans.record.seconds.values())
     return f"{plans.folder}: ready; building it took {seconds:.0f} s"

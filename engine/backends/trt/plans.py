@@ -263,13 +263,15 @@ def build(
     timing = folder / f"timing-{key.machine}.cache"
     with atomic_folder(folder / key.folder_name) as temporary:
         for which, spec in graph_specs(bundle.preset).items():
-            path = bundle.graph(which, options.precision)
+            path, asked = bundle.graph(which, options.precision), options
+            if which == "decoder" and not bundle.preset.autoencoder.learned:
+                asked = options.model_copy(update={"precision": "fp32"})  # whatever the generator's
             with Meter(f"building the {which}", 0, DONE, log, unit="%") as meter:
                 built = build_graph(
                     library,
                     path,
                     spec,
-                    options,
+                    asked,
                     timing_cache=read_timing_cache(timing, log),
                     workspace=workspace,
                     progress=meter.follow,

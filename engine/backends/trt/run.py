@@ -61,32 +61,33 @@ class Context:
         self.memory = memory.at_least(library.memory_needed(engine, self.context))
         library.set_memory(self.context, self.memory.address, self.memory.nbytes)
         self.bound: dict[str, DeviceArray] = {}  # kept alive
-        self.copies: dict[str, DeviceArray] = {}  # of inputs that are not aligned
+        self.copies: dict[str, DeviceArray] = {}  # for arrays that are not aligned
 
     def enqueue(self, stream: int, arrays: Sequence[DeviceArray]) -> None:
         """Run on `stream`; `arrays` are the inputs and then the outputs of the graph's table."""
         *inputs, output = arrays
         for tensor, array in zip(self.inputs, inputs, strict=True):
-            self._bind(tensor.name, self._aligned(tensor.name, array))
-        self._bind(self.output.name, output)
+            aligned = self._bind(tensor.name, array)
+            if aligned is not array:
+                self.gpu.copy(aligned, array)
+        aligned = self._bind(self.output.name, output)
         if not self.context.execute_async_v3(stream):
             raise self.library.error(self.logger, "TensorRT could not run the graph")
+        if aligned is not output:
+            self.gpu.copy(output, aligned)
 
-    def _bind(self, name: str, array: DeviceArray) -> None:
+    def _bind(self, name: str, array: DeviceArray) -> DeviceArray:
+        """Bind the array, or one like it if TensorRT would refuse its address (z[1] may be one)."""
+        if array.address % ALIGNMENT:
+            if name not in self.copies:
+                self.copies[name] = self.gpu.empty(array.shape, array.dtype)
+            array = self.copies[name]
         held = self.bound.get(name)
         is_new = held is None or held.address != array.address
         if is_new and not self.context.set_tensor_address(name, array.address):
             raise self.library.error(self.logger, f"TensorRT refused the address of {name}")
         self.bound[name] = array
-
-    def _aligned(self, name: str, array: DeviceArray) -> DeviceArray:
-        """Return the input, or a copy if TensorRT would refuse its address (z[1] may be one)."""
-        if array.address % ALIGNMENT == 0:
-            return array
-        if name not in self.copies:
-            self.copies[name] = self.gpu.empty(array.shape, array.dtype)
-        self.gpu.copy(self.copies[name], array)
-        return self.copies[name]
+        return array
 
 
 class Tape:

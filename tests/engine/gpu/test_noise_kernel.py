@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pytest
 from engine.gpu import noise_kernel
 from engine.gpu.driver import why_no_gpu
 from engine.gpu.noise_kernel import THREADS, NoiseKernel, Sizes, checked_sizes, grid
+from export.graphs import most_images
 from lddgan import noise
 from lddgan.errors import BadInput
 from lddgan.noise import Noise, normal_from_words, sampler_noise
+from lddgan.preset import Preset
 from lddgan.presets import PRESETS
 from tests.engine.gpu.noise_on_cpu import OPTIMISED, NoiseOnCpu, build_noise_on_cpu
 
@@ -91,16 +94,19 @@ REQUESTS = [  # seed, first, count
 ]
 
 
-@pytest.mark.parametrize(("seed", "first", "count"), REQUESTS)
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize(
+    ("name", "seed", "first", "count"),
+    [*((name, 1, 5, 2) for name in PRESETS), *(("lsun", *request) for request in REQUESTS)],
+)
 def test_the_kernel_makes_the_noise_of_numpy(
-    cpu: NoiseOnCpu, preset: Any, seed: int, first: int, count: int
+    cpu: NoiseOnCpu, name: str, seed: int, first: int, count: int
 ) -> None:
+    preset = PRESETS[name]
     shape = {"nz": preset.generator.nz, "steps": preset.steps}
     expected = sampler_noise(seed, first, count, latent_shape=preset.latent_shape, **shape)
     made = made_on_cpu(cpu, seed, first, count, preset.latent_shape, **shape)
-    for name, ours, numpys in zip(Noise._fields, made, expected, strict=True):
-        assert same_bits(ours, numpys), name
+    for part, ours, numpys in zip(Noise._fields, made, expected, strict=True):
+        assert same_bits(ours, numpys), part
 
 
 @pytest.mark.parametrize(
@@ -138,6 +144,16 @@ def test_two_million_draws(cpu: NoiseOnCpu) -> None:
 )
 def test_grid(sizes: Sizes, expected: tuple[int, int, int]) -> None:
     assert grid(sizes) == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_largest_batches_fit_the_grid_and_the_counter(preset: Preset) -> None:
+    n = math.prod(preset.latent_shape)
+    sizes = Sizes(most_images(preset), preset.steps, n, preset.generator.nz)
+    across, images, streams = grid(sizes)
+    assert across < 2**31 and images < 2**16 and streams < 2**16  # CUDA's limits
+    assert n <= 4 * THREADS * across <= 4 * 2**32  # a Philox block's index is one word
+    assert preset.steps * sizes.count * n < 2**31  # elements of the largest array
 
 
 # ---- the launch ----

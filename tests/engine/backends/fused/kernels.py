@@ -17,6 +17,7 @@ from engine.backends.fused.run import FusedBackend
 from engine.sampler import Sampler
 from lddgan.checkpoint import Model
 from lddgan.networks.quantiser import CODES_PER_SLICE
+from tests.small import small_model
 
 EPS = 1e-6
 TOLERANCE = {  # of the largest value; the interpreter cuts bf16 off where a GPU rounds
@@ -141,6 +142,20 @@ def test_fir_filters(shape, dtype: torch.dtype) -> None:
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(2, 20, 6, 10), (1, 136, 4, 18), (3, 4, 2, 2), (2, 12, 70, 70)])
+def test_haar_and_its_inverse(shape, dtype: torch.dtype) -> None:
+    x = image(*shape, dtype=dtype)
+    bands, true = kernels.haar(x), reference.haar(x.double())
+    for found, band in zip(bands, true, strict=True):
+        assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+        assert_close(found, band, TOLERANCE[dtype])
+    back = kernels.inverse_haar(*bands)
+    assert back.dtype == dtype and back.is_contiguous(memory_format=torch.channels_last)
+    assert_close(back, reference.inverse_haar(*(band.double() for band in bands)), TOLERANCE[dtype])
+    assert_close(back, x.double(), 2 * TOLERANCE[dtype])
+
+
 # ---- the search of codes ----
 
 
@@ -172,14 +187,13 @@ def test_codes_stay_in_the_codebook_for_nan() -> None:
 
 
 @pytest.mark.full
-def test_the_sampler_with_the_kernels(tiny_vq_model: Model) -> None:
+@pytest.mark.parametrize("name", ["tiny_vq", "small-wavelet"])
+def test_the_sampler_with_the_kernels(name: str, tiny_vq_model: Model) -> None:
     """Every tensor that a kernel is given is channels-last, and the images are the same."""
+    model = tiny_vq_model if name == "tiny_vq" else small_model(name)
     made = [
-        Sampler(backend, tiny_vq_model.preset, random_weights=True, chunk=1).sample(1, seed=2)
-        for backend in (
-            FusedBackend(tiny_vq_model, "fp16", TRITON),
-            FusedBackend(tiny_vq_model, "fp16"),
-        )
+        Sampler(backend, model.preset, random_weights=True, chunk=1).sample(1, seed=2)
+        for backend in (FusedBackend(model, "fp16", TRITON), FusedBackend(model, "fp16"))
     ]
     off = np.abs(made[0].astype(int) - made[1].astype(int))
     assert made[0].std() > 10 and off.max() <= 2 and off.mean() < 0.2

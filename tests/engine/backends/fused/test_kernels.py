@@ -34,6 +34,8 @@ COMPILED: dict[str, tuple[str, dict[str, Any], bool]] = {
     ),
     "_fir_up": ("*half *half i32 i32 i32", TILE, True),
     "_fir_down": ("*half *half i32 i32 i32 i32 i32", {"STRIDE": 2, "PADDING": 1} | TILE, True),
+    "_haar": ("*half *half *half i32 i32 i32", {"INVERSE": False} | TILE, True),
+    "_haar, inverse": ("*half *half *half i32 i32 i32", {"INVERSE": True} | TILE, True),
 }
 
 
@@ -111,9 +113,9 @@ def compile_for(capability: int, name: str, types: list[str], constants: dict[st
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from engine.backends.fused import kernels
+    from engine.backends.fused import kernels, tiles
 
-    kernel = getattr(kernels, name)
+    kernel = getattr(kernels, name.partition(",")[0])
     names = kernel.arg_names
     arguments = dict(zip(names[: len(types)], types, strict=True))
     signature = arguments | dict.fromkeys(constants, "constexpr")
@@ -126,7 +128,7 @@ def compile_for(capability: int, name: str, types: list[str], constants: dict[st
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": kernels.WARPS})
+    return triton.compile(source, target=target, options={"num_warps": tiles.WARPS})
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.fused.networks import (
-    FusedFir,
+    FusedHaarDown,
+    FusedHaarUp,
     FusedImage,
     FusedResidualBlock,
     FusedStep,
@@ -19,7 +20,7 @@ from engine.backends.fused.networks import (
     in_precision,
 )
 from engine.backends.fused.reference import PLAIN
-from engine.backends.fused.run import FusedBackend
+from engine.backends.fused.run import DTYPES, FusedBackend
 from engine.backends.torch.run import TorchBackend
 from engine.sampler import Sampler
 from export.modules import DecoderToImage, GeneratorStep
@@ -28,21 +29,40 @@ from export.rewrites.upsampling import Phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.checkpoint import Model
 from lddgan.names import Precision
-from lddgan.networks.autoencoder import Decoder
+from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.networks.layers import FirDown, FirUp
+from lddgan.networks.wavelet import WaveletNcsnpp
 from lddgan.noise import sampler_noise
 from tests.conftest import TINY
+from tests.small import small_model
 
 BATCH = 3
 FUNCTIONS = [name for name in PLAIN._fields if name != "errors"]
 
 
-@pytest.fixture(scope="module", params=["tiny_model", "tiny_vq_model"])
+LATENT = ("tiny_model", "tiny_vq_model")
+FIXED = ("small-pixels", "small-wavelet")
+
+
+@pytest.fixture(scope="module", params=LATENT)
+def latent_model(request: pytest.FixtureRequest) -> Model:
+    """A tiny model whose decoder has layers."""
+    return shaken(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="module", params=[*LATENT, *FIXED])
 def model(request: pytest.FixtureRequest) -> Model:
-    """A tiny model in which every bias, scale and shift does something."""
-    found = copy.deepcopy(request.getfixturevalue(request.param))
+    if request.param in FIXED:
+        return shaken(small_model(request.param))
+    return shaken(request.getfixturevalue(request.param))
+
+
+def shaken(model: Model) -> Model:
+    """A copy in which every bias, scale and shift does something."""
+    found = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(3)
-    for parameter in [*found.generator.parameters(), *found.autoencoder.decoder.parameters()]:
+    layers = nn.ModuleList([found.generator, *found.autoencoder.decoding[1:]])
+    for parameter in layers.parameters():
         spread = 0.3 if parameter.ndim == 1 else 0.05
         parameter.data += spread * torch.randn(parameter.shape, generator=generator)
     return found
@@ -100,8 +120,8 @@ def test_every_step_agrees(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("_inference")
-def test_decoder_agrees_before_it_is_rounded(model: Model) -> None:
-    latent = torch.from_numpy(noise_of(model)[0])
+def test_decoder_agrees_before_it_is_rounded(latent_model: Model) -> None:
+    model, latent = latent_model, torch.from_numpy(noise_of(latent_model)[0])
     fused = FusedImage(model.autoencoder, model.preset, PLAIN)
     found = fused.decoder(fused.to_decoder(latent))
     assert relative(found, model.autoencoder.decode(latent)) <= 1e-5
@@ -110,12 +130,12 @@ def test_decoder_agrees_before_it_is_rounded(model: Model) -> None:
 
 
 def test_the_model_itself_is_not_changed(model: Model) -> None:
-    before = copy.deepcopy({**model.generator.state_dict(), **model.autoencoder.state_dict()})
+    networks = nn.ModuleList([model.generator, model.autoencoder])
+    before, layers = copy.deepcopy(networks.state_dict()), list(networks.modules())
     FusedBackend(model, "fp16")
-    after = {**model.generator.state_dict(), **model.autoencoder.state_dict()}
-    assert after.keys() == before.keys()
+    after = networks.state_dict()
+    assert after.keys() == before.keys() and list(networks.modules()) == layers
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert isinstance(model.autoencoder.decoder, Decoder)
 
 
 def test_the_decoder_works_in_chunks(model: Model) -> None:
@@ -132,7 +152,8 @@ def test_the_decoder_works_in_chunks(model: Model) -> None:
 # ---- what makes it fast ----
 
 
-def test_no_bias_is_added_in_a_pass_of_its_own_inside_the_blocks(model: Model) -> None:
+def test_no_bias_is_added_in_a_pass_of_its_own_inside_the_blocks(latent_model: Model) -> None:
+    model = latent_model
     generator = FusedStep(model.generator, model.preset, PLAIN).step.generator.generator
     decoder = FusedImage(model.autoencoder, model.preset, PLAIN).decoder
     ends = {generator.all_modules[2], generator.all_modules[-1], decoder.conv_in, decoder.conv_out}
@@ -140,6 +161,16 @@ def test_no_bias_is_added_in_a_pass_of_its_own_inside_the_blocks(model: Model) -
         for name, layer in network.named_modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and "Conv2d_0" not in name:
                 assert (layer.bias is not None) == (layer in ends), name
+
+
+def test_of_a_wavelet_block_only_the_high_bands_have_a_bias_of_their_own() -> None:
+    model = small_model("small-wavelet")
+    step = FusedStep(model.generator, model.preset, PLAIN)
+    blocks = [layer for layer in step.modules() if isinstance(layer, FusedResidualBlock)]
+    assert {FusedHaarDown, FusedHaarUp} < {type(block) for block in blocks}
+    for name, layer in nn.ModuleList(blocks).named_modules():
+        if isinstance(layer, nn.Conv2d):
+            assert (layer.bias is not None) == name.endswith("convH_0"), name
 
 
 def test_no_norm_or_filter_of_pytorch_is_left(model: Model) -> None:
@@ -154,14 +185,18 @@ def test_no_norm_or_filter_of_pytorch_is_left(model: Model) -> None:
 
     ops = PLAIN._replace(**{name: named(name, getattr(PLAIN, name)) for name in FUNCTIONS})
     backend = FusedBackend(model, "fp32", ops)
-    networks = nn.ModuleList([backend.generator, backend.decoder])
-    assert not [layer for layer in networks.modules() if isinstance(layer, nn.GroupNorm)]
+    replaced = (nn.GroupNorm, FirDown, FirUp, Haar, InverseHaar)
+    assert not [layer for layer in backend.generator.modules() if isinstance(layer, replaced)]
+    assert not [layer for layer in backend.decoder.modules() if isinstance(layer, nn.GroupNorm)]
     sampler(backend, model).sample(1)
-    is_vq = model.preset.autoencoder.kind == "vq"
-    assert set(called) == {*FUNCTIONS} - (set() if is_vq else {"nearest_code"})
-    calls = model.preset.steps
-    assert called.count("fir_up") == 2 * calls  # of the block that enlarges: h and its skip
-    assert called.count("fir_down") == 3 * calls  # and the pyramid
+    # With one halving: the block that enlarges, h and its skip; and in the pyramid.  In the middle
+    # of the wavelet network are two blocks, of which the second is called at half the resolution.
+    filters = {"fir_up": 2, "fir_down": 3}
+    if isinstance(model.generator, WaveletNcsnpp):
+        filters = {"inverse_haar": 2 + 2, "haar": 2 + 2}  # to get smaller h alone: a skip is a mean
+    codes = {"nearest_code": 1} if model.preset.autoencoder.has_codes else {}
+    calls = {name: count * model.preset.steps for name, count in filters.items()} | codes
+    assert {name: called.count(name) for name in {*called} - {"group_norm", "add_"}} == calls
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -172,9 +207,13 @@ def test_every_image_between_convolutions_is_channels_last(model: Model, batch: 
         def call(*given, **options):  # type: ignore[no-untyped-def]
             images = [one for one in given if isinstance(one, Tensor) and one.ndim == 4]
             assert all(one.is_contiguous(memory_format=torch.channels_last) for one in images)
-            return function(*given, **options).contiguous(memory_format=torch.channels_last)
+            made = function(*given, **options)
+            return tuple(map(laid_out, made)) if isinstance(made, tuple) else laid_out(made)
 
         return call
+
+    def laid_out(made: Tensor) -> Tensor:
+        return made.contiguous(memory_format=torch.channels_last)
 
     ops = PLAIN._replace(
         **{name: checking(getattr(PLAIN, name)) for name in FUNCTIONS if name != "nearest_code"}
@@ -184,18 +223,21 @@ def test_every_image_between_convolutions_is_channels_last(model: Model, batch: 
 
 
 def test_the_skip_is_convolved_where_it_is_smaller(model: Model) -> None:
-    step = FusedStep(model.generator, model.preset, PLAIN)
-    resampled = [
-        (layer.resample.fir, layer.skip[0])
-        for layer in step.modules()
-        if isinstance(layer, FusedResidualBlock) and isinstance(layer.resample, FusedFir)
-    ]
-    assert {type(fir) for fir, _ in resampled} == {FirUp, FirDown}
-    for fir, first in resampled:
-        assert isinstance(first, nn.Conv2d) == isinstance(fir, FirUp)
+    backend = FusedBackend(model, "fp32")
+    small = model.preset.latent_size // 2
+    sides: list[int] = []
+    for layer in backend.generator.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            same = layer.in_channels == layer.out_channels  # of a block that changes the resolution
+            layer.register_forward_pre_hook(
+                lambda _, given, same=same: sides.append(given[0].shape[-1]) if same else None
+            )
+    sampler(backend, model).sample(1)
+    assert sides == [small, small] * model.preset.steps
 
 
-def test_fused_computes_four_of_the_rewrites(model: Model) -> None:
+def test_fused_computes_four_of_the_rewrites(latent_model: Model) -> None:
+    model = latent_model
     kinds = {
         "transposed-upsampling": nn.ConvTranspose2d,
         "phased-upsampling": Phases,
@@ -216,7 +258,8 @@ def test_fused_computes_four_of_the_rewrites(model: Model) -> None:
     assert taken == {"transposed-upsampling", "styles", "step-table"} | codebook
 
 
-def test_upsampling_is_one_transposed_convolution(model: Model) -> None:
+def test_upsampling_is_one_transposed_convolution(latent_model: Model) -> None:
+    model = latent_model
     decoder = FusedImage(model.autoencoder, model.preset, PLAIN).decoder
     found = [layer for layer in decoder.modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert len(found) == len(model.preset.autoencoder.ch_mult) - 1
@@ -232,7 +275,7 @@ def test_half_makes_the_same_picture(model: Model, precision: Precision, least: 
     half = sampler(FusedBackend(model, precision), model).run(*noise_of(model)).astype(int)
     off = np.abs(half - true)
     assert off.max() > 0  # different arithmetic
-    if model.preset.autoencoder.kind == "kl":  # a code that flips is another picture
+    if not model.preset.autoencoder.has_codes:  # a code that flips is another picture
         assert 10 * np.log10(255**2 / np.mean(off**2)) >= least
 
 
@@ -251,12 +294,9 @@ def test_bf16_takes_values_that_fp16_cannot_hold(tiny_model: Model) -> None:
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_products_are_half_and_added_values_float32(model: Model, half: torch.dtype) -> None:
-    networks = nn.ModuleList(
-        [
-            in_precision(FusedStep(model.generator, model.preset, PLAIN), half),
-            in_precision(FusedImage(model.autoencoder, model.preset, PLAIN), half),
-        ]
-    )
+    precision = next(name for name, dtype in DTYPES.items() if dtype == half)
+    backend = FusedBackend(model, precision)
+    networks = nn.ModuleList([backend.generator, backend.decoder])
     for layer in networks.modules():
         wanted = (
             half if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) else torch.float32
@@ -280,5 +320,6 @@ def test_lookup_is_the_quantiser_and_the_convolution_after_it(tiny_vq_model: Mod
 
 def test_these_models_have_what_is_folded(model: Model) -> None:
     """Both resamplings, a shortcut after an upsampling, attention in both networks."""
+    assert len(model.preset.generator.ch_mult) == 2
     assert len(TINY.generator.ch_mult) == 2 and len(set(TINY.autoencoder.ch_mult)) == 2
     assert (model.preset.latent_size >> 1) in model.preset.generator.attention

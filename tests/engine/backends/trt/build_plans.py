@@ -1,6 +1,6 @@
 """Build plans of graphs with the real builder; prints what they are, in JSON.
 
-usage: build_plans.py DATASET PRECISION PROFILE FILE...   needs `tensorrt`
+usage: build_plans.py PRESET PRECISION PROFILE FILE...   PRESET is JSON; needs `tensorrt`
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.graphs import GraphSpec, graph_specs
+from export.graphs import GraphSpec, graph_specs, most_images
 from lddgan.names import Precision
-from lddgan.presets import get_preset
+from lddgan.preset import Preset
 
 
-def build(dataset: str, precision: Precision, profile: str, *files: str) -> None:
+def build(values: str, precision: Precision, profile: str, *files: str) -> None:
     from engine.backends.trt.build import BuildOptions, Profile
 
-    options = BuildOptions(precision=precision, profile=Profile.parse(profile))
-    specs = graph_specs(get_preset(dataset))
+    preset = Preset.model_validate_json(values)
+    most = most_images(preset)
+    options = BuildOptions(precision=precision, profile=Profile.parse(profile, most))
+    specs = graph_specs(preset)
     found = {}
     for path in map(Path, files):
         which = path.name.partition(".")[0]

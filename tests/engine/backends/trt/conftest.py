@@ -56,8 +56,8 @@ def store(bundle: Bundle, script: Script) -> Store:
     return Store(bundle, script)
 
 
-def make_bundle(folder: Path, content: bytes = b"a graph") -> Bundle:
-    preset = get_preset("digits")
+def make_bundle(folder: Path, content: bytes = b"a graph", name: str = "digits") -> Bundle:
+    preset = get_preset(name)
     folder.mkdir()
     for which in graph_specs(preset):
         (folder / graph_file(which, "fp16")).write_bytes(which.encode() + content)

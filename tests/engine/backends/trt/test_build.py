@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from engine.backends.trt.build import BuildOptions, Built, Profile, build_graph, flags_for
+from engine.backends.trt.build import (
+    DEFAULT_PROFILE,
+    BuildOptions,
+    Built,
+    Profile,
+    build_graph,
+    flags_for,
+)
 from engine.backends.trt.progress import Phases
 from export.bundle import Bundle
 from lddgan.errors import BadInput, LddganError, OutOfMemory
@@ -277,7 +284,7 @@ def test_nested_phases_never_go_back() -> None:
 
 @pytest.mark.parametrize("text", ["1,16,100", "1,1,1", "7,7,127"])
 def test_a_profile_reads_what_it_prints(text: str) -> None:
-    assert str(Profile.parse(text)) == text
+    assert str(Profile.parse(text, 127)) == text
 
 
 @pytest.mark.parametrize(
@@ -285,7 +292,15 @@ def test_a_profile_reads_what_it_prints(text: str) -> None:
 )
 def test_a_profile_that_cannot_be(text: str) -> None:
     with pytest.raises(BadInput, match="is not MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= 127"):
-        Profile.parse(text)
+        Profile.parse(text, 127)
+
+
+def test_a_profile_beyond_the_largest_batch_of_a_model() -> None:
+    assert str(Profile.parse("1,16,63", 63)) == "1,16,63"
+    with pytest.raises(BadInput, match=r"'1,16,64' is not MIN,OPT,MAX .* <= MAX <= 63$"):
+        Profile.parse("1,16,64", 63)
+    cut = [str(DEFAULT_PROFILE.within(most)) for most in (127, 100, 63, 5)]
+    assert cut == ["1,16,100", "1,16,100", "1,16,63", "1,5,5"]
 
 
 def test_the_defaults_of_build() -> None:

@@ -15,10 +15,11 @@ from engine.backends.trt.build import BuildOptions
 from engine.backends.trt.key import GpuIdentity
 from engine.backends.trt.plans import RECORD, choose, find
 from export.bundle import DIGITS, open_bundle, store_folder
+from export.graphs import graph_specs
 from lddgan.errors import BadInput, LddganError
 from lddgan.files import sweep
 from tests.engine.backends.trt.conftest import make_bundle
-from tests.engine.backends.trt.scripted import BOTH, STRONG, expected_plan
+from tests.engine.backends.trt.scripted import BOTH, STRONG, WEAK, Script, expected_plan
 from tests.engine.backends.trt.store import OPTIONS, OTHER_GPU, Store, flip, sized
 
 NAMES = ["decoder.plan", "generator.plan", "plan.json"]
@@ -42,6 +43,20 @@ def test_plans_are_built_once(store: Store) -> None:
     assert sorted(path.name for path in built.folder.iterdir()) == NAMES
     for which in ("generator", "decoder"):
         assert again.read(which) == right_plan(store, which)
+
+
+@pytest.mark.parametrize(
+    ("name", "half"), [("digits", [True, True]), ("wddgan-cifar10", [True, False])]
+)
+def test_where_types_are_weak_a_decoder_without_weights_is_fp32(
+    tmp_path: Path, name: str, half: list[bool]
+) -> None:
+    bundle = make_bundle(tmp_path / name, name=name)
+    store = Store(bundle, Script(graph_specs(bundle.preset)))
+    plans = store.ensure(version=WEAK)
+    asked = [call[1].set.get("FP16", False) for call in store.script.calls if call[0] == "config"]
+    assert store.script.builds == ["generator", "decoder"] and asked == half
+    assert plans.key.precision == "fp16" and "FP16" in plans.key.flags
 
 
 def test_the_record_tells_what_was_built(store: Store) -> None:

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from export.bundle import DIGITS, graph_file, open_bundle
-from export.graphs import GraphSpec, graph_specs
+from export.bundle import DIGITS, Bundle, graph_file, open_bundle
+from export.graphs import GraphSpec, graph_specs, most_images
 from lddgan.names import Precision
+from lddgan.preset import Preset
 from lddgan.presets import get_preset
 from tests.bundles import EXPORT_SECONDS, exported_by_command
 from tests.engine.backends.trt import setup_cpu_builder as fixture
 from tests.engine.backends.trt.conftest import RunWith, python_with
+from tests.small import PRESETS as SMALL
+from tests.small import small_bundle
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "build_plans.py"
-PROFILE = "1,16,127"
 KERNELS = 10e6  # bytes of code in a plan, at most
 MOST = {"fp16": 1.3, "fp32": 2.0}  # of the file: Winograd's weights are 4 times as large
 DTYPES = {"float32": "FLOAT", "int32": "INT32", "uint8": "UINT8"}
@@ -33,12 +35,12 @@ def listed(spec: GraphSpec) -> list[list[Any]]:
     ]
 
 
-def check_built(run: RunWith, dataset: str, precision: Precision, files: list[Path]) -> None:
+def check_built(run: RunWith, preset: Preset, precision: Precision, files: list[Path]) -> None:
     """Build plans of both graphs; their bytes, tensors and progress are what they should be."""
-    done = run(PROGRAM, dataset, precision, PROFILE, *files)
+    done = run(PROGRAM, *described(preset, precision), *files)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    specs = graph_specs(get_preset(dataset))
+    specs = graph_specs(preset)
     assert found.keys() == specs.keys()
     for (which, plan), file in zip(found.items(), files, strict=True):
         assert plan["tensors"] == listed(specs[which])
@@ -48,13 +50,27 @@ def check_built(run: RunWith, dataset: str, precision: Precision, files: list[Pa
         assert plan["heard"] == sorted(set(plan["heard"])) and len(plan["heard"]) > 5
 
 
-def shipped_graphs(precision: Precision) -> list[Path]:
-    return [SHIPPED.graph(which, precision) for which in graph_specs(SHIPPED.preset)]
+def described(preset: Preset, precision: Precision) -> list[str]:
+    """The first arguments of PROGRAM."""
+    return [preset.model_dump_json(), precision, f"1,16,{most_images(preset)}"]
+
+
+def graphs_of(bundle: Bundle, precision: Precision) -> list[Path]:
+    return [bundle.graph(which, precision) for which in graph_specs(bundle.preset)]
 
 
 @pytest.mark.parametrize("precision", SHIPPED.precisions)
 def test_the_shipped_digits(ready_builder: RunWith, precision: Precision) -> None:
-    check_built(ready_builder, "digits", precision, shipped_graphs(precision))
+    check_built(ready_builder, SHIPPED.preset, precision, graphs_of(SHIPPED, precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models_of_other_families(
+    ready_builder: RunWith, name: str, precision: Precision
+) -> None:
+    bundle = open_bundle(small_bundle(name))
+    check_built(ready_builder, bundle.preset, precision, graphs_of(bundle, precision))
 
 
 def test_ctrl_c_stops_the_real_builder(ready_builder: RunWith) -> None:
@@ -71,7 +87,7 @@ def test_a_graph_that_the_real_parser_refuses(
     path = tmp_path / "decoder.fp32.onnx"
     content = SHIPPED.graph("decoder", "fp32").read_bytes()
     path.write_bytes(content[: len(content) // 2] if kind == "truncated" else b"not a graph")
-    done = ready_builder(PROGRAM, "digits", "fp32", PROFILE, path)
+    done = ready_builder(PROGRAM, *described(SHIPPED.preset, "fp32"), path)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("lddgan.errors.BadInput: TensorRT 11.4.0.106 does not take")
@@ -127,7 +143,7 @@ def test_bindings_without_their_libraries(ready_builder: RunWith, tmp_path: Path
 @pytest.mark.parametrize("precision", SHIPPED.precisions)
 def test_digits_after_set_up(installed: Path, precision: Precision) -> None:
     run = python_with(installed / "builder")
-    check_built(run, "digits", precision, shipped_graphs(precision))
+    check_built(run, SHIPPED.preset, precision, graphs_of(SHIPPED, precision))
 
 
 @pytest.mark.full
@@ -136,5 +152,6 @@ def test_digits_after_set_up(installed: Path, precision: Precision) -> None:
 @pytest.mark.parametrize("dataset", ["cifar10", "celeba_256", "lsun"])
 def test_every_preset(installed: Path, dataset: str, precision: Precision) -> None:
     bundle = exported_by_command(dataset) / "exports" / dataset
-    files = [bundle / graph_file(w, precision) for w in graph_specs(get_preset(dataset))]
-    check_built(python_with(installed / "builder"), dataset, precision, files)
+    preset = get_preset(dataset)
+    files = [bundle / graph_file(which, precision) for which in graph_specs(preset)]
+    check_built(python_with(installed / "builder"), preset, precision, files)

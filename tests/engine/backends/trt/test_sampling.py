@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from lddgan.presets import PRESETS
 from tests.engine.backends.trt.ort_runtime import Context10, Machine
 from tests.engine.backends.trt.scripted import STRONG, WEAK
 from tests.engine.stopwatch import Stopwatch
-from tests.small import small_bundle
 
 PRESET = PRESETS["digits"]
 CALLS = PRESET.steps + 1  # contexts of a captured run: T calls of the generator, one of the decoder
@@ -157,25 +155,6 @@ def test_decoder_runs_in_its_own_chunk(trt, ort: Sampler, machine: Machine, cuda
     decoded = [batch for which, batch in machine.runs if which == "decoder"]
     assert decoded == [3, 3, 2] * (2 if cuda_graph else 1)
     assert [b for which, b in machine.runs if which == "generator"] == [8] * (len(decoded) * 4 // 3)
-
-
-@pytest.mark.parametrize("cuda_graph", [True, False])
-@pytest.mark.parametrize("name", ["small-pixels", "small-wavelet"])
-def test_models_of_pixels_and_of_haar_coefficients(
-    name: str, cuda_graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = open_bundle(shutil.copytree(small_bundle(name), tmp_path / name))
-    machine = Machine(graph_specs(bundle.preset))
-    monkeypatch.setattr(opening, "load", lambda name: machine.library(STRONG))
-    monkeypatch.setattr(TrtBackend, "prepare", lambda self, batch: None)
-    true = open_engine(bundle, "ort", "fp32", "cpu").sample(5, seed=3, first=9)
-    quiet = {"log": lambda _: None, "cuda_graph": cuda_graph}
-    with open_engine(bundle, "trt", "fp32", **quiet) as sampler:
-        sampler.backend.chunks[5] = 2
-        assert levels(sampler.sample(5, seed=3, first=9), true) <= 1
-    assert true.std() > 10
-    decoded = [batch for which, batch in machine.runs if which == "decoder"]
-    assert decoded == [2, 2, 1] * (2 if cuda_graph else 1)
 
 
 def test_only_so_many_graphs_are_kept(trt, ort: Sampler) -> None:

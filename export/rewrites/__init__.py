@@ -8,8 +8,9 @@ calls some of the same functions (engine/backends/fused/networks.py).
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from export.graphs import GraphSpec, graph_specs
 from export.modules import DecoderToImage, GeneratorStep, example
 from export.rewrites.folding import fold_output_projection, fold_post_quant_conv
 from export.rewrites.generator import StepTable, styles_together
+from export.rewrites.norms import SummedNorm
 from export.rewrites.upsampling import as_transposed, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv
 from lddgan.errors import BadInput
@@ -93,33 +95,55 @@ def attention_output(graphs: Graphs) -> None:
 def winograd(graphs: Graphs) -> None:
     """Compute wide 3x3 convolutions by Winograd's F(4x4,3x3)."""
     specs = graph_specs(graphs.preset)
-    for graph, spec in ((graphs.generator, specs["generator"]), (graphs.decoder, specs["decoder"])):
-        for name, size in convolution_sizes(graph, spec).items():
-            conv = graph.get_submodule(name)
-            if isinstance(conv, nn.Conv2d) and pays(conv, size):
-                parent, _, attribute = name.rpartition(".")
-                graph.get_submodule(parent).add_module(attribute, WinogradConv(conv, size))
+    replace(graphs.generator, specs["generator"], nn.Conv2d, pays, WinogradConv)
+    replace(graphs.decoder, specs["decoder"], nn.Conv2d, pays, WinogradConv)
 
 
-def convolution_sizes(graph: nn.Module, spec: GraphSpec) -> dict[str, int]:
-    """Side of the (square) input of every convolution of a graph, by the convolution's name."""
-    sizes: dict[str, int] = {}
+def norms(graphs: Graphs) -> None:
+    """Normalise large images of the generator by sums."""
+    spec = graph_specs(graphs.preset)["generator"]
+    replace(graphs.generator, spec, nn.GroupNorm, is_large, lambda norm, side: SummedNorm(norm))
+
+
+def replace(
+    graph: nn.Module,
+    spec: GraphSpec,
+    kind: type[nn.Module],
+    where: Callable[[Any, int], bool],
+    make: Callable[[Any, int], nn.Module],
+) -> None:
+    """Put `make(layer, side)` in the place of each layer of a kind whose inputs have one side."""
+    for name, sides in input_sides(graph, spec, kind).items():
+        layer, side = graph.get_submodule(name), min(sides)
+        if len(sides) == 1 and where(layer, side):
+            parent, _, attribute = name.rpartition(".")
+            graph.get_submodule(parent).add_module(attribute, make(layer, side))
+
+
+def input_sides(graph: nn.Module, spec: GraphSpec, kind: type[nn.Module]) -> dict[str, set[int]]:
+    """Sides of the (square) inputs of every layer of a kind, by the layer's name."""
+    sides: dict[str, set[int]] = defaultdict(set)
 
     def note(name: str, inputs: tuple[Tensor, ...]) -> None:
-        sizes[name] = inputs[0].shape[-1]
+        sides[name].add(inputs[0].shape[-1])
 
     shapes = copy.deepcopy(graph).to("meta")
     for name, layer in shapes.named_modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, kind):
             layer.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
     shapes(*(example(tensor).to("meta") for tensor in spec.inputs))
-    return sizes
+    return sides
 
 
 def pays(conv: nn.Conv2d, size: int) -> bool:
     """Whether Winograd's form is faster on a CPU (docs/notes.md)."""
     is_plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
     return is_plain and min(conv.in_channels, conv.out_channels) >= 256 and 16 <= size <= 128
+
+
+def is_large(norm: nn.GroupNorm, side: int) -> bool:
+    """Whether normalising by sums is faster on a CPU (docs/notes.md)."""
+    return side >= 64
 
 
 GENERATOR: Final = ("generator",)
@@ -136,6 +160,7 @@ REWRITES: Final = (
     Rewrite("styles", styles, GENERATOR, PRECISIONS),
     Rewrite("step-table", step_table, GENERATOR, PRECISIONS),
     Rewrite("winograd", winograd, BOTH, ("fp32",)),
+    Rewrite("norms", norms, GENERATOR, CPU),
 )
 
 

@@ -45,7 +45,7 @@ class AdaGN(nn.Module):
 
     def forward(self, x: Tensor, zemb: Tensor) -> Tensor:
         style = self.style(zemb)[:, :, None, None]
-        gamma, beta = style.split([self.norm.num_channels] * 2, dim=1)
+        gamma, beta = style.split([self.style.out_features // 2] * 2, dim=1)
         return gamma * self.norm(x) + beta
 
 

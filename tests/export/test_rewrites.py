@@ -24,7 +24,7 @@ from export.rewrites import (
     REWRITES,
     TAKES,
     Graphs,
-    convolution_sizes,
+    input_sides,
     rewritten,
 )
 from export.rewrites import upsampling as up
@@ -40,6 +40,8 @@ from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import AttnBlock, Upsample
 from lddgan.networks.ncsnpp import Attention
+from tests.small import PRESETS as SMALL
+from tests.small import small_model
 
 EXACT = 1e-12  # of the range, in float64
 ROUNDED = 1e-5  # of the range, in float32
@@ -263,6 +265,7 @@ def test_graphs_compute_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rewrites, "pays", lambda conv, size: is_plain(conv) and size >= 8)
+    monkeypatch.setattr(rewrites, "is_large", lambda norm, side: side >= 8)
     single = graphs_of(request.getfixturevalue(kind))
     before = in_float64(single)
     with whole_float64():
@@ -275,8 +278,24 @@ def test_graphs_compute_the_same(
     assert max(error(one.double(), its) for one, its in zip(made, true, strict=True)) < ROUNDED
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_graphs_of_other_families_compute_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle of the wavelet network calls a block at two sizes: its layers are left alone."""
+    monkeypatch.setattr(rewrites, "pays", lambda conv, size: is_plain(conv) and size >= 4)
+    monkeypatch.setattr(rewrites, "is_large", lambda norm, side: side >= 4)
+    single = graphs_of(small_model(name))
+    before = in_float64(single)
+    with whole_float64():
+        after = rewritten(in_float64(single), TAKES["fp32"])
+        true = outputs(before)
+        assert max(map(error, outputs(after), true)) < EXACT
+    assert layers(after) != layers(before), "something was rewritten"
+
+
 def is_plain(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size == (3, 3) and conv.stride == (1, 1)
+    return conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
 
 
 def layers(graphs: Graphs) -> list[tuple[type, tuple[int, ...]]]:
@@ -291,9 +310,9 @@ def layers(graphs: Graphs) -> list[tuple[type, tuple[int, ...]]]:
 def test_sizes_are_those_that_the_convolutions_see(tiny_model: Model) -> None:
     decoder = graphs_of(tiny_model).decoder
     convolutions = [m for m in decoder.autoencoder.decoder.modules() if isinstance(m, nn.Conv2d)]
-    seen = convolution_sizes(decoder, graph_specs(tiny_model.preset)["decoder"])
-    assert seen["autoencoder.decoder.conv_in"] == 8
-    assert seen["autoencoder.decoder.conv_out"] == 32
+    seen = input_sides(decoder, graph_specs(tiny_model.preset)["decoder"], nn.Conv2d)
+    assert seen["autoencoder.decoder.conv_in"] == {8}
+    assert seen["autoencoder.decoder.conv_out"] == {32}
     assert len(seen) == len(convolutions) + 1  # and post_quant_conv
     assert {p.device.type for p in decoder.parameters()} == {"cpu"}
 

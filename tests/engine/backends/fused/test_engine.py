@@ -21,6 +21,7 @@ from engine.backends.fused.engine import TUNING
 from engine.backends.fused.gpu import _Array
 from engine.backends.fused.reference import PLAIN, Ops
 from engine.backends.fused.run import FusedBackend, FusedOnGpu, why
+from engine.backends.torch.run import TorchBackend
 from engine.gpu.noise_kernel import checked_sizes
 from engine.graphed import MOST_GRAPHS
 from engine.registry import open_engine
@@ -33,6 +34,7 @@ from lddgan.errors import LddganError, OutOfMemory
 from lddgan.names import Precision
 from lddgan.noise import sampler_noise
 from tests.engine.stopwatch import Stopwatch
+from tests.small import small_model
 
 
 class Replayed:
@@ -145,6 +147,18 @@ def test_images_are_those_of_the_steps_on_a_cpu(
     assert gpu.depth == 0
 
 
+@pytest.mark.parametrize("cuda_graph", [True, False])
+@pytest.mark.parametrize("name", ["small-pixels", "small-wavelet"])
+def test_pixels_and_haar_coefficients(gpu: PlayedGpu, name: str, cuda_graph: bool) -> None:
+    model = small_model(name)
+    torch_engine = Sampler(TorchBackend(model, "cpu"), model.preset, random_weights=True)
+    sampler = open_on(gpu, model, cuda_graph=cuda_graph)
+    sampler.backend.chunks[5] = 2  # type: ignore[attr-defined]
+    made = sampler.sample(5, seed=3, first=9)
+    assert levels(made, torch_engine.sample(5, seed=3, first=9)) <= 1
+    assert (gpu.captures, gpu.replays) == ((1, 1) if cuda_graph else (0, 0))
+
+
 def test_a_result_is_valid_until_the_next_call(opened: Sampler) -> None:
     first = opened.make(1, 0, 2)
     kept = first.image.clone()
@@ -195,11 +209,9 @@ def test_a_run_that_does_not_fit_is_halved(gpu: PlayedGpu, tiny_model: Model) ->
 # ---- verification, noise and arrays ----
 
 
-@pytest.mark.parametrize("fixture", ["tiny_model", "tiny_vq_model"])
-def test_it_passes_verification(
-    gpu: PlayedGpu, fixture: str, request: pytest.FixtureRequest
-) -> None:
-    model = request.getfixturevalue(fixture)
+@pytest.mark.parametrize("name", ["tiny_model", "tiny_vq_model", "small-pixels", "small-wavelet"])
+def test_it_passes_verification(gpu: PlayedGpu, name: str, request: pytest.FixtureRequest) -> None:
+    model = small_model(name) if name.startswith("small") else request.getfixturevalue(name)
     found = verify_engine(open_on(gpu, model), model, images=3, device="cpu", log=lambda _: None)
     assert (found.engine, found.where) == ("fused", PlayedGpu.where)
     assert found.noise_identical and found.drawn_levels == 0

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from export.bundle import Bundle
 
 Cost = Annotated[
-    bool,
-    typer.Option(
-        "--cost", help="Parameters, multiply-adds and memory instead, measured, in some minutes."
-    ),
+    bool, typer.Option("--cost", help="Measure parameters, multiply-adds and memory, for minutes.")
 ]
 Images = Annotated[int | None, typer.Option(min=1, help="Images per trial; default 100.")]
 Trials = Annotated[int, typer.Option(min=1, help="Measured runs.")]
@@ -50,8 +47,7 @@ Compare = Annotated[
     str | None,
     typer.Option(
         metavar="A,B,...",
-        help="Several data sets' bundles in turns, each on its best engine, beside the paper's "
-        "times; without the PyTorch baseline.",
+        help="Several data sets' bundles in turns, beside the paper's times; no PyTorch baseline.",
     ),
 ]
 Plot = Annotated[

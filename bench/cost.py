@@ -1,7 +1,7 @@
 """What each preset costs: parameters, multiply-adds, traffic, and the memory of one image.
 
-All but the memory is counted in the networks. The memory is measured in a process for each preset:
-python -m bench.cost NAME prints it.
+All but the memory is counted in the networks. The memory is measured in a process for each preset,
+PROGRAM and its name, which prints it.
 """
 
 from __future__ import annotations

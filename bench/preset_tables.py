@@ -27,8 +27,9 @@ PAPER_LEGEND: Final = (
 def print_presets(presets: Sequence[Preset]) -> None:
     """Write the table of `lddgan presets`."""
     heads = "preset|image|latent|T|generator|autoencoder|FID|recall|s/100|in"
-    said = grouped((preset.name, preset.paper.differences) for preset in presets if preset.paper)
-    show("", heads.split("|"), map(preset_cells, presets), [PAPER_LEGEND, *said])
+    said = ((preset.name, preset.paper.differences) for preset in presets if preset.paper)
+    notes = [PAPER_LEGEND, *grouped(said, len(presets))]
+    show("", heads.split("|"), map(preset_cells, presets), notes)
 
 
 def preset_cells(preset: Preset) -> list[str]:
@@ -44,8 +45,9 @@ def preset_cells(preset: Preset) -> list[str]:
 def print_costs(rows: Sequence[CostRow]) -> None:
     """Write the table of `lddgan presets --cost`."""
     heads = "preset|G\nM|decoder\nM|both\nM|paper\nM|G\nGMAC|decoder\nGMAC|image\nGMAC|image\nMiB"
-    missing = grouped((row.name, f"no memory: {row.no_memory}") for row in rows if row.no_memory)
-    show("", heads.split("|"), map(cost_cells, rows), COST_LEGEND, missing)
+    missing = ((row.name, f"no memory: {row.no_memory}") for row in rows if row.no_memory)
+    notes = grouped(missing, len(rows))
+    show("", heads.split("|"), map(cost_cells, rows), COST_LEGEND, notes)
 
 
 def cost_cells(row: CostRow) -> list[str]:

@@ -100,12 +100,15 @@ def psnr(row: Row) -> str:
     return "equal" if row.psnr == float("inf") else shown(row.psnr, ".1f")
 
 
-def grouped(said: Iterable[tuple[str, str]]) -> list[str]:
-    """Names and sentences -> each sentence once, after the names that it is about."""
+def grouped(said: Iterable[tuple[str, str]], whole: int) -> list[str]:
+    """Names and sentences -> each sentence once, after its names unless it is about the `whole`."""
     names: dict[str, list[str]] = {}
     for name, sentence in said:
         names.setdefault(sentence, []).append(name)
-    return [f"{', '.join(about)}: {sentence}" for sentence, about in names.items()]
+    return [
+        sentence if len(about) == whole else f"{', '.join(about)}: {sentence}"
+        for sentence, about in names.items()
+    ]
 
 
 def show(
@@ -240,7 +243,7 @@ def print_compared(rows: Sequence[Row]) -> None:
     """Write the rows of `bench.compare.compare`, a line for each model."""
     first = rows[0]
     lines = [[row.dataset, *(text(row, first) for text in COMPARED.values())] for row in rows]
-    notes = grouped((row.dataset, note) for row in rows for note in row.notes)
+    notes = grouped(((row.dataset, note) for row in rows for note in row.notes), len(rows))
     said = ["times the first: times as fast as the first model; paper: on its GPU, batch 100"]
     show(f"{turns(first)}; medians, in turns", ("model", *COMPARED), lines, said, notes)
 

@@ -33,6 +33,7 @@ from export.rewrites.generator import (
     StepTable,
     styles_together,
 )
+from export.rewrites.norms import SummedNorm
 from export.rewrites.upsampling import as_transposed, upsampling_in_phases
 from export.rewrites.winograd import WinogradConv, minimal_filtering
 from export.to_onnx import export_graph
@@ -178,6 +179,12 @@ def test_winograd_matrices_are_minimal_filtering() -> None:
 # ---- attention, norms, embeddings ----
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_norm_by_sums(affine: bool) -> None:
+    norm = filled(nn.GroupNorm(4, 12, eps=1e-6, affine=affine), 0)
+    check(norm, SummedNorm(norm), 3 + draw(1, 2, 12, 6, 6))
+
+
 @pytest.mark.parametrize("kind", [Attention, AttnBlock])
 def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
     layer = filled(kind(32), 4)
@@ -315,6 +322,16 @@ def test_sizes_are_those_that_the_convolutions_see(tiny_model: Model) -> None:
     assert seen["autoencoder.decoder.conv_out"] == {32}
     assert len(seen) == len(convolutions) + 1  # and post_quant_conv
     assert {p.device.type for p in decoder.parameters()} == {"cpu"}
+
+
+def test_a_layer_that_sees_two_sides_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrites, "pays", lambda conv, size: is_plain(conv))
+    graphs = rewritten(graphs_of(small_model("small-wavelet")), ("winograd",))
+    modules = graphs.generator.generator.all_modules
+    middle = [layer for layer in modules if isinstance(layer, Attention)][-2]
+    after = modules[list(modules).index(middle) + 1]  # runs at 8x8 and at 4x4
+    assert isinstance(after.Conv_0, nn.Conv2d) and isinstance(after.Conv_1, nn.Conv2d)
+    assert any(isinstance(layer, WinogradConv) for layer in graphs.generator.modules())
 
 
 def test_unknown_rewrites_are_named(tiny_model: Model) -> None:

@@ -20,7 +20,7 @@ from lddgan.networks.configs import (
 from lddgan.preset import AutoencoderTraining, Paper, Training
 from lddgan.preset import Preset as Preset
 
-NO_DIFFERENCES = "sizes and recipe of its released configuration"
+NO_DIFFERENCES = "sizes and recipe as released"
 
 # fmt: off
 CIFAR10 = Preset(  # FID 2.98 (Tables 3-4; Tables 6-7 have 3.03)

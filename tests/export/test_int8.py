@@ -35,6 +35,8 @@ from lddgan.errors import BadInput, LddganError
 from lddgan.names import FLOATS, PRECISIONS, Precision
 from lddgan.presets import get_preset
 from tests.export.test_verify import GOOD
+from tests.small import PRESETS as SMALL
+from tests.small import small_model
 
 GRAPHS = ("generator", "decoder")
 ACCEPTED = 20.0  # dB
@@ -301,3 +303,11 @@ def test_both_and_all_name_precisions() -> None:
     assert precisions_of("both") == FLOATS == ("fp32", "fp16")
     assert precisions_of("all") == PRECISIONS == ("fp32", "fp16", "int8")
     assert precisions_of("int8") == ("int8",)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", SMALL)
+def test_other_families_in_8_bits(name: str, tmp_path: Path) -> None:
+    found = export_bundle(small_model(name), tmp_path / name, ("int8",))["int8"]
+    assert found.chain_psnr >= INT8_PSNR
+    assert found.decoder_levels <= 1 or name == "small-vit", "other decoders have no weights"

@@ -195,7 +195,7 @@ def test_tampered_graph_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
     tampered: str | None,
 ) -> None:
-    def reuse(module, spec, path: Path) -> None:
+    def reuse(module, spec, path: Path, most: int) -> None:
         model = onnx.load(tiny_bundle / path.name)
         if path.name.split(".")[0] == tampered:
             perturb(model)

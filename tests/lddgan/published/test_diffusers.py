@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lddgan.checkpoint import build_autoencoder, random_tensor
-from lddgan.commands import open_autoencoder
 from lddgan.errors import BadInput
 from lddgan.preset import Preset, with_values
 from lddgan.presets import get_preset
 from lddgan.published.diffusers import renamed
 from lddgan.published.reader import import_autoencoder, import_published
+from lddgan.training.inputs import open_autoencoder
 from tests.published_files import TOLERANCE, Tiny, deviation, recorded, tiny_preset
 
 CASE = recorded("diffusers_autoencoder")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INCHES: Final = (9.0, 5.5)
 DPI: Final = 150
 INT8: Final = "#6b46c1"
+MARKERS: Final = {"generator": "o", "decoder": "s"}
 
 
 def draw(dataset: str, out: Path | None, log: Log = lambda _: None) -> list[Path]:
@@ -112,10 +113,10 @@ def roofline_figure(rows: Sequence[Row]) -> Figure:
     for name, peak, style in roofs:
         xs, ys = [left, peak / copied, right], [left * copied, peak, peak]
         axes.plot(xs, ys, style, color="black", label=f"{ceilings.precision} {name}, measured")
-    for (stage, intensity), marker in zip(best.intensity.items(), "os", strict=False):
+    for stage, intensity in best.intensity.items():
         rate = best.tflops(stage) or 0.0
         label = f"{stage}: {number(rate)} TFLOP/s"
-        axes.plot(intensity, rate, marker, markersize=9, label=label)
+        axes.plot(intensity, rate, MARKERS[stage], markersize=9, label=label)
     axes.set(xscale="log", yscale="log", ylabel="TFLOP/s, of the network as published")
     axes.set_xlabel("FLOP per byte that the published layers read and write")
     axes.legend(fontsize=8, loc="lower right")

@@ -66,12 +66,8 @@ class NcsnppConfig(GeneratorConfig):
         # A level's blocks take h, of its own width or that of the level below, beside a skip, of
         # its own width or that of the level above.
         widths, sides = self.widths, self.resolutions(latent_size)
-        below, above = [*widths[1:], widths[-1]], [self.nf, *widths[:-1]]
-        joined = [
-            max(own + before, own + own, own + after)
-            for own, before, after in zip(widths, below, above, strict=True)
-        ]
-        images = [width * side**2 for width, side in zip(joined, sides, strict=True)]
+        levels = zip(sides, widths, [*widths[1:], widths[-1]], [self.nf, *widths[:-1]], strict=True)
+        images = [side**2 * (own + max(own, below, above)) for side, own, below, above in levels]
         tokens = max(side**2 for side in sides if side in (*self.attention, sides[-1]))
         return max(*images, tokens**2)
 
@@ -101,7 +97,7 @@ class UVitConfig(GeneratorConfig):
 
     kind: Literal["u-vit"] = "u-vit"
     width: Count  # of a token
-    depth: Annotated[int, Field(ge=1)]  # transformer blocks, the middle one included: odd
+    depth: Count  # transformer blocks, the middle one included: odd
     heads: Count
     patch: Literal[1, 2, 4, 8] = 2  # side of the square of latent pixels that a token stands for
 

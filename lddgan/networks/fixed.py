@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 import torch
 from torch import Tensor
 
 from lddgan.networks.autoencoder import Autoencoder
-from lddgan.networks.configs import HaarConfig
+from lddgan.networks.configs import Band, HaarConfig
 from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.preset import Preset
 
-BANDS: Final = ("LL", "LH", "HL", "HH")  # as Haar gives them
+BANDS: Final = get_args(Band)  # in the order in which Haar gives them
 
 
 class Pixels(Autoencoder):

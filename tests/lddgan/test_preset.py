@@ -294,7 +294,9 @@ def test_another_kind_needs_the_values_that_have_no_default() -> None:
 def test_the_three_losses(preset: Preset, delta: float | None) -> None:
     own = preset.training.delta
     if own is None and delta is None:
-        return  # it is refused below
+        with pytest.raises(BadInput, match=f"{preset.name} has none of its own"):
+            with_loss(preset, "weighted", delta)
+        return
     weighted = with_loss(preset, "weighted", delta)
     assert weighted.training.reconstruction
     assert weighted.training.delta == (own if delta is None else delta)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from export.bundle import Bundle
 
 Cost = Annotated[
-    bool, typer.Option("--cost", help="Measure parameters, multiply-adds and memory, for minutes.")
+    bool,
+    typer.Option("--cost", help="Measure parameters, multiply-adds, memory; takes minutes."),
 ]
 Images = Annotated[int | None, typer.Option(min=1, help="Images per trial; default 100.")]
 Trials = Annotated[int, typer.Option(min=1, help="Measured runs.")]

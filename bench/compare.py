@@ -48,7 +48,7 @@ def compare(
 ) -> list[Row]:
     """Measure models in turns, without a baseline. Returns a row for each, in their order.
 
-    Arguments are those of `bench.run.benchmark`; each model has the engine that `auto` finds best
+    Arguments are those of `bench.run.benchmark`; with `auto` each model has the engine that is best
     for it. Raises as it does, and BadInput unless all have one device and precision.
     """
     check_request(1, seed, 0, batch)
@@ -79,7 +79,7 @@ def engines_for(
     """
     chosen: list[Chosen] = []
     for bundle in bundles:
-        if engine == "auto" and precision in PRECISIONS:
+        if engine == "auto" and precision in PRECISIONS:  # `choose` would not name the bundle
             bundle.graph("generator", precision)
         one = choose(engine, device, precision, bundle.precisions, bundle.preset)
         if find_engine(one.engine).needs_graphs:

@@ -1,7 +1,7 @@
 """What each preset costs: parameters, multiply-adds, traffic, and the memory of one image.
 
-All but the memory is counted in the networks. The memory is measured in a process for each preset,
-PROGRAM and its name, which prints it.
+All but the memory is counted in the networks. The memory is measured in a process for each preset:
+`python -m bench.cost NAME`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROGRAM: Final = (  # with this, glibc gives back a tensor's memory as soon as i
     *(sys.executable, "-m", f"{__package__}.cost"),
 )
 MAX_SECONDS: Final = 600.0  # for one process
-FIRST: Final = "digits"  # preset of an image made before, for which PyTorch loads what it needs
+FIRST: Final = "digits"  # its image is made before, so that what PyTorch loads is not counted
 
 
 class Cost(Frozen):
@@ -136,10 +136,11 @@ def memory_in_child(name: str) -> tuple[float | None, str | None]:
         return (float(said.read()), None) if why_not is None else (None, why_not)
 
 
-def memory_of_image(name: str) -> float:
+def memory_of_image(name: str) -> float | None:
     """Peak MiB of one image in PyTorch fp32, eager, on the CPU, above the loaded networks.
 
-    To be called in a process of its own, on Linux. The libraries' own memory is left out.
+    To be called in a process of its own. The libraries' own memory is left out.
+    Returns None where the system does not tell.
     """
     from engine.registry import open_model
     from lddgan.checkpoint import random_model
@@ -148,8 +149,11 @@ def memory_of_image(name: str) -> float:
         sampler = open_model(random_model(preset), device="cpu")
         loaded = memory_mib("VmRSS")
         sampler.sample(1)
-    return memory_mib("VmHWM") - loaded
+    peak = memory_mib("VmHWM")
+    return None if loaded is None or peak is None else peak - loaded
 
 
 if __name__ == "__main__":
-    print(memory_of_image(sys.argv[1]))
+    if (found := memory_of_image(sys.argv[1])) is None:
+        sys.exit("this system does not tell the memory of a process")
+    print(found)

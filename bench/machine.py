@@ -15,7 +15,7 @@ from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from threading import Thread
-from typing import IO, Final
+from typing import IO, Final, Literal
 
 from engine.doctor import processor_name
 from engine.gpu.driver import PROGRAM, ask_driver, find_gpu
@@ -152,17 +152,17 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib() -> float | None:
-    """Read the peak resident memory of this process (VmHWM). Returns None if this is not Linux.
+    """Read the peak resident memory of this process. Returns None where the system does not tell.
 
     Includes the interpreter and libraries. `ru_maxrss` would include the parent process's peak.
     """
-    return memory_mib("VmHWM") if STATUS.is_file() else None
+    return memory_mib("VmHWM")
 
 
-def memory_mib(field: str) -> float:
-    """Read a figure of this process's memory: VmRSS, now resident, or VmHWM, its peak. On Linux."""
-    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text())
-    return int(found[1]) / 1024 if found else 0.0
+def memory_mib(field: Literal["VmRSS", "VmHWM"]) -> float | None:
+    """Read this process's resident memory, now or at its peak. Returns None if it is not told."""
+    found = re.search(rf"{field}:\s+(\d+) kB", STATUS.read_text()) if STATUS.is_file() else None
+    return int(found[1]) / 1024 if found else None
 
 
 def output_of(*command: str) -> str | None:

@@ -14,9 +14,10 @@ COST_LEGEND: Final = (
     "GMAC: 10^9 multiply-adds of one generator call, of the decoder, of one image (T calls and the "
     "decoder), counted in the networks",
     "MiB: peak of one image in PyTorch fp32, eager, on this CPU, above that of the loaded networks",
-    "not to be reproduced from the released configurations: Table 2's parameters of LDDGAN, and "
-    "its multiply-adds and memory, are not in this repository; the U-ViT's depth and width are "
-    "not published and were chosen to come near Table 11",
+    "not compared: Table 2's parameters of LDDGAN, and its multiply-adds and memory, which are not "
+    "in this repository",
+    "not to be reproduced from the released configurations: the U-ViT's depth and width, which "
+    "are not published and were chosen to come near Table 11",
 )
 PAPER_LEGEND: Final = (
     "FID, recall and s/100, seconds for a batch of 100 on its GPU, are the paper's; "

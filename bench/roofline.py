@@ -153,8 +153,8 @@ def work_of(
 
     FLOP are two for each multiply-add of the networks as published, whatever an engine saves. The
     intensity is FLOP per byte if nothing stays in a cache: every layer reads its weights once per
-    call and chunk and its input once, and writes its output once; what has no weights is fused. A
-    decoder without layers has none.
+    call and chunk and its input once, and writes its output once; layers without weights count as
+    fused. A decoder without layers has no intensity.
 
     The least bytes hold no activation: weights once per call and chunk; x, z, noise and x_next of
     every call; x_0 and the image.

@@ -44,6 +44,7 @@ def import_(
 
     model = import_published(dataset, generator, autoencoder, use_raw=raw_generator, keys=key or ())
     save_checkpoint(out, model)
+    print_once(f"generator: taken from {model.provenance['generator']['weights']}")
     for part in ("generator", "autoencoder"):
         for prefix, count in model.provenance.get(part, {}).get("left_out", {}).items():
             print_once(f"{part}: {count} tensors under {prefix} are not needed and were left out")

@@ -21,7 +21,7 @@ OPSET = 17  # the newest that TensorRT 8.6 reads
 
 
 def most_images(preset: Preset, largest: int = LARGEST_TENSOR) -> int:
-    """The largest batch, at most MAX_BATCH, in which no tensor passes `largest` elements."""
+    """The largest batch, 1 to MAX_BATCH, in which no tensor passes `largest` elements."""
     return max(1, min(MAX_BATCH, largest // preset.largest_activation))
 
 

@@ -25,7 +25,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, path: Path, most: int) -> N
     The exporter writes opset 18.  Its new operators and forms are not used, which the checker
     proves: raises `onnx.checker.ValidationError` otherwise.
     """
-    batch = Dim("batch", min=1, max=most)
+    batch = Dim("batch", min=1, max=max(most, 2))  # torch's Dim has two values at least
     shapes = tuple({0: batch} if tensor.shape[0] == BATCH else {} for tensor in spec.inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations

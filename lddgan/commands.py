@@ -37,7 +37,7 @@ ConvertOption = Annotated[
 
 EncodedBy = Annotated[
     Path | None,
-    Option(help="Trained by lddgan, published, or of diffusers; default that of the run."),
+    Option(help="Trained by lddgan, published, or of diffusers; default that in runs/<dataset>."),
 ]
 BegunWith = Annotated[Path | None, Option(help="Start from its weights, as train does.")]
 Init = Annotated[Path | None, Option(help="Start from this model's weights, or .state.pt's.")]
@@ -221,7 +221,7 @@ def train(
     values: Values = None,
     lmdb_size: LmdbSize = None,
 ) -> None:
-    """Train the diffusion GAN on the latents of images."""
+    """Train the diffusion GAN on images, or on their latents."""
     run = {"seed": seed, "epochs": epochs, "steps": steps, "resume": resume, "on_bad": on_bad}
     run |= {"keep_every": keep_every, "discard_state": discard_state, "accumulate": accumulate}
     run |= {"bf16": bf16, "channels_last": channels_last, "compile": compile_}
@@ -233,8 +233,15 @@ def train(
     from lddgan.training.run_folder import MODEL_FILE, load_generator
 
     asked, changes = get_preset(dataset), parsed(values or [])
-    given = (autoencoder, key, latents)
-    trained = open_codec(asked, settings.out, *given, image_size, changes)
+    trained = open_codec(
+        asked,
+        settings.out,
+        autoencoder=autoencoder,
+        key=key,
+        latents=latents,
+        image_size=image_size,
+        changes=changes,
+    )
     preset = trained.preset
     if loss is not None or delta is not None:
         preset = with_loss(preset, loss or preset.loss, delta)

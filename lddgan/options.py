@@ -18,8 +18,8 @@ from lddgan.text import printable
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help="cifar10, celeba_256, lsun or digits (the trained model that ships with lddgan). "
-        "Without it: the newest bundle under exports/, or digits."
+        help="A model of `lddgan presets`; digits ships trained. Without it: the newest bundle "
+        "under exports/, or digits."
     ),
 ]
 Key = Annotated[

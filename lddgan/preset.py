@@ -66,7 +66,8 @@ class Paper(Frozen):
     recall: float | None = None
     seconds: float  # for a batch of 100
     parameters: float | None = None  # in millions (Tables 2 and 11)
-    differences: str  # between the released code, which this preset follows, and the paper
+    # between the released code, which this preset follows, and the paper
+    differences: str = "sizes and recipe as released"
 
 
 class Preset(Frozen):
@@ -107,9 +108,15 @@ class Preset(Frozen):
     @model_validator(mode="after")
     def _check_together(self) -> Preset:
         factor, kind = self.autoencoder.factor, self.autoencoder.kind
+        if self.image_size % factor:
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of {factor}, by which the kind "
+                f"'{kind}' divides it"
+            )
         if self.latent_size * factor != self.image_size:
-            product = f"latent_size {self.latent_size} x {factor}, by which the kind '{kind}'"
-            raise ValueError(f"image_size {self.image_size} is not {product} divides it")
+            raise ValueError(
+                f"latent_size {self.latent_size} is not image_size {self.image_size} / {factor}"
+            )
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         if not 2 <= self.steps <= 8:
@@ -124,7 +131,8 @@ class Preset(Frozen):
         if self.latent_size % least:
             raise ValueError(
                 f"latent_size {self.latent_size} is no multiple of {least}, as the networks need; "
-                f"choose an image_size that {least * factor} divides, or fewer layers"
+                f"choose an image_size that {least * factor} divides, or fewer "
+                "levels of generator and discriminator"
             )
         for cfg in (self.training, self.autoencoder_training):
             if cfg is not None and cfg.batch % min(cfg.batch, GROUP):

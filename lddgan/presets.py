@@ -1,6 +1,7 @@
-"""The presets: one per data set, of each only what differs from the defaults.
+"""The presets: one for each model, of each only what differs from the defaults.
 
-Sources: the released LDDGAN code for shapes and schedules, arXiv 2406.11713 for figures.
+Sources: the released code of LDDGAN, and of DDGAN (denoising-diffusion-gan) and WDDGAN (WaveDiff),
+for shapes, schedules and recipes; arXiv 2406.11713 for figures.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from lddgan.networks.configs import (
 )
 from lddgan.preset import AutoencoderTraining, Paper, Training
 from lddgan.preset import Preset as Preset
-
-NO_DIFFERENCES = "sizes and recipe as released"
 
 # fmt: off
 CIFAR10 = Preset(  # FID 2.98 (Tables 3-4; Tables 6-7 have 3.03)
@@ -108,7 +107,7 @@ DDGAN_CIFAR10 = Preset(
         lr_g=1.6e-4, lr_d=1.25e-4, lr_min=1e-5, batch=256, epochs=1800, ema_decay=0.9999,
         r1_gamma=0.02, r1_every=15, reconstruction=False,
     ),
-    paper=Paper(source="Table 3", seconds=0.21, parameters=48.43, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 3", seconds=0.21, parameters=48.43),
 )
 
 DDGAN_CELEBA_256 = Preset(
@@ -123,7 +122,7 @@ DDGAN_CELEBA_256 = Preset(
         lr_g=2e-4, lr_d=1e-4, lr_min=1e-5, batch=32, epochs=800, ema_decay=0.9999,
         r1_gamma=2.0, r1_every=10, reconstruction=False,
     ),
-    paper=Paper(source="Table 4", seconds=1.73, parameters=39.73, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 4", seconds=1.73, parameters=39.73),
 )
 
 DDGAN_LSUN = Preset(
@@ -136,7 +135,7 @@ DDGAN_LSUN = Preset(
         lr_g=1.6e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.999,
         r1_gamma=1.0, r1_every=10, reconstruction=False,
     ),
-    paper=Paper(source="Table 5", seconds=3.42, parameters=39.73, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 5", seconds=3.42, parameters=39.73),
 )
 
 WDDGAN_CIFAR10 = Preset(  # coefficients are halved in training
@@ -149,7 +148,7 @@ WDDGAN_CIFAR10 = Preset(  # coefficients are halved in training
         lr_g=1.6e-4, lr_d=1.25e-4, lr_min=1e-5, batch=256, epochs=1800, ema_decay=0.9999,
         r1_gamma=0.02, r1_every=15, delta=None,
     ),
-    paper=Paper(source="Table 3", seconds=0.08, parameters=33.37, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 3", seconds=0.08, parameters=33.37),
 )
 
 WDDGAN_CELEBA_256 = Preset(
@@ -164,7 +163,7 @@ WDDGAN_CELEBA_256 = Preset(
         lr_g=2e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.9999,
         r1_gamma=2.0, r1_every=10, delta=None,
     ),
-    paper=Paper(source="Table 4", seconds=0.60, parameters=31.49, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 4", seconds=0.60, parameters=31.49),
 )
 
 WDDGAN_LSUN = Preset(
@@ -177,7 +176,7 @@ WDDGAN_LSUN = Preset(
         lr_g=1.6e-4, lr_d=1e-4, lr_min=1e-5, batch=64, epochs=500, ema_decay=0.999,
         r1_gamma=1.0, r1_every=10, delta=None,
     ),
-    paper=Paper(source="Table 5", seconds=1.54, parameters=31.49, differences=NO_DIFFERENCES),
+    paper=Paper(source="Table 5", seconds=1.54, parameters=31.49),
 )
 
 # ---- U-ViT in the place of NCSN++ on the cifar10 latent ----

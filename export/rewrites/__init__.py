@@ -114,10 +114,10 @@ def replace(
 ) -> None:
     """Put `make(layer, side)` in the place of each layer of a kind whose inputs have one side."""
     for name, sides in input_sides(graph, spec, kind).items():
-        layer, side = graph.get_submodule(name), min(sides)
-        if len(sides) == 1 and where(layer, side):
+        layer = graph.get_submodule(name)
+        if len(sides) == 1 and where(layer, *sides):
             parent, _, attribute = name.rpartition(".")
-            graph.get_submodule(parent).add_module(attribute, make(layer, side))
+            graph.get_submodule(parent).add_module(attribute, make(layer, *sides))
 
 
 def input_sides(graph: nn.Module, spec: GraphSpec, kind: type[nn.Module]) -> dict[str, set[int]]:

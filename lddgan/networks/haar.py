@@ -27,8 +27,8 @@ class InverseHaar(nn.Module):
         low, high = low * 0.5, high * 0.5
         lh, hl, hh = torch.split(high, [low.shape[1]] * 3, dim=1)
         top, bottom = low + hl, low - hl
-        left, right = lh + hh, lh - hh
-        parts = [top + left, top - left, bottom + right, bottom - right]  # a, b, c, d
+        above, below = lh + hh, lh - hh
+        parts = [top + above, top - above, bottom + below, bottom - below]
         return interleaved(torch.cat(parts, dim=1))
 
 

@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block; with a skip, which joins what an earlier block gave: [B,N,C]."""
+    """A transformer block: [B,N,C] -> [B,N,C]; [B,N,2C] with the skip of an earlier block."""
 
     def __init__(self, cfg: UVitConfig, *, skip: bool) -> None:
         super().__init__()

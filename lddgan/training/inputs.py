@@ -23,6 +23,7 @@ from lddgan.training.run_folder import AUTOENCODER_FILE
 def open_codec(
     preset: Preset,
     out: Path,
+    *,
     autoencoder: Path | None,
     key: list[str] | None,
     latents: Path | None,

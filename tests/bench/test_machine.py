@@ -13,6 +13,7 @@ from bench.machine import (
     gpu,
     in_words,
     machine,
+    memory_mib,
     peak_memory_mib,
     run_child,
     torch_settings,
@@ -83,6 +84,14 @@ def test_memory_machine_and_versions_are_of_this_process() -> None:
     here = machine()
     assert here.cores >= 1 and here.load >= 0 and here.gpu is None
     assert versions()["torch"] == torch.__version__ and "python" in versions()
+
+
+def test_memory_that_is_not_told_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr("bench.machine.STATUS", status)
+    assert peak_memory_mib() is None
+    status.write_text("VmRSS:\t    2048 kB\n")
+    assert memory_mib("VmRSS") == 2 and peak_memory_mib() is None
 
 
 def test_the_commit_is_gits_or_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lddgan.checkpoint import materialise
 from lddgan.networks.haar import Haar, InverseHaar
 from lddgan.networks.layers import GroupNorm
 from lddgan.networks.registry import create
 from lddgan.networks.wavelet import HaarDown, HaarUp
 from lddgan.presets import get_preset
 from tests.published_files import (
-    TOLERANCE,
     deviation,
     official_keys,
-    official_state,
     recorded,
     small_wavelet,
 )
@@ -33,17 +30,6 @@ def test_names_shapes_and_order_are_the_published_ones(name: str) -> None:
     expected = [(k, tuple(shape)) for k, shape in official_keys()[f"{name}/generator"].items()]
     assert [(k, tuple(v.shape)) for k, v in network.state_dict().items()] == expected
     assert [(k, tuple(v.shape)) for k, v in network.named_parameters()] == expected
-
-
-@pytest.mark.parametrize("name", ["ddgan-cifar10", "wddgan-cifar10", "wddgan-small"])
-def test_recorded_generator(name: str) -> None:
-    case = recorded(f"{name}_generator")
-    with torch.device("meta"):
-        generator = create("generator", PRESETS[name])
-    materialise(generator, official_state(f"{name}/generator"))
-    with torch.no_grad():
-        x_0 = generator(case["x_t"], case["t"], case["z"])
-    assert deviation(x_0, case["x0"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "case"), [("wddgan-celeba_256", "a"), ("wddgan-lsun", "b")])

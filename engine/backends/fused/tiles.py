@@ -49,7 +49,7 @@ def tile_of_program(pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 def checked(x: Tensor) -> Tensor:
-    """Return the image. Raises ValueError for another memory format, which would be misread."""
+    """Return the image, which must be channels-last: anything else would be misread."""
     assert x.is_contiguous(memory_format=torch.channels_last), (x.shape, x.stride())
     return x
 

@@ -265,7 +265,8 @@ def build(
         for which, spec in graph_specs(bundle.preset).items():
             path, asked = bundle.graph(which, options.precision), options
             if which == "decoder" and not bundle.preset.autoencoder.learned:
-                asked = options.model_copy(update={"precision": "fp32"})  # whatever the generator's
+                # a codec without layers stays in float32 in every graph (export.fp16.to_half)
+                asked = options.model_copy(update={"precision": "fp32"})
             with Meter(f"building the {which}", 0, DONE, log, unit="%") as meter:
                 built = build_graph(
                     library,

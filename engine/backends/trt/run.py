@@ -77,7 +77,7 @@ class Context:
             self.gpu.copy(output, aligned)
 
     def _bind(self, name: str, array: DeviceArray) -> DeviceArray:
-        """Bind the array, or one like it if TensorRT would refuse its address (z[1] may be one)."""
+        """Bind the array, or a copy if its address is not aligned (that of z[1] may not be)."""
         if array.address % ALIGNMENT:
             if name not in self.copies:
                 self.copies[name] = self.gpu.empty(array.shape, array.dtype)

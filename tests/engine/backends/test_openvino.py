@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from engine.registry import open_engine
 from export.bundle import open_bundle
 from lddgan.errors import BadInput, LddganError, OutOfMemory
 from tests.engine.backends.test_ort import DAMAGES, GRAPH, OTHER_GRAPHS, signed
+from tests.small import PRESETS as SMALL
+from tests.small import small_bundle
 
 
 @pytest.fixture
@@ -25,20 +28,27 @@ def latents(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 4, 8, 8), np.float32)
 
 
+def images_of(bundle: Path, precision: str | None = None) -> Iterator[np.ndarray]:
+    """The same images by OpenVINO, and by ONNX Runtime, whose graphs were compared with PyTorch."""
+    for engine in ("openvino", "ort"):
+        yield open_engine(bundle, engine, precision, "cpu").sample(5, seed=2).astype(int)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_images_are_those_of_onnx_runtime(tiny_bundle: Path, precision: str) -> None:
-    ours, theirs = (
-        open_engine(tiny_bundle, name, precision, "cpu").sample(5, seed=2).astype(int)
-        for name in ("openvino", "ort")
-    )
+    ours, theirs = images_of(tiny_bundle, precision)
+    assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_images_of_other_families_are_those_of_onnx_runtime(name: str, precision: str) -> None:
+    ours, theirs = images_of(small_bundle(name), precision)
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
 
 
 def test_vq_images_are_those_of_onnx_runtime(tiny_vq_bundle: Path) -> None:
-    ours, theirs = (
-        open_engine(tiny_vq_bundle, name, device="cpu").sample(3).astype(int)
-        for name in ("openvino", "ort")
-    )
+    ours, theirs = images_of(tiny_vq_bundle)
     assert (np.abs(ours - theirs) > 1).mean() <= 1e-2  # a flipped code
     assert theirs.std() > 10
 

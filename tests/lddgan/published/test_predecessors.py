@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,6 +82,19 @@ def test_published_file_gives_the_recorded_output(
     assert model.preset == preset
     assert model.provenance["ema"] and model.provenance["notes"] == []
     assert "autoencoder" not in model.provenance
+
+
+@pytest.mark.parametrize("name", ["ddgan-lsun", "wddgan-lsun"])
+@torch.no_grad()
+def test_256x256_gives_what_a_second_implementation_gave(tmp_path: Path, name: str) -> None:
+    """Cases of tests/reference/second_ncsnpp.py, of which every few pixels are kept."""
+    path = files.netg_file(tmp_path / "g.pth", official_state(f"{name}/generator"))
+    model, case = import_published(name, path), recorded(f"{name}_generator")
+    draw = np.random.default_rng(int(case["seed"])).standard_normal
+    x_t = torch.from_numpy(draw((1, *model.preset.latent_shape), np.float32))
+    x_0 = model.generator(x_t, case["t"], case["z"])
+    stride = int(case["stride"])
+    assert deviation(x_0[:, :, ::stride, ::stride], case["x0"]) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", BIG)

@@ -24,6 +24,8 @@ def named_bundles(names: str) -> list[Bundle]:
     Raises BadInput for one name alone, a name twice, an unknown one, and one without a bundle.
     """
     given = [name.strip() for name in names.split(",")]
+    if not all(given):
+        raise BadInput(f"--compare has no name beside a comma: '{names}'; write ddgan-lsun,lsun")
     for name in given:
         get_preset(name)
         if given.count(name) > 1:

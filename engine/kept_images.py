@@ -137,7 +137,7 @@ def verify_images(images: Images, origin: Origin, sampler: Sampler) -> ImagesVer
         over_2=changed(images, true, 2),
         why_failed=None,
     )
-    wrong = "an image is of one value" if any_of_one_value(images) else None
+    wrong = "an image is of one value" if any_of_one_value(images, sampler.preset) else None
     wrong = wrong or passed_limit(limits(found, sampler.preset))
     why = f"{wrong}; {REMEDIES[origin.precision]}" if wrong else None
     return found.model_copy(update={"why_failed": why})

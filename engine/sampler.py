@@ -201,7 +201,7 @@ class Sampler:
         """Raise LddganError for NaN in latents [B,C,h,w] or images [B,H,W,3], on the host."""
         if not np.isfinite(x_0).all():
             raise self._broken("NaN or Inf")
-        if any_of_one_value(images):
+        if any_of_one_value(images, self.preset):
             raise self._broken("an image of one value, which is what NaN in the decoder becomes")
 
     def _downloaded(self, made: Made) -> Images:

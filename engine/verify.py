@@ -37,6 +37,7 @@ from lddgan.errors import LddganError
 from lddgan.extras import version_of
 from lddgan.names import Device, Precision
 from lddgan.noise import Noise, draw
+from lddgan.preset import Preset
 from lddgan.progress import Log, Meter, to_stderr
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def verify_engine(
         for part in sampler.in_parts(images, compare, max(least, min(at_once, sampler.chunk))):
             parts.append(part)
             meter.advance(len(part.true.image))
-    figures = _measured(parts) | _of_export(exported) | _sides(sampler.backend, reference)
+    figures = (
+        _measured(parts, model.preset) | _of_export(exported) | _sides(sampler.backend, reference)
+    )
     found = Verification(**figures, images=images, seed=SEED, why_failed=None)
     return found.model_copy(update={"why_failed": why_failed(found)})
 
@@ -224,11 +227,11 @@ def _of_export(exported: Differences | None) -> dict[str, Any]:
     return {} if exported is None else exported.model_dump(include=names)
 
 
-def _measured(parts: Sequence[Part]) -> dict[str, Any]:
+def _measured(parts: Sequence[Part], preset: Preset) -> dict[str, Any]:
     """Compute every figure of a Verification. Raises LddganError if the reference is not sound."""
     sides = zip(*(part[:4] for part in parts), strict=True)
     true, alone, chain, drawn = map(joined, sides)
-    if not is_sound(true.x_0, true.image):
+    if not is_sound(true.x_0, true.image, preset):
         raise LddganError("PyTorch itself gives NaN, Inf or an image of one value; check the model")
     counts = [len(part.true.image) for part in parts]
     flips = float(np.average([part.code_flips for part in parts], weights=counts))
@@ -238,7 +241,7 @@ def _measured(parts: Sequence[Part]) -> dict[str, Any]:
         "latents": _latent_error(chain.x_0, true.x_0),
         "over_1": changed(chain.image, true.image, 1),
         "over_2": changed(chain.image, true.image, 2),
-        "finite": all(is_sound(run.x_0, run.image) for run in (alone, chain, drawn)),
+        "finite": all(is_sound(run.x_0, run.image, preset) for run in (alone, chain, drawn)),
         "noise_identical": all(part.noise_identical for part in parts),
         "drawn_levels": grey_levels(drawn.image, chain.image),
     }

@@ -154,16 +154,16 @@ def export_int8(
 
     If their images miss the limit of int8, the generator of a KL model stays in fp32.
     """
-    from export.int8 import keep_generator, quantise_graphs
+    from export.int8 import keep, quantise_graphs
 
     with tempfile.TemporaryDirectory() as name:
         floats = Path(name)
         export_graphs(model, floats, "fp32", rewrites)
-        quantise_graphs(model.preset, onnx_runner(floats, "fp32"), floats, folder)
+        quantise_graphs(model.preset, onnx_runner(floats, "fp32"), floats, folder, log)
         both = verify(model, folder, "int8", int8_accepted_psnr=accept_psnr)
         if model.preset.autoencoder.has_codes or passed_limit(limits_of(both, "int8")) is None:
             return both
-        keep_generator(floats, folder)
+        keep("generator", floats, folder)
         known = {"int8_accepted_psnr": accept_psnr, "int8_both_psnr": both.chain_psnr}
         found = verify(model, folder, "int8", **known)
         log(f"int8: {found.why_fp32}, now {found.chain_psnr:.1f} dB")

@@ -24,6 +24,7 @@ from export.bundle import graph_file
 from export.graphs import generator_inputs
 from lddgan.noise import draw
 from lddgan.preset import Preset
+from lddgan.progress import Log
 
 SEED: Final = 1  # of the images that calibrate; others are verified
 IMAGES: Final = 4
@@ -32,25 +33,30 @@ NARROWEST: Final = 16  # channels; the first and the last convolutions have 3 or
 Feeds = Mapping[str, NDArray[Any]]
 
 
-def quantise_graphs(preset: Preset, runner: Runner, floats: Path, folder: Path) -> None:
+def quantise_graphs(
+    preset: Preset, runner: Runner, floats: Path, folder: Path, log: Log = lambda _: None
+) -> None:
     """Write both graphs of `folder` in int8, made of the fp32 graphs of `floats`.
 
-    `runner` runs the same networks in fp32.  The generator of a VQ model is copied as it is: its
-    latents, off by 1e-2, would change an eighth of celeba_256's codes.
+    `runner` runs the same networks in fp32.  Copied as they are: a graph without wide convolutions,
+    which is told, and the generator of a VQ model, whose latents, off by 1e-2, would change an
+    eighth of celeba_256's codes.
     """
     feeds = calibration_inputs(preset, runner)
     for which in ("generator", "decoder"):
+        model = onnx.load(floats / graph_file(which, "fp32"))
         if which == "generator" and preset.autoencoder.has_codes:
-            keep_generator(floats, folder)
+            keep(which, floats, folder)
+        elif not wide_convolutions(model.graph):
+            log(f"int8: the {which} has no wide convolutions and stays in fp32")
+            keep(which, floats, folder)
         else:
-            source, target = floats / graph_file(which, "fp32"), folder / graph_file(which, "int8")
-            quantise(source, target, feeds[which])
+            quantise(model, folder / graph_file(which, "int8"), feeds[which])
 
 
-def keep_generator(floats: Path, folder: Path) -> None:
-    """Copy the fp32 generator of `floats` to `folder` as its int8 generator."""
-    source, target = graph_file("generator", "fp32"), graph_file("generator", "int8")
-    shutil.copyfile(floats / source, folder / target)
+def keep(which: str, floats: Path, folder: Path) -> None:
+    """Copy a fp32 graph of `floats` to `folder` as the int8 one."""
+    shutil.copyfile(floats / graph_file(which, "fp32"), folder / graph_file(which, "int8"))
 
 
 def calibration_inputs(preset: Preset, runner: Runner) -> dict[str, list[Feeds]]:
@@ -70,8 +76,8 @@ def calibration_inputs(preset: Preset, runner: Runner) -> dict[str, list[Feeds]]
     return feeds
 
 
-def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
-    """Write the fp32 graph `source` with 8-bit convolutions to `target`, the same bytes each time.
+def quantise(model: onnx.ModelProto, target: Path, feeds: Sequence[Feeds]) -> None:
+    """Write a fp32 graph with 8-bit convolutions to `target`, the same bytes each time.
 
     Weights become int8, one scale per output channel; activations uint8 with a zero point.  The
     range of an activation holds every value that `feeds` make: clipping a few values of a trained
@@ -79,7 +85,7 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
     form, which ONNX Runtime runs as QLinearConv); CPUs with VNNI sum without saturation.
     """
     rest = iter(feeds)
-    model = onnx.shape_inference.infer_shapes(onnx.load(source), data_prop=True)
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     add_pre_process_metadata(model)  # the exporter's graphs are optimised; without it ORT warns
     quantize_static(
         model,
@@ -87,7 +93,7 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
         SimpleNamespace(get_next=lambda: next(rest, None)),  # all that a reader is asked for
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
-        nodes_to_exclude=kept_in_fp32(model.graph),
+        nodes_to_quantize=wide_convolutions(model.graph),
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -100,10 +106,10 @@ def quantise(source: Path, target: Path, feeds: Sequence[Feeds]) -> None:
     onnx.save(quantised, target)
 
 
-def kept_in_fp32(graph: onnx.GraphProto) -> list[str]:
-    """Names of the convolutions that are not quantised.
+def wide_convolutions(graph: onnx.GraphProto) -> list[str]:
+    """Names of the convolutions that are quantised.
 
-    They are the first and the last, filters (one input), and 1x1: those are in attention and in
+    All but the first and the last, filters (one input), and 1x1: those are in attention and in
     skips, which carry the unnormalised sum of all blocks and cost the most accuracy.
     """
     kernels = {weight.name: tuple(weight.dims) for weight in graph.initializer}  # [out,in,h,w]
@@ -111,7 +117,7 @@ def kept_in_fp32(graph: onnx.GraphProto) -> list[str]:
     return [
         node.name
         for node, kernel in convolutions
-        if min(kernel[:2]) < NARROWEST or kernel[2:] == (1, 1)
+        if min(kernel[:2]) >= NARROWEST and kernel[2:] != (1, 1)
     ]
 
 

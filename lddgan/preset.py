@@ -191,6 +191,12 @@ def with_values(preset: Preset, changes: Mapping[str, Any]) -> Preset:
         changed = Preset.model_validate(values)
     except ValidationError as error:
         raise BadInput(why_invalid(error, preset.name)) from error
+    if changed.autoencoder.learned != preset.autoencoder.learned:
+        raise BadInput(
+            f"autoencoder.kind cannot be {changed.autoencoder.kind} in {preset.name}: start from a "
+            f"model that is {'trained with' if changed.autoencoder.learned else 'without'} an "
+            "autoencoder (`lddgan presets`)"
+        )
     for part, side in (("generator", changed.latent_size), ("autoencoder", changed.image_size)):
         asked = changes.get(f"{part}.attention")
         if asked is None:

@@ -96,7 +96,7 @@ class UVitConfig(GeneratorConfig):
     """U-ViT (arXiv 2209.12152) with adaptive normalisation from z."""
 
     kind: Literal["u-vit"] = "u-vit"
-    width: Count  # of a token
+    width: Annotated[int, Field(ge=4, multiple_of=2)]  # of a token
     depth: Count  # transformer blocks, the middle one included: odd
     heads: Count
     patch: Literal[1, 2, 4, 8] = 2  # side of the square of latent pixels that a token stands for

@@ -39,6 +39,7 @@ STRANGERS: Final = {  # how names of its tensors begin -> what it is
     r"cond_stage_model\.(?:transformer|model)\.|conditioner\.|text_encoders\.": (
         "a whole Stable Diffusion model: give its autoencoder alone"
     ),
+    r"(?:in_blocks|out_blocks)\.": "a U-ViT",
     r"(?:unet\.)?(?:down_blocks|up_blocks|mid_block|time_embedding)\.": "a U-Net of diffusers",
     r"(?:model\.)?diffusion_model\.": UNET,
     r"(?:transformer\.)?\w*transformer_blocks\.": "a diffusion transformer",

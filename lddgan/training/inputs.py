@@ -13,7 +13,7 @@ from lddgan.data.open_source import open_source
 from lddgan.errors import BadInput, command
 from lddgan.names import Convert
 from lddgan.options import print_once
-from lddgan.preset import OF_AUTOENCODER, Preset, check_learned, resized
+from lddgan.preset import OF_AUTOENCODER, Preset, check_learned, differences, resized
 from lddgan.published.diffusers import weights_of
 from lddgan.published.reader import check_keys, import_autoencoder, notes_of
 from lddgan.training.latents import latents_of, open_latents
@@ -71,8 +71,10 @@ def open_autoencoder(path: Path, preset: Preset, keys: list[str] | None) -> Trai
     trained = load_autoencoder(path)
     if trained.preset.name == preset.name:
         return trained
-    if any(getattr(trained.preset, name) != getattr(preset, name) for name in OF_AUTOENCODER):
-        raise BadInput(f"{path} was trained for {trained.preset.name}; you asked for {preset.name}")
+    for key, value in differences(preset, trained.preset).items():
+        if key.partition(".")[0] in OF_AUTOENCODER:
+            found = f"was trained for {trained.preset.name} ({key} {value})"
+            raise BadInput(f"{path} {found}; you asked for {preset.name}")
     scaled = preset.model_copy(update={"scale_factor": trained.preset.scale_factor})
     return replace(trained, preset=scaled)
 

@@ -124,7 +124,7 @@ def test_unlike_models_are_refused_before_any_is_opened(
     ("names", "message"),
     [
         ("digits,mnist", "unknown data set 'mnist'; known: cifar10, "),
-        ("digits,", "unknown data set ''"),
+        ("digits,", "--compare has no name beside a comma: 'digits,'"),
         ("digits, digits", "--compare names digits twice; name each model once"),
         ("digits", "--compare digits is one model; name two or more: ddgan-lsun,lsun"),
         ("digits,ddgan-lsun", "no bundle at exports/ddgan-lsun; run `lddgan export --dataset ddg"),

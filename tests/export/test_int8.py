@@ -23,10 +23,10 @@ from export.graphs import precisions_of
 from export.int8 import (
     IMAGES,
     calibration_inputs,
-    kept_in_fp32,
     quantise_graphs,
     rows_of_bytes,
     share_range,
+    wide_convolutions,
 )
 from export.rewrites import TAKES
 from export.verify import batches_of, onnx_runner, torch_runner
@@ -175,10 +175,10 @@ def test_calibration_is_made_of_the_chain(tiny_model: Model) -> None:
 
 def test_a_graph_keeps_narrow_convolutions(tiny_bundle: Path) -> None:
     graph = onnx.load(tiny_bundle / "decoder.fp32.onnx").graph
-    kept = kept_in_fp32(graph)
+    wide = wide_convolutions(graph)
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
-    assert kept and set(kept) < set(convolutions)
-    assert convolutions[0] in kept and convolutions[-1] in kept
+    assert wide and set(wide) < set(convolutions)
+    assert convolutions[0] not in wide and convolutions[-1] not in wide
 
 
 def test_images_stay_close_to_pytorch(bundle: Path) -> None:
@@ -308,6 +308,10 @@ def test_both_and_all_name_precisions() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", SMALL)
 def test_other_families_in_8_bits(name: str, tmp_path: Path) -> None:
-    found = export_bundle(small_model(name), tmp_path / name, ("int8",))["int8"]
+    said: list[str] = []
+    found = export_bundle(small_model(name), tmp_path / name, ("int8",), log=said.append)["int8"]
     assert found.chain_psnr >= INT8_PSNR
-    assert found.decoder_levels <= 1 or name == "small-vit", "other decoders have no weights"
+    which = "generator" if name == "small-vit" else "decoder"
+    assert f"int8: the {which} has no wide convolutions and stays in fp32" in said
+    assert (found.generator_error < 1e-5) == (which == "generator")
+    assert (found.decoder_levels <= 1) == (which == "decoder")

@@ -28,6 +28,7 @@ from export.verify import code_flips, refuse_disagreement
 from lddgan.checkpoint import Model, random_tensor
 from lddgan.diffusion import sample
 from lddgan.errors import LddganError
+from lddgan.presets import get_preset
 from tests.bundles import EXPORT_SECONDS, exported_by_command
 from tests.reference import weights
 
@@ -89,13 +90,15 @@ def test_sound_is_finite_and_not_of_one_value() -> None:
     x_0 = np.zeros((2, 4, 8, 8), np.float32)
     images = np.zeros((2, 4, 4, 3), np.uint8)
     images[:, 0, 0, 0] = 1
-    assert is_sound(x_0, images)
+    digits, pixels = get_preset("digits"), get_preset("ddgan-cifar10")
+    assert is_sound(x_0, images, digits)
     for bad in (np.nan, -np.inf):
         broken = x_0.copy()
         broken[1, 2, 3, 4] = bad
-        assert not is_sound(broken, images)
+        assert not is_sound(broken, images, digits) and not is_sound(broken, images, pixels)
     images[1] = 9
-    assert not is_sound(x_0, images)
+    assert not is_sound(x_0, images, digits)
+    assert is_sound(x_0, images, pixels), "a decoder without layers makes no NaN"
 
 
 @pytest.mark.parametrize("flips", [0, 1, 5, 64])

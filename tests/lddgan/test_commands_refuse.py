@@ -96,11 +96,11 @@ REFUSED: list[tuple[tuple, tuple[str, ...]]] = [
     (("train", "--dataset", "imagenet"), ("imagenet", "cifar10, celeba_256, lsun, digits")),
     (
         ("train", "--dataset", "cifar10", "--autoencoder", "{files}/" + AUTOENCODER),
-        (f"{AUTOENCODER} was trained for digits; you asked for cifar10",),
+        (f"{AUTOENCODER} was trained for digits (latent_size 8); you asked for cifar10",),
     ),
     (
         ("train", "--dataset", "celeba_256", "--autoencoder", "{files}/" + MODEL),
-        (f"{MODEL} was trained for digits; you asked for celeba_256",),
+        (f"{MODEL} was trained for digits (image_size 32); you asked for celeba_256",),
     ),
     ((*CIFAR, *NO_LPIPS, "--data", "{photos}", "--autoencoder", "{lsun}"), ("for lsun",)),
     (("train", "--dataset", "digits", "--autoencoder", "none.safetensors"), ("not exist",)),

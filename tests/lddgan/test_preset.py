@@ -284,6 +284,27 @@ def test_another_kind_needs_the_values_that_have_no_default() -> None:
     assert found == UVitConfig(width=24, depth=3, heads=3, nz=100, mapping_layers=3)
     with pytest.raises(BadInput, match=r"generator\.width: Input should be a valid integer"):
         with_values(get_preset("lsun"), {"generator.kind": "u-vit"})
+    for width in (2, 25):  # too few, or odd, for sines and cosines of the step
+        with pytest.raises(BadInput, match=r"generator\.width: Input should be "):
+            with_values(get_preset("vit-tiny"), {"generator.width": width})
+
+
+PIXELS = {"autoencoder.kind": "pixels", "latent_channels": 3, "latent_size": 32}
+KL = {"autoencoder.kind": "kl", "autoencoder.ch_mult": (1, 2), "latent_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "message"),
+    [
+        ("cifar10", PIXELS, "cannot be pixels in cifar10: start from a model that is without an"),
+        ("ddgan-cifar10", KL, "cannot be kl in ddgan-cifar10: start from a model that is trained"),
+    ],
+)
+def test_a_learned_autoencoder_is_not_exchanged_for_none(
+    dataset: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        with_values(get_preset(dataset), changes)
 
 
 # ---- another loss ----

@@ -235,6 +235,7 @@ def test_ours_without_metadata_is_told(tiny: Tiny, alone: bool) -> None:
 @pytest.mark.parametrize(
     ("names", "what"),
     [
+        (["in_blocks.0.norm1.style.weight", "mid_block.attn.qkv.weight"], "a U-ViT"),
         (["lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"], "a LoRA"),
         (["unet.mid_block.attentions.0.to_k.lora_A.weight"], "a LoRA"),
         (["time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight"], "a U-Net of"),

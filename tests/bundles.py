@@ -110,4 +110,4 @@ def exported(  # type: ignore[no-untyped-def]
     def make(folder: Path) -> None:
         export_bundle(model, folder, precisions)
 
-    return shared(model.preset.name, make, meanwhile)
+    return shared("-".join([model.preset.name, *precisions]), make, meanwhile)

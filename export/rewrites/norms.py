@@ -32,4 +32,4 @@ class SummedNorm(nn.Module):
     def mean(self, x: Tensor) -> Tensor:
         """The mean of each channel's group: [B,C,h,w] -> [B,C,1,1]."""
         means = x.sum(dim=(2, 3)) / (self.members * x.shape[2] * x.shape[3])
-        return (means @ self.same)[:, :, None, None]
+        return (means @ self.same.to(x.dtype))[:, :, None, None]

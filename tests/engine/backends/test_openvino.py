@@ -40,10 +40,10 @@ def test_images_are_those_of_onnx_runtime(tiny_bundle: Path, precision: str) -> 
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", SMALL)
 def test_images_of_other_families_are_those_of_onnx_runtime(name: str, precision: str) -> None:
-    ours, theirs = images_of(small_bundle(name), precision)
+    ours, theirs = images_of(small_bundle(name, precision), precision)
     assert np.abs(ours - theirs).max() <= 1 and theirs.std() > 10
 
 

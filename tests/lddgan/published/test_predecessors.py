@@ -189,6 +189,7 @@ def test_command_imports_without_autoencoder(lddgan: Any, small: dict[str, Prese
     outcome = lddgan(*given, "--out", "m.safetensors")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines() == [
+        "generator: taken from netG file (the moving average)",
         choice("netG_1.pth", "wddgan-lsun", CHOICES["wddgan-lsun"]),
         "m.safetensors: a wddgan-lsun model",
     ]

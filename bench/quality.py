@@ -6,8 +6,12 @@ with a published FID. They see colours and coarse shapes, nothing finer than a s
 average: a photograph and its slightly blurred copy are the same to them.
 
 Precision and recall (Kynkaanniemi et al., arXiv 1904.06991, k = 3) are on averages of 8x8, 192
-values. The Frechet distance is on averages of 4x4, 48 values: of 192 the covariance would be
-singular for 104 held-out crops. docs/photos.md has the figures of images that are known.
+values, or of another --side. The Frechet distance is on averages of 4x4, 48 values: of 192 the
+covariance would be singular for 104 held-out crops. docs/photos.md has the figures of images that
+are known.
+
+Copies, with --train, are the images that are nearer to a training image, or to its mirror image,
+than 99 % of the training images are to their nearest other one.
 
 The last two figures are of the checkpoint's autoencoder, on the held-out images: mean absolute
 error in grey levels, and PSNR over all pixels of all images in dB.
@@ -39,17 +43,19 @@ Features = NDArray[np.float64]  # [N,D]
 
 FINE, COARSE = 8, 4  # side of the averages: of precision and recall, of the Frechet distance
 K: Final = 3  # neighbours
+ALIKE: Final = 0.01  # share of the training images that are the most alike
 
 
-def quality(name: str, images: Images, held_out: Images) -> dict[str, Any]:
+def quality(name: str, images: Images, held_out: Images, side: int = FINE) -> dict[str, Any]:
     """Facts of images uint8 [N,S,S,3] against held-out ones [M,S,S,3].
 
-    Raises BadInput for sizes that differ or do not divide by 8, and for fewer than 4 images.
+    `side` is that of the averages for precision and recall.  Raises BadInput for sizes that differ
+    or do not divide, and for fewer than 4 images.
     """
     if images.shape[1:] != held_out.shape[1:]:
         sizes = " and ".join(f"{i.shape[2]}x{i.shape[1]}" for i in (images, held_out))
         raise BadInput(f"{name} and the held-out images differ in size: {sizes}")
-    precision, recall = precision_recall(averaged(held_out, FINE), averaged(images, FINE), K)
+    precision, recall = precision_recall(averaged(held_out, side), averaged(images, side), K)
     return {
         "name": name,  # a checkpoint, or the folder of training images
         "images": len(images),
@@ -101,6 +107,21 @@ def precision_recall(real: Features, fake: Features, k: int) -> tuple[float, flo
     return covered(fake, real, k), covered(real, fake, k)
 
 
+def copies(images: Images, train: Images, side: int = FINE) -> float:
+    """Share of images [N,S,S,3] nearer to one of `train` [M,S,S,3] than those are to each other.
+
+    Nearer, in averages of `side`, to it or to its mirror image than ALIKE of all training images
+    are to their nearest other one.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    real = averaged(train, side)
+    between, _ = NearestNeighbors(n_neighbors=1).fit(real).kneighbors()  # itself is left out
+    seen = np.concatenate([real, averaged(train[:, :, ::-1], side)])
+    apart, _ = NearestNeighbors(n_neighbors=1).fit(seen).kneighbors(averaged(images, side))
+    return float((apart < np.quantile(between, ALIKE)).mean())
+
+
 def covered(points: Features, by: Features, k: int) -> float:
     """Share of points [N,D] within the distance of a row of `by` [M,D] to its k-th neighbour."""
     from sklearn.metrics import pairwise_distances_chunked
@@ -113,17 +134,16 @@ def covered(points: Features, by: Features, k: int) -> float:
     return float(np.concatenate(inside).mean())
 
 
-def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
-    """The images at a path, or `count` of them drawn by `seed`: uint8 [N,H,W,3].
+def read_images(path: Path) -> Images:
+    """The images at a path: uint8 [N,H,W,3].
 
     Raises BadInput for none, a bad one, or sizes that differ.
     """
     source = open_source(path)
     for line in source.told():
         to_stderr(line)
-    index = np.random.default_rng(seed).permutation(len(source))[:count]
     images = []
-    for number in sorted(index.tolist()):
+    for number in range(len(source)):
         try:
             images.append(source.read(number))
         except BadImage as error:
@@ -134,7 +154,15 @@ def read_images(path: Path, count: int | None = None, seed: int = 0) -> Images:
     return np.stack(images)
 
 
-def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> dict[str, Any]:
+def checkpoint_quality(
+    path: Path,
+    held_out: Images,
+    count: int,
+    seed: int,
+    *,
+    side: int = FINE,
+    train: Images | None = None,
+) -> dict[str, Any]:
     """Facts of a checkpoint: `count` images of a seed, in PyTorch on the CPU; its autoencoder."""
     import torch
 
@@ -151,22 +179,29 @@ def checkpoint_quality(path: Path, held_out: Images, count: int, seed: int) -> d
         return sampler.backend.download(sampler.decode(x_0))
 
     decoded = np.concatenate(list(sampler.in_parts(len(held_out), reconstruct)))
-    return quality(str(path), sampler.sample(count, seed), held_out) | {
-        "mean_error": mean_levels(decoded, held_out),  # of 0..255
-        "psnr": psnr(decoded, held_out),  # dB
-    }
+    images = sampler.sample(count, seed)
+    copied = {} if train is None else {"copies": copies(images, train, side)}
+    return (
+        quality(str(path), images, held_out, side)
+        | copied
+        | {
+            "mean_error": mean_levels(decoded, held_out),  # of 0..255
+            "psnr": psnr(decoded, held_out),  # dB
+        }
+    )
 
 
 def print_table(found: Sequence[dict[str, Any]]) -> None:
     """Write the facts as a table."""
-    columns = ("", "images", "precision", "recall", "Frechet", "mean error", "PSNR")
+    columns = ("", "images", "precision", "recall", "Frechet", "copies", "mean error", "PSNR")
     lines = []
     for one in found:
         shares = (f"{one[name]:.3f}" for name in ("precision", "recall"))
-        decoded = ("", "")
+        of_model = ("", "", "")
         if "psnr" in one:
-            decoded = (f"{one['mean_error']:.2f}/255", f"{one['psnr']:.1f} dB")
-        lines.append((one["name"], str(one["images"]), *shares, f"{one['frechet']:.4f}", *decoded))
+            copied = f"{one['copies']:.1%}" if "copies" in one else ""
+            of_model = (copied, f"{one['mean_error']:.2f}/255", f"{one['psnr']:.1f} dB")
+        lines.append((one["name"], str(one["images"]), *shares, f"{one['frechet']:.4f}", *of_model))
     show("", columns, lines, ())
 
 
@@ -176,7 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT")
     parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--train", type=Path, help="training images: the row of real ones")
+    parser.add_argument("--train", type=Path, help="training images: the row of real ones; copies")
+    parser.add_argument("--side", type=int, default=FINE, help="of the averages; default 8")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
@@ -187,12 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         require("torch", "sklearn")
         check_request(options.count, options.seed, first=0, batch=None)
-        held_out = read_images(options.held_out)
+        held_out, train, side = read_images(options.held_out), None, options.side
         if options.train is not None:
-            real = read_images(options.train, options.count, options.seed)
-            found.append(quality(str(options.train), real, held_out))
+            train = read_images(options.train)
+            chosen = np.random.default_rng(options.seed).permutation(len(train))[: options.count]
+            found.append(quality(str(options.train), train[np.sort(chosen)], held_out, side))
         for path in options.checkpoints:
-            found.append(checkpoint_quality(path, held_out, options.count, options.seed))
+            asked = (path, held_out, options.count, options.seed)
+            found.append(checkpoint_quality(*asked, side=side, train=train))
     except LddganError as error:
         sys.exit(f"error: {error}")
     if not options.json:

@@ -93,6 +93,24 @@ DIGITS = Preset(  # scikit-learn's 1,797 scans, 8x8 -> 32x32; sizes set by bench
     ),
 )
 
+EMOJI = Preset(  # heads of Noto's emoji, 64x64; docs/emoji.md
+    name="emoji", image_size=64, latent_channels=8, latent_size=8, scale_factor=1.0, steps=4,
+    beta_max=8.0,  # 512 latent values; as digits'
+    generator=NcsnppConfig(
+        nf=40, ch_mult=(1, 1), blocks=1, nz=50, mapping_layers=2, z_emb_dim=64
+    ),
+    autoencoder=KlConfig(ch=32, groups=8, ch_mult=(1, 1, 1, 2), blocks=1),
+    discriminator=SmallConfig(ngf=16, layers=3, t_emb_dim=128),
+    training=Training(
+        lr_g=4e-4, lr_d=5e-4, lr_min=2e-5, batch=64, epochs=700, ema_decay=0.999,
+        r1_gamma=0.05, r1_every=15, delta=1.0,
+    ),
+    autoencoder_training=AutoencoderTraining(
+        lr=1e-3, lr_min=1e-5, batch=16, epochs=45,
+        kl_weight=2e-5, perceptual_weight=0.0, disc_weight=0.0, covered=0.99,
+    ),
+)
+
 # ---- the predecessors: recipes of their projects' commands, batches of all GPUs together ----
 
 DDGAN_CIFAR10 = Preset(
@@ -205,7 +223,7 @@ VIT_LARGE = vit("vit-large", 0.13, 56.17, UVitConfig(
 PRESETS = {
     preset.name: preset
     for preset in (
-        *(CIFAR10, CELEBA_256, LSUN, DIGITS),
+        *(CIFAR10, CELEBA_256, LSUN, DIGITS, EMOJI),
         *(DDGAN_CIFAR10, DDGAN_CELEBA_256, DDGAN_LSUN),
         *(WDDGAN_CIFAR10, WDDGAN_CELEBA_256, WDDGAN_LSUN),
         *(VIT_TINY, VIT_MID, VIT_LARGE),

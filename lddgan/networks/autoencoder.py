@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lddgan.networks.configs import AUTOENCODER_GROUPS, ConvConfig, VqConfig
+from lddgan.networks.configs import ConvConfig, VqConfig
 from lddgan.networks.layers import GroupNorm, attention, to_image, to_tokens
 from lddgan.networks.quantiser import VectorQuantiser, nearest_code, straight_through, vq_losses
 from lddgan.preset import AutoencoderTraining, Preset
 
 
-def norm(channels: int) -> GroupNorm:
-    return GroupNorm(AUTOENCODER_GROUPS, channels, eps=1e-6)
+def norm(config: ConvConfig, channels: int) -> GroupNorm:
+    return GroupNorm(config.groups, channels, eps=1e-6)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -26,12 +26,12 @@ def conv(inputs: int, outputs: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """x [B,in,h,w] -> [B,out,h,w]"""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float) -> None:
+    def __init__(self, config: ConvConfig, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1 = norm(inputs)
+        self.norm1 = norm(config, inputs)
         self.conv1 = conv(inputs, outputs)
-        self.norm2 = norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = norm(config, outputs)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = conv(outputs, outputs)
         self.nin_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
@@ -44,9 +44,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Self-attention with one head: [B,C,h,w] -> [B,C,h,w]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: ConvConfig, channels: int) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(config, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -92,8 +92,8 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         attends = size in config.attention
-        self.block = nn.ModuleList(ResnetBlock(i, o, config.dropout) for i, o in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attends)
+        self.block = nn.ModuleList(ResnetBlock(config, i, o) for i, o in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(config, width) for width in widths[1:] if attends)
         self.downsample = resample if isinstance(resample, Downsample) else None
         self.upsample = resample if isinstance(resample, Upsample) else None
 
@@ -108,11 +108,11 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float) -> None:
+    def __init__(self, config: ConvConfig, channels: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(config, channels, channels)
+        self.attn_1 = AttnBlock(config, channels)
+        self.block_2 = ResnetBlock(config, channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(h)))
@@ -131,8 +131,8 @@ class Encoder(nn.Module):
             widths = [h] + [width] * config.blocks
             self.down.append(Level(config, image_size >> level, widths, down))
             h = width
-        self.mid = Middle(h, config.dropout)
-        self.norm_out = norm(h)
+        self.mid = Middle(config, h)
+        self.norm_out = norm(config, h)
         self.conv_out = conv(h, outputs)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         h = config.widths[-1]
         self.tanh = config.tanh
         self.conv_in = conv(inputs, h)
-        self.mid = Middle(h, config.dropout)
+        self.mid = Middle(config, h)
         levels = []
         for level, width in reversed(list(enumerate(config.widths))):
             up = Upsample(width) if level != 0 else None
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
             levels.append(Level(config, image_size >> level, widths, up))
             h = width
         self.up = nn.ModuleList(reversed(levels))  # up.L belongs to level L; used from the highest
-        self.norm_out = norm(h)
+        self.norm_out = norm(config, h)
         self.conv_out = conv(h, 3)
 
     def forward(self, latent: Tensor) -> Tensor:

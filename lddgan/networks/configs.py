@@ -10,7 +10,6 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from lddgan.frozen import Count, Frozen, Share, Widths
 
-AUTOENCODER_GROUPS = 32  # of the autoencoder's group normalisation
 Band = Literal["LL", "LH", "HL", "HH"]  # of the Haar transform
 MLP_RATIO = 4  # of a transformer block's hidden width / its width
 
@@ -156,6 +155,7 @@ class ConvConfig(AutoencoderConfig):
     """The convolutional autoencoder of VQGAN / latent diffusion."""
 
     ch: Count = 128
+    groups: Count = 32  # of the group normalisation
     ch_mult: Widths
     blocks: Count = 2
     attention: tuple[int, ...] = ()  # resolutions with self-attention, besides the middle
@@ -188,8 +188,8 @@ class ConvConfig(AutoencoderConfig):
 
     @model_validator(mode="after")
     def _check_groups(self) -> Self:
-        if self.ch % AUTOENCODER_GROUPS:
-            raise ValueError(f"ch {self.ch} is no multiple of {AUTOENCODER_GROUPS}")
+        if self.ch % self.groups:
+            raise ValueError(f"ch {self.ch} is no multiple of groups {self.groups}")
         return self
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lddgan.checkpoint import read_bytes
 from lddgan.errors import BadInput
-from lddgan.networks.configs import AUTOENCODER_GROUPS, ConvConfig
+from lddgan.networks.configs import ConvConfig
 from lddgan.preset import Preset
 
 CONFIG: Final = "config.json"
@@ -77,7 +77,7 @@ def check_config(preset: Preset, path: Path) -> list[str]:
         "_class_name": "VQModel" if cfg.has_codes else "AutoencoderKL",
         "block_out_channels": cfg.widths,
         "latent_channels": preset.latent_channels,
-        "norm_num_groups": AUTOENCODER_GROUPS,
+        "norm_num_groups": cfg.groups,
         "act_fn": "silu",
     }
     wrong = [

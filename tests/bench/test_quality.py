@@ -16,6 +16,7 @@ from PIL import Image
 from bench import quality as photo_quality
 from bench.quality import (
     averaged,
+    copies,
     frechet_distance,
     main,
     precision_recall,
@@ -206,14 +207,18 @@ def test_sizes_must_agree() -> None:
         quality("x", large, small)
 
 
-def test_images_are_read_in_order_or_drawn_by_the_seed(bits: Bits, tmp_path: Path) -> None:
+def test_images_are_read_in_order(bits: Bits, tmp_path: Path) -> None:
     images = bits.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
-    folder = save_images(tmp_path / "images", images)
-    assert np.array_equal(read_images(folder), images)
-    some = read_images(folder, 4, seed=1)
-    assert np.array_equal(some, read_images(folder, 4, seed=1))
-    assert not np.array_equal(some, read_images(folder, 4, seed=2))
-    assert len({image.tobytes() for image in some} & {image.tobytes() for image in images}) == 4
+    assert np.array_equal(read_images(save_images(tmp_path / "images", images)), images)
+
+
+def test_copies_are_nearer_than_training_images_are_to_each_other(bits: Bits) -> None:
+    train = bits.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    train[1] = train[0] ^ 8  # the most alike two, 1 % of them
+    new = bits.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    nearly = np.stack([train[7] ^ 1, train[9][:, ::-1] ^ 1])  # a copy, and a mirrored one
+    assert copies(np.concatenate([new, nearly, train[3:4]]), train, side=16) == 3 / 8
+    assert copies(new, train, side=16) == 0
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -248,7 +253,8 @@ def test_one_row_for_the_real_and_one_for_each_checkpoint(
 
     main([*asked, "--count", "6"])
     heading, _, real_line, *others = capsys.readouterr().out.strip().splitlines()
-    assert heading.split() == ["images", "precision", "recall", "Frechet", "mean", "error", "PSNR"]
+    columns = ["images", "precision", "recall", "Frechet", "copies", "mean", "error", "PSNR"]
+    assert heading.split() == columns
     assert real_line.split()[:3] == [str(held_out), "6", "1.000"]
     assert others[0].split() == others[1].split() and " ".join(others[0].split()).endswith(
         f"{first['mean_error']:.2f}/255 {first['psnr']:.1f} dB"

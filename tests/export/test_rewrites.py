@@ -40,6 +40,7 @@ from export.to_onnx import export_graph
 from lddgan.checkpoint import Model
 from lddgan.errors import BadInput
 from lddgan.networks.autoencoder import AttnBlock, Upsample
+from lddgan.networks.configs import KlConfig
 from lddgan.networks.ncsnpp import Attention
 from tests.small import PRESETS as SMALL
 from tests.small import small_model
@@ -185,9 +186,11 @@ def test_norm_by_sums(affine: bool) -> None:
     check(norm, SummedNorm(norm), 3 + draw(1, 2, 12, 6, 6))
 
 
-@pytest.mark.parametrize("kind", [Attention, AttnBlock])
-def test_output_projection(kind: type[Attention | AttnBlock]) -> None:
-    layer = filled(kind(32), 4)
+@pytest.mark.parametrize(
+    "layer", [Attention(32), AttnBlock(KlConfig(ch_mult=(1,), groups=8), 32)], ids=type
+)
+def test_output_projection(layer: Attention | AttnBlock) -> None:
+    layer = filled(layer, 4)
     folded = copy.deepcopy(layer)
     fold_output_projection(folded)
     check(layer, folded, draw(5, 2, 32, 3, 5))

@@ -131,7 +131,7 @@ def test_what_the_paper_reports_cannot_be_set() -> None:
         ("autoencoder.kind", {}, "autoencoder: kind {} is unknown; there are kl, vq, none"),
         ("generator.kind", "vit", "generator: kind 'vit' is unknown; there are ncsnpp"),
         ("discriminator.kind", None, "discriminator: kind None is unknown; there are small, large"),
-        ("autoencoder.ch", 48, "autoencoder: ch 48 is no multiple of 32"),
+        ("autoencoder.ch", 48, "autoencoder: ch 48 is no multiple of groups 32"),
         (
             "generator.nf",
             130,
@@ -338,6 +338,7 @@ def test_the_losses_of_the_presets_are_those_of_the_papers_table() -> None:
         "celeba_256": "weighted",
         "lsun": "adversarial",
         "digits": "weighted",
+        "emoji": "weighted",
         "ddgan-cifar10": "adversarial",
         "ddgan-celeba_256": "adversarial",
         "ddgan-lsun": "adversarial",

@@ -26,7 +26,9 @@ MANIFEST = "manifest.json"
 CHECKPOINT = "model.safetensors"
 ENGINES = "engines"  # built later; the manifest does not list it
 EXPORTS = Path("exports")
-DIGITS = Path(lddgan.__file__).parent / "assets" / "digits"  # ships with the package
+ASSETS = Path(lddgan.__file__).parent / "assets"
+EMOJI, DIGITS = ASSETS / "emoji", ASSETS / "digits"
+SHIPPED = {"emoji": EMOJI, "digits": DIGITS}  # with the package
 
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # sha256
@@ -95,6 +97,10 @@ class Bundle:
     def has_random_weights(self) -> bool:
         return bool(self.manifest.provenance.get("random_weights"))
 
+    @property
+    def is_shipped(self) -> bool:
+        return self.folder.resolve().parent == ASSETS.resolve()
+
     def file(self, name: str) -> Path:
         """Check a listed file's size and sha256; returns its path. Raises BadInput on a fault."""
         path, entry = self.folder / name, self.manifest.files.get(name)
@@ -116,7 +122,7 @@ class Bundle:
         if precision not in self.precisions:
             wanted = "all" if "int8" in (precision, *self.precisions) else "both"
             given = ["--checkpoint", self.folder / CHECKPOINT, "--precision", wanted]
-            given += [] if self.folder.resolve() == DIGITS.resolve() else ["--out", self.folder]
+            given += [] if self.is_shipped else ["--out", self.folder]
             raise BadInput(
                 f"the bundle {self.folder} holds {in_words(self.precisions)}, not {precision}; "
                 f"run {command('export', *given)}"
@@ -160,12 +166,12 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def find_bundle(dataset: str | None) -> Path:
-    """The folder of a data set's bundle: the shipped one for `digits`, else `exports/<dataset>`.
+    """The folder of a data set's bundle: a shipped one, else `exports/<dataset>`.
 
-    None is the newest under `exports/`, or the shipped digits.  Raises BadInput if there is none.
+    None is the newest under `exports/`, or the shipped emoji.  Raises BadInput if there is none.
     """
-    if dataset == "digits":
-        return DIGITS
+    if dataset in SHIPPED:
+        return SHIPPED[dataset]
     if dataset is not None:
         folder = EXPORTS / get_preset(dataset).name
         if not (folder / MANIFEST).is_file():
@@ -177,11 +183,11 @@ def find_bundle(dataset: str | None) -> Path:
 
 
 def store_folder(bundle: Bundle) -> Path:
-    """Folder for what is built or tuned: in the bundle; for the shipped digits, in the cache."""
-    if bundle.folder.resolve() != DIGITS.resolve():
+    """Folder for what is built or tuned: in the bundle; of a shipped one, in the cache."""
+    if not bundle.is_shipped:
         return bundle.folder / ENGINES
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "lddgan" / "digits" / ENGINES
+    return Path(cache) / "lddgan" / bundle.folder.name / ENGINES
 
 
 @contextmanager

@@ -60,8 +60,8 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="From `import` or `train`, finished or not (.state.pt); else the shipped digits, "
-            "or random weights."
+            help="From `import` or `train`, finished or not (.state.pt); else the shipped emoji "
+            "or digits, or random weights."
         ),
     ] = None,
     precision: Annotated[
@@ -79,8 +79,44 @@ def export(
         float | None,
         typer.Option(help="Lowest PSNR in dB at which int8 graphs are published."),
     ] = None,
+    web: Annotated[
+        Path | None,
+        typer.Option(help="Write a page that runs a bundle in the browser into this folder."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="For --web: the bundle; default as of `sample`.")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(help="For --web: npm's onnxruntime-web, default as installed here."),
+    ] = None,
 ) -> None:
-    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle."""
+    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle; or a page."""
+    of_web = {"bundle": bundle, "runtime": runtime}
+    others = {
+        "checkpoint": checkpoint,
+        "out": out,
+        "rewrites": rewrites,
+        "accept-psnr": accept_psnr,
+    }
+    for name, value in (of_web if web is None else others).items():
+        if value is not None:
+            raise BadInput(f"--{name} is {'for' if web is None else 'not for'} --web; leave it out")
+    if web is None:
+        publish(dataset, checkpoint, precision, out, rewrites, accept_psnr)
+    else:
+        publish_page(chosen_bundle(dataset, bundle), precision, web, runtime)
+
+
+def publish(
+    dataset: str | None,
+    checkpoint: Path | None,
+    precision: Wanted,
+    out: Path | None,
+    rewrites: str | None,
+    accept_psnr: float | None,
+) -> None:
+    """Export a model as a bundle, and tell how its graphs agree with PyTorch."""
     exporters = () if precision == "none" else ("onnx", "onnxscript", "onnxruntime")
     require("torch", "safetensors", *exporters)
     from export.bundle import EXPORTS
@@ -109,6 +145,16 @@ def export(
         print_once(f"{name}: {found.summary()}")
     without = "" if measured else " without graphs, for --engine torch and fused"
     print_once(f"{folder}: published{without}; use it with --bundle {quoted(folder)}")
+
+
+def publish_page(bundle: Bundle, precision: Wanted, folder: Path, runtime: Path | None) -> None:
+    """Write the page of a bundle, and tell how to look at it."""
+    require("onnx")
+    from export.web.folder import INSTALLED, write_web
+
+    sizes = write_web(bundle, folder, runtime or INSTALLED, precision)
+    served = f"python -m http.server --directory {quoted(folder)}"
+    print_once(f"{folder}: {sum(sizes.values()) / 1e6:.1f} MB; look at it with `{served}`")
 
 
 def note_unfinished(model: Model, checkpoint: Path | None) -> None:

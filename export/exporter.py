@@ -14,9 +14,9 @@ from torch import nn
 from export.agreement import limits_of, passed_limit
 from export.bundle import (
     CHECKPOINT,
-    DIGITS,
     MANIFEST,
     SCHEMA,
+    SHIPPED,
     Agreement,
     Manifest,
     file_entries,
@@ -103,12 +103,12 @@ def refuse_loss(model: Model, folder: Path) -> None:
 def model_to_export(dataset: str | None, checkpoint: Path | None) -> tuple[Model, Path | None]:
     """Load the model to export; returns it and its file, None if there is no checkpoint of it.
 
-    A training's state holds a model too: its moving average.  Without a checkpoint `digits` is the
-    shipped model, and other data sets get random weights.  Raises BadInput if the checkpoint
-    belongs to another data set, or neither is given.
+    A training's state holds a model too: its moving average.  Without a checkpoint `emoji` and
+    `digits` are the shipped models, and other data sets get random weights.  Raises BadInput if the
+    checkpoint belongs to another data set, or neither is given.
     """
-    if checkpoint is None and dataset == "digits":
-        checkpoint = DIGITS / CHECKPOINT
+    if checkpoint is None and dataset in SHIPPED:
+        checkpoint = SHIPPED[dataset] / CHECKPOINT
     if checkpoint is None:
         if dataset is None:
             raise BadInput("name a --dataset or a --checkpoint")

@@ -18,8 +18,8 @@ from lddgan.text import printable
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help="A model of `lddgan presets`; digits ships trained. Without it: the newest bundle "
-        "under exports/, or digits."
+        help="A model of `lddgan presets`; emoji and digits ship trained. Without it: the "
+        "newest bundle under exports/, or emoji."
     ),
 ]
 Key = Annotated[

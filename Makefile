@@ -6,16 +6,19 @@ GPU := .venv-gpu/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-full check gpu-report clean
+.PHONY: demo test test-full test-web check gpu-report clean
 
-demo: .venv/.demo  ## sample 64 images from the bundled digits model
-	$(BIN)/lddgan sample --dataset digits --num 64 --out demo.png
+demo: .venv/.demo  ## sample 64 images from the bundled emoji model
+	$(BIN)/lddgan sample --dataset emoji --num 64 --out demo.png
 
 test: .venv/.test check  ## style, types and everything that takes seconds
-	$(PYTEST) -n 3 --dist loadfile -m "not full"  # the tests of a file share fixtures
+	$(PYTEST) -n 3 --dist loadfile -m "not full and not web"  # the tests of a file share fixtures
 
 test-full: .venv/.test  ## the rest: big exports, environments of their own
 	$(PYTEST) -n 2 --dist load --maxschedchunk 1 -m full
+
+test-web: .venv/.web  ## the page of `lddgan export --web`; needs Node, npm and Chromium
+	$(PYTEST) -m web
 
 check: .venv/.test  ## style and types
 	$(BIN)/ruff check .
@@ -32,6 +35,13 @@ gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one folder; 
 
 .venv/.test: .venv/.demo
 	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,dev]"
+	touch $@
+
+# The page's runtime is of one version, which export/web/folder.py names.
+.venv/.web: .venv/.test export/web/folder.py
+	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,dev,web]"
+	npm install --prefix .venv/web --ignore-scripts --no-save --no-fund --no-audit \
+	  onnxruntime-web@$$($(BIN)/python -c "from export.web.folder import VERSION; print(VERSION)")
 	touch $@
 
 # An environment of its own: ONNX Runtime for CPUs and for CUDA exclude each other.

@@ -179,7 +179,7 @@ def find_bundle(dataset: str | None) -> Path:
             raise BadInput(f"no bundle at {folder}; run {how} first")
         return folder
     manifests = sorted(EXPORTS.glob(f"[!.]*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    return manifests[-1].parent if manifests else DIGITS
+    return manifests[-1].parent if manifests else EMOJI
 
 
 def store_folder(bundle: Bundle) -> Path:

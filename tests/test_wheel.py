@@ -92,6 +92,7 @@ def test_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"lddgan"}
     held = {name.removeprefix("lddgan/") for name in names if name.startswith("lddgan/")}
     assert {"py.typed", "cli.py", "engine/gpu/noise.cu", "assets/digits/manifest.json"} <= held
+    assert {"assets/emoji/manifest.json", "assets/NOTICE", "export/web/page/noise.mjs"} <= held
     assert not any(
         name.startswith(("bench/gpu_report", "bench/studies", "bench/results")) for name in held
     )
@@ -144,6 +145,6 @@ def test_wheel_samples_without_torch(wheel: Path, tmp_path: Path) -> None:
     assert outcome(python, "-c", "import torch", cwd=tmp_path).returncode == 1
     lddgan = python.with_name("lddgan")
     out = run(lddgan, "sample", "--num", 4, "--out", "x.npz", cwd=tmp_path)
-    assert "4 images of digits" in out and "fp32" in out
+    assert "4 images of emoji" in out and "fp32" in out
     out = run(lddgan, "bench", "--batch", 4, "--trials", 2, "--json", cwd=tmp_path)
     assert "baseline_ms" not in json.loads(out)

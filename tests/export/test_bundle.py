@@ -220,7 +220,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, i
 
 
 def test_newest_bundle_is_found_and_unfinished_ones_are_not(exports) -> None:
-    assert find_bundle(None) == bundles.DIGITS
+    assert find_bundle(None) == bundles.EMOJI
     exports("old", 20)
     exports("new", 10)
     exports(".new.abc123", 0)  # left by a kill during publishing

@@ -93,7 +93,7 @@ def test_other_lines_name_what_there_is() -> None:
             assert words[:2] == ["pip", "install"], line
             extras = re.findall(r"\[(.*?)\]", line)[0].split(",")
             assert set(extras) <= set(project["optional-dependencies"]), line
-    assert len(others) == 5
+    assert len(others) == 6
 
 
 def test_linked_files_exist() -> None:

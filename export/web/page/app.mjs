@@ -18,6 +18,7 @@ let notice = ""; // why that is not what was asked for
 
 $("model").textContent = `${model.name}, ${model.image_size}x${model.image_size}, ${model.precision}`;
 $("random").hidden = !model.random_weights;
+if (model.precision === "int8") $("how").textContent = "The same images, but for what 8 bits round";
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   go(Object.fromEntries(FIELDS.map((name) => [name, $(name).value])));

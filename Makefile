@@ -18,7 +18,7 @@ test-full: .venv/.test  ## the rest: big exports, environments of their own
 	$(PYTEST) -n 2 --dist load --maxschedchunk 1 -m full
 
 test-web: .venv/.web  ## the page of `lddgan export --web`; needs Node, npm and Chromium
-	$(PYTEST) -m web
+	$(PYTEST) -m web tests/export/web
 
 check: .venv/.test  ## style and types
 	$(BIN)/ruff check .

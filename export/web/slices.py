@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import onnx
 from onnx import helper, numpy_helper
@@ -25,8 +25,8 @@ def split_by_slices(model: onnx.ModelProto) -> None:
         data, sizes = node.input
         unused.add(sizes)
         (axis,) = (attribute.i for attribute in node.attribute)
-        ends = list(accumulate(numpy_helper.to_array(constants[sizes]).tolist()))
-        for output, start, end in zip(node.output, [0, *ends], ends, strict=False):
+        bounds = accumulate(numpy_helper.to_array(constants[sizes]).tolist(), initial=0)
+        for output, (start, end) in zip(node.output, pairwise(bounds), strict=True):
             names = [data]
             for what, value in (("start", start), ("end", end), ("axis", axis)):
                 names.append(f"{output}.{what}")

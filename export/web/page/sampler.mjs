@@ -13,7 +13,7 @@ export class Sampler {
     return this.run(draw(this.model, seed, first, count), count);
   }
 
-  /** Images of `at(index)`, the noise of one image, for each of the given indices. */
+  /** Images of the noise that `draw` gives for `count` images: Uint8Array [count,H,W,3]. */
   async run({ x_T, z, noise }, count) {
     const { model, ort } = this;
     const latent = [count, ...model.latent_shape];

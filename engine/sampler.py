@@ -150,7 +150,7 @@ class Sampler:
         They are valid until the next call, and not checked for NaN.  Raises BadInput for more than
         `chunk`.
         """
-        self._check_fits(count)
+        self.check_fits(count)
         with self._alone():
             return self.backend.run(self.program, self.preset, seed, first, count)
 
@@ -165,7 +165,7 @@ class Sampler:
             if not on_host:
                 x_T, z, noise = map(self.backend.view, (x_T, z, noise))
             self._check_noise(x_T, z, noise)
-            self._check_fits(len(x_T))
+            self.check_fits(len(x_T))
             if on_host:
                 return self.program(self.upload(x_T, z, noise))
             calls = range(self.preset.steps)
@@ -247,7 +247,7 @@ class Sampler:
             yield part
             done += size
 
-    def _check_fits(self, count: int) -> None:
+    def check_fits(self, count: int) -> None:
         if not 1 <= count <= self.chunk:
             raise BadInput(f"{count} images at once; the engine takes 1..{self.chunk} (its chunk)")
 

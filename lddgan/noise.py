@@ -31,6 +31,7 @@ PPND16's third interval (sqrt(-log p) > 5) is never reached: p >= 2^-33, whose r
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from lddgan.preset import Preset
 
 U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -104,15 +106,21 @@ def sampler_noise(
     Raises ValueError for what `normals` refuses, and for steps < 1.
     """
     steps = check_range("steps", steps, 1, 2**31 - 1)
-    size = latent_shape[0] * latent_shape[1] * latent_shape[2]
-    x_T = normals(seed, 0, first, count, size)
-    z = [normals(seed, 1 + 2 * k, first, count, nz) for k in range(steps)]
-    noise = [normals(seed, 2 + 2 * k, first, count, size) for k in range(steps)]
-    return Noise(
-        x_T.reshape(count, *latent_shape),
-        np.stack(z),
-        np.stack(noise).reshape(steps, count, *latent_shape),
-    )
+    seeds, images = _images(seed, first, count)
+    return _noise(seeds, images, latent_shape, nz, steps)
+
+
+def draw_at(preset: Preset, seeds: Sequence[int], indices: Sequence[int]) -> Noise:
+    """Draw the noise of any images, indices[i] of seeds[i], for a preset's T calls.
+
+    Raises ValueError for none, and for a seed or index outside 0..2^63-1.
+    """
+    for name, numbers in (("seed", seeds), ("index", indices)):
+        for number in numbers:
+            check_range(name, number, 0, MAX_INDEX)
+    check_range("count", len(seeds), 1, MAX_INDEX)
+    keys, images = np.array(seeds, np.uint64), np.array(indices, np.uint64)
+    return _noise(keys, images, preset.latent_shape, preset.generator.nz, preset.steps)
 
 
 def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
@@ -122,21 +130,56 @@ def normals(seed: int, stream: int, first: int, count: int, size: int) -> F32:
     Raises ValueError if seed or an image index is outside 0..2^63-1, stream outside 0..2^32-1,
     count below 1, or size outside 1..2^34.
     """
-    seed = check_range("seed", seed, 0, MAX_INDEX)
     stream = check_range("stream", stream, 0, 2**32 - 1)
+    return _normals(*_images(seed, first, count), {stream: size})[0]
+
+
+def _images(seed: int, first: int, count: int) -> tuple[U64, U64]:
+    # the seed [1] and the indices [count] of consecutive images
+    seed = check_range("seed", seed, 0, MAX_INDEX)
     first = check_range("first", first, 0, MAX_INDEX)
     count = check_range("count", count, 1, MAX_INDEX)
-    size = check_range("size", size, 1, 2**34)
     check_range("first + count - 1", first + count - 1, 0, MAX_INDEX)
+    return np.array([seed], np.uint64), np.arange(count, dtype=np.uint64) + np.uint64(first)
 
-    blocks = -(-size // 4)
-    key = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    out = np.empty((count * blocks, 4), np.float32)
+
+def _noise(
+    seeds: U64, images: U64, latent_shape: tuple[int, int, int], nz: int, steps: int
+) -> Noise:
+    size = latent_shape[0] * latent_shape[1] * latent_shape[2]
+    sizes = {0: size}
+    for k in range(steps):
+        sizes |= {1 + 2 * k: nz, 2 + 2 * k: size}
+    x_T, *others = _normals(seeds, images, sizes)
+    return Noise(
+        x_T.reshape(-1, *latent_shape),
+        np.stack(others[0::2]),
+        np.stack(others[1::2]).reshape(steps, -1, *latent_shape),
+    )
+
+
+def _normals(seeds: U64, images: U64, sizes: Mapping[int, int]) -> list[F32]:
+    # seeds [1], of all images, or [count]; images [count]; stream -> size  =>  [count, size] each
+    sizes = {stream: check_range("size", size, 1, 2**34) for stream, size in sizes.items()}
+    blocks = [-(-size // 4) for size in sizes.values()]
+    stream = np.repeat(np.array([*sizes], np.uint32), blocks)
+    block = np.concatenate([np.arange(count, dtype=np.uint32) for count in blocks])
+    keys = np.stack((seeds & LOW, seeds >> HALF), axis=-1).astype(np.uint32)
+    out = np.empty((len(images) * len(block), 4), np.float32)
     for start in range(0, len(out), SLICE_BLOCKS):
         stop = min(start + SLICE_BLOCKS, len(out))
-        words = philox4x32(_counters(stream, first, blocks, start, stop), key)
-        out[start:stop] = normal_from_words(words)
-    return np.ascontiguousarray(out.reshape(count, 4 * blocks)[:, :size])
+        row, column = np.divmod(np.arange(start, stop), len(block))
+        counter = np.empty((stop - start, 4), np.uint32)
+        counter[:, 0], counter[:, 1] = block[column], stream[column]
+        counter[:, 2], counter[:, 3] = images[row] & LOW, images[row] >> HALF
+        key = keys[0] if len(keys) == 1 else keys[row]
+        out[start:stop] = normal_from_words(philox4x32(counter, key))
+    rows = out.reshape(len(images), -1)
+    starts = 4 * np.cumsum([0, *blocks])
+    return [
+        np.ascontiguousarray(rows[:, start : start + size])
+        for start, size in zip(starts, sizes.values(), strict=False)
+    ]
 
 
 def philox4x32(counter: U32, key: U32) -> U32:
@@ -185,16 +228,6 @@ def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
         y *= v
         y += c
     return y
-
-
-def _counters(stream: int, first: int, blocks: int, start: int, stop: int) -> U32:
-    # blocks start..stop-1 of the row of all images' blocks => [stop - start, 4]
-    image, block = np.divmod(np.arange(start, stop, dtype=np.uint64), np.uint64(blocks))
-    image += np.uint64(first)
-    counter = np.empty((stop - start, 4), np.uint32)
-    counter[:, 0], counter[:, 1] = block, stream
-    counter[:, 2], counter[:, 3] = image & LOW, image >> HALF
-    return counter
 
 
 def check_range(name: str, value: Any, low: int, high: int) -> int:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("lddgan", "export", "engine", "bench", "cli")  # each imports those before it
 ROOF = {"lddgan", "lddgan.__main__"}  # the public face, which imports all of them when asked
 FILE_LINES, FUNCTION_LINES = 400, 60
-PRODUCT_LINES = 20_200  # raised only in a commit of its own
+PRODUCT_LINES = 21_900  # raised only in a commit of its own
 TOOLS = ("bench/gpu_report", "bench/studies")  # run from the repository, in no wheel
-TOOL_LINES = 1_450
+TOOL_LINES = 1_600
 STORIES = {"Sampler.stream", "train", "export_bundle"}  # long and linear, a heading for each part
 
 PRODUCT = sorted(path for name in FOLDERS[:-1] for path in (ROOT / name).rglob("*.py"))

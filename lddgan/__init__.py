@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from engine.registry import open_engine as open_engine
     from engine.sampler import Sampler as Sampler
+    from engine.slots import Address as Address
+    from engine.slots import sample_at as sample_at
     from export.bundle import open_bundle as open_bundle
     from export.exporter import export_bundle as export_bundle
     from lddgan.checkpoint import Model as Model
@@ -46,6 +48,7 @@ MODULES = {  # module -> the public names that it defines
     "lddgan.published.reader": ("import_published",),
     f"{PREFIX}engine.registry": ("open_engine",),
     f"{PREFIX}engine.sampler": ("Sampler",),
+    f"{PREFIX}engine.slots": ("Address", "sample_at"),
     f"{PREFIX}export.bundle": ("open_bundle",),
     f"{PREFIX}export.exporter": ("export_bundle",),
 }

@@ -48,6 +48,7 @@ app.command()(export.export)
 app.command()(engine.build)
 app.command()(engine.verify)
 app.command()(engine.sample)
+app.command()(engine.serve)
 app.command()(bench.bench)
 
 BAD_INPUT, FAILURE = 2, 1  # exit codes; Ctrl-C is 130, SIGTERM 143, SIGHUP 129

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,13 @@ class Backend(ABC):
     def facts(self) -> dict[str, Any]:
         """What a benchmark row says of how the engine runs. Default: nothing."""
         return {}
+
+    def kernels(self) -> str:
+        """What fixes the kernels that run, where library and device do not.
+
+        Default: a number of this call's on a GPU, whose libraries choose kernels by the clock.
+        """
+        return "" if self.device == "cpu" else secrets.token_hex(8)
 
     def keep(self, verification: Verification) -> None:
         """Store a verification where the next process finds it. Default: nothing."""

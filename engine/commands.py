@@ -1,4 +1,4 @@
-"""The commands that run bundles: `lddgan doctor`, `build`, `verify` and `sample`."""
+"""The commands that run bundles: `lddgan doctor`, `build`, `verify`, `sample` and `serve`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from engine.registry import ENGINES
 from export.commands import BundleFolder, chosen_bundle, note_unfinished
 from lddgan.errors import BadInput, command
+from lddgan.extras import SERVE, require
 from lddgan.names import Precision
 from lddgan.options import Dataset, Device, Json, Seed, print_json, print_once
 
@@ -100,7 +101,6 @@ def verify(
     from engine.verification import refuse
     from engine.verify import print_verification, verify_bundle
     from export.agreement import IMAGES
-    from lddgan.extras import require
 
     require("torch", "safetensors")
     opened = chosen_bundle(dataset, bundle)
@@ -181,10 +181,60 @@ def sample(
     )
 
 
+def serve(
+    dataset: Dataset = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a bundle; repeatable.")
+    ] = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: EnginePrecision = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
+    batch: Annotated[int, typer.Option(min=1, help="Images computed at once, at most.")] = 8,
+    wait_ms: Annotated[
+        float, typer.Option(min=0, help="How long the first image of a batch waits for others.")
+    ] = 3,
+    queue: Annotated[int, typer.Option(min=1, help="Images that wait; beyond: 503.")] = 256,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one image.")] = 10,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds for what is in flight at SIGTERM.")
+    ] = 20,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Batches of any shape: the same to one grey level.")
+    ] = False,
+    cache_mb: Annotated[int, typer.Option(min=0, help="Memory for images made before.")] = 64,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Only who sends a token of this file may ask.")
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log", help="A line of JSON on stderr for every request.")
+    ] = False,
+) -> None:
+    """Serve images by their addresses: /v1/images/MODEL/SEED/INDEX.png, and a page to play with."""
+    require(*SERVE)
+    from engine.serving.app import open_service
+    from engine.serving.limits import Limits, read_tokens
+    from engine.serving.server import listen, run
+
+    if dataset is not None and bundle:
+        raise BadInput("--dataset and --bundle name bundles; give one of them")
+    folders: list[Path | None] = [*bundle] if bundle else [None]
+    opened = [chosen_bundle(dataset, folder) for folder in folders]
+    tokens = () if token_file is None else read_tokens(token_file)
+    limits = Limits(
+        batch, wait_ms / 1000, queue, timeout, drain, fast, cache_mb, tokens, access_log
+    )
+    socket = listen(host, port)
+    with open_service(opened, (engine, precision, device), limits) as service:
+        for model in service.models.values():
+            print_once(f"{model.name}@{model.digest}: {model.in_words}")
+        print_once(f"http://{host}:{socket.getsockname()[1]}")
+        run(service, socket)
+
+
 def model_at(checkpoint: Path) -> Model:
     """Load the model of a training, finished or not. Says so if it is not finished."""
-    from lddgan.extras import require
-
     require("torch", "safetensors")
     from lddgan.training.run_folder import load_model
 

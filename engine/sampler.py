@@ -51,7 +51,7 @@ class Sampler:
         self.random_weights = random_weights
         own = backend.most or default_chunk(preset, backend.device)
         self.chunk = own if chunk is None else checked_chunk(chunk, preset)
-        self._fitting = self.chunk  # images that the memory held so far
+        self.fitting = self.chunk  # images that the memory held so far
         self._t = [backend.upload(np.array([t], np.int32)) for t in range(preset.steps)]
         self._thread = threading.RLock()  # of the thread at work
         self._closed = False
@@ -234,14 +234,14 @@ class Sampler:
         """
         most, done = at_once or self.chunk, 0
         while done < count:
-            size = equal_parts(count - done, min(most, self._fitting))[0]
+            size = equal_parts(count - done, min(most, self.fitting))[0]
             try:
                 with memory_named(f"{{}} has too little memory for {size} images at once"):
                     part = make(done, size)
             except OutOfMemory as error:
                 if size // 2 < self.backend.least:
                     raise
-                self._fitting = size // 2
+                self.fitting = size // 2
                 self.log(f"{error}; going on with {size // 2} images at once instead of {size}")
                 continue
             yield part

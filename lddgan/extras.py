@@ -9,7 +9,9 @@ from typing import Final
 from lddgan.errors import LddganError
 
 TRAIN: Final = ("torch", "safetensors", "onnx", "onnxscript", "lmdb", "sklearn", "tensorboard")
+SERVE: Final = ("starlette", "uvicorn", "prometheus_client")
 INSTALL: Final = dict.fromkeys(TRAIN, 'pip install -e ".[train]"') | {  # lddgan is on no index
+    **dict.fromkeys(SERVE, 'pip install -e ".[serve]"'),
     "matplotlib": 'pip install -e ".[plot]"',
     "triton": "pip install triton (PyTorch for CUDA on Linux brings the right one)",
     "cuda.bindings": 'pip install -e ".[gpu]"',

@@ -34,12 +34,12 @@ Pixels = NDArray[np.uint8]
 Batch = tuple[int, Pixels]  # the index of the first image, uint8 [N,H,W,3]
 
 
-def grid(images: Pixels) -> Pixels:
-    """uint8 [N,H,W,3] -> one picture [H',W',3], as square as N allows, rows first."""
+def grid(images: Pixels, columns: int | None = None) -> Pixels:
+    """uint8 [N,H,W,3] -> one picture [H',W',3], rows first. Default: as square as N allows."""
     count, height, width, _ = images.shape
     factor = max(1, math.ceil(TILE_PIXELS / height))
     tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     gap, none = (GAP_PIXELS, 0), (0, 0)
     tiles = np.pad(tiles, ((0, rows * columns - count), gap, gap, none), constant_values=255)

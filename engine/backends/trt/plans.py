@@ -78,7 +78,7 @@ class PlanSet:
             content = path.read_bytes()
         except OSError as error:
             raise LddganError(f"cannot read {path}: {error.strerror}; run it again") from error
-        if sha256_of_bytes(content) != self._digests[which]:
+        if sha256_of_bytes(content) != self.digests[which]:
             raise LddganError(f"{path} changed since it was checked; run it again")
         return content
 
@@ -92,21 +92,21 @@ class PlanSet:
         except (OSError, ValidationError) as error:
             self.log(f"{path} is left aside: {reason(error)}")
             return None
-        if dict(stamped.plans) != self._digests:
+        if dict(stamped.plans) != self.digests:
             self.log(f"{path} is left aside: it is of other plans")
             return None
         return stamped.content
 
     def save_verification(self, found: Verification) -> None:
         """Keep a verification. Logs the reason if the store cannot be written."""
-        stamped = Stamped.model_validate({"plans": self._digests, "content": found})
+        stamped = Stamped.model_validate({"plans": self.digests, "content": found})
         try:
             atomic_write(self.folder / VERIFICATION, stamped.model_dump_json(indent=1).encode())
         except LddganError as error:
             self.log(f"the verification is not kept: {error}")
 
     @property
-    def _digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
         return {which: entry.sha256 for which, entry in self.record.plans.items()}
 
 

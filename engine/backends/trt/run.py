@@ -240,6 +240,9 @@ class TrtBackend(Graphed):
             "build_seconds": dict(self.plans.record.seconds),
         }
 
+    def kernels(self) -> str:
+        return f"{self.plans.digests} {self.chunks}"
+
     def keep(self, verification: Verification) -> None:
         self.plans.save_verification(verification)
 

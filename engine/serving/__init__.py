@@ -1,0 +1,1 @@
+"""The service behind an address: `lddgan serve`."""

@@ -1,0 +1,269 @@
+"""One engine for many requests at once: a bounded queue, batches, one computation per image."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import Images
+from engine.sampler import Sampler
+from engine.serving.queues import Batch, Job, Queue
+from engine.slots import Address, noise_of
+from lddgan.errors import LddganError
+from lddgan.noise import Noise
+
+Pixels = NDArray[np.uint8]  # [H,W,3]
+Seen = Callable[[Batch, float | None], None]  # of a batch, its engine's seconds; None: it failed
+
+FLYING: Final = 2  # batches taken from the queue: one computes, the next one's noise is drawn
+REMEMBERED: Final = 32  # batches of which the rate is told
+AHEAD: Final = 2  # batches that a request of many images asks for before it is sent one
+
+
+class Busy(LddganError):
+    """The queue is full; `seconds` until it will have been computed."""
+
+    def __init__(self, waiting: int, seconds: int) -> None:
+        super().__init__(f"{waiting} images wait already; ask again in {seconds} s")
+        self.seconds = seconds
+
+
+class Late(LddganError):
+    """An image was not made before its deadline."""
+
+
+class Left(LddganError):
+    """Whoever asked for an image has gone."""
+
+
+class Batcher:
+    """Makes images by address for the tasks of one event loop.
+
+    A batch starts when it is full, or when the engine is free and the first image in it has waited
+    `wait` seconds.  At most `most` images wait.  If the engine finds too little memory for a batch,
+    `shrunk` is told the size that fits, and the batch is computed anew in it.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        queue: Queue,
+        *,
+        wait: float,
+        most: int,
+        cache_bytes: int,
+        seen: Seen,
+        shrunk: Callable[[int], None],
+    ) -> None:
+        self.sampler, self.queue = sampler, queue
+        self.wait, self.most = wait, most
+        self.seen, self.shrunk = seen, shrunk
+        self.cache = Cache(cache_bytes)
+        self.jobs: dict[Address, Job] = {}  # that wait or are computed
+        self.failures = 0  # batches in a row
+        self.flying = 0
+        self.rates: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # images, seconds
+        self.changed = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.drawing = ThreadPoolExecutor(1, thread_name_prefix="noise")
+        self.engine = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    @property
+    def rate(self) -> float | None:
+        """Images per second of the engine with full batches, of late. Returns None at first."""
+        seconds = sum(seconds for _, seconds in self.rates)
+        return sum(images for images, _ in self.rates) / seconds if seconds else None
+
+    def start(self) -> None:
+        """Begin to compute, in the running event loop."""
+        self._keep(asyncio.create_task(self._dispatch()))
+
+    def close(self) -> None:
+        """Stop, and close the engine when it has computed what it has begun."""
+        for task in self.tasks:
+            task.cancel()
+        self.drawing.shutdown()
+        self.engine.shutdown()
+        self.sampler.close()
+
+    def ask(self, address: Address) -> Job:
+        """Queue an image. Raises Busy if too many wait."""
+        job = self.jobs.get(address)
+        if job is not None:
+            return job
+        job = Job(address, time.monotonic(), asyncio.get_running_loop().create_future())
+        found = self.cache.get(address)
+        if found is not None:
+            job.image.set_result(found)
+            return job
+        if len(self.queue) >= self.most:
+            raise Busy(len(self.queue), math.ceil(len(self.queue) / (self.rate or self.most)))
+        self.jobs[address] = job
+        self.queue.add(job)
+        self.changed.set()
+        return job
+
+    async def answer(self, job: Job, seconds: float, gone: asyncio.Future[Any]) -> Pixels:
+        """Wait for an image. A job that nobody waits for any more is dropped before its batch.
+
+        `gone` is done when whoever asked has left.  Raises Late, Left, and what the engine raised.
+        """
+        job.waiters += 1
+        first = asyncio.FIRST_COMPLETED
+        try:
+            await asyncio.wait({job.image, gone}, timeout=seconds, return_when=first)
+        finally:
+            job.waiters -= 1
+            if not job.waiters and self.queue.jobs.get(job.address) is job:
+                self.queue.remove(job)
+                del self.jobs[job.address]
+                self.changed.set()
+        if job.image.done():
+            image: Pixels = job.image.result()
+            return image
+        if gone.done():
+            raise Left("the client left")
+        raise Late(f"the image was not made within {seconds:g} s")
+
+    async def images(
+        self, addresses: Iterable[Address], seconds: float, gone: asyncio.Future[Any]
+    ) -> AsyncIterator[Pixels]:
+        """Make images, in their order, a few batches ahead; each may take `seconds`.
+
+        Raises as `answer`, and Late if the queue stays full for so long.
+        """
+        ahead: deque[asyncio.Task[Pixels]] = deque()
+        try:
+            for address in addresses:
+                if len(ahead) >= AHEAD * self.queue.batch:
+                    yield await ahead.popleft()
+                job = await self._asked(address, seconds)
+                ahead.append(asyncio.create_task(self.answer(job, seconds, gone)))
+            while ahead:
+                yield await ahead.popleft()
+        finally:
+            for task in ahead:
+                task.cancel()
+
+    async def _asked(self, address: Address, seconds: float) -> Job:
+        """Queue an image when there is room."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return self.ask(address)
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.01)
+
+    async def _dispatch(self) -> None:
+        """Start the batches that are due, for ever."""
+        while True:
+            self.changed.clear()
+            waits = None  # seconds until a batch is due; None: not before something changes
+            if len(self.queue) and self.flying < FLYING:
+                if self.queue.is_full:
+                    waits = 0.0
+                elif not self.flying:
+                    waits = self.queue.oldest + self.wait - time.monotonic()
+            if waits is not None and waits <= 0:
+                self.flying += 1
+                self._keep(asyncio.create_task(self._compute(self.queue.take())))
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(waits):
+                    await self.changed.wait()
+
+    async def _compute(self, batch: Batch) -> None:
+        """Compute a batch and answer its jobs, with the error if there is one."""
+        queue, loop = self.queue, asyncio.get_running_loop()
+        drawn = loop.run_in_executor(self.drawing, noise_of, self.sampler.preset, batch.addresses)
+        (made,) = await asyncio.gather(self._run(drawn, batch), return_exceptions=True)
+        self.flying -= 1
+        self.changed.set()
+        if self.sampler.fitting < self.queue.batch:
+            self._shrink(self.sampler.fitting)
+        if isinstance(made, BaseException):
+            self.failures += 1
+            self.seen(batch, None)
+            self._fail(batch, made)
+        elif queue is not self.queue:  # computed in a shape that does not hold any more
+            for job in batch.jobs.values():
+                self.queue.add(job)
+        else:
+            self.failures = 0
+            for slot in batch.kept:
+                self.cache.put(batch.addresses[slot], made[slot].copy())
+            for slot, job in batch.jobs.items():
+                del self.jobs[job.address]
+                job.image.set_result(made[slot])
+
+    async def _run(self, drawn: asyncio.Future[Noise], batch: Batch) -> Images:
+        noise = await drawn
+        run = asyncio.get_running_loop().run_in_executor(self.engine, self._timed, noise)
+        images, seconds = await run
+        self.rates.append((len(images), seconds))
+        self.seen(batch, seconds)
+        return images
+
+    def _timed(self, noise: Noise) -> tuple[Images, float]:
+        start = time.perf_counter()
+        images = self.sampler.run(*noise)
+        return images, time.perf_counter() - start
+
+    def _fail(self, batch: Batch, error: BaseException) -> None:
+        for job in batch.jobs.values():
+            del self.jobs[job.address]
+            if job.waiters:
+                job.image.set_exception(error)
+            else:
+                job.image.cancel()
+
+    def _shrink(self, fitting: int) -> None:
+        """Go on with smaller batches: other images, to the bit."""
+        waiting = [*self.queue.jobs.values()]
+        self.queue = type(self.queue)(fitting)
+        for job in waiting:
+            self.queue.add(job)
+        self.cache.clear()
+        self.shrunk(fitting)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+class Cache:
+    """The images used last, of at most so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self.held: OrderedDict[Address, Pixels] = OrderedDict()
+        self.hits = 0
+
+    def get(self, address: Address) -> Pixels | None:
+        found = self.held.get(address)
+        if found is not None:
+            self.held.move_to_end(address)
+            self.hits += 1
+        return found
+
+    def put(self, address: Address, image: Pixels) -> None:
+        self.bytes += image.nbytes - getattr(self.held.get(address), "nbytes", 0)
+        self.held[address] = image
+        while self.bytes > self.most:
+            _, oldest = self.held.popitem(last=False)
+            self.bytes -= oldest.nbytes
+
+    def clear(self) -> None:
+        self.held.clear()
+        self.bytes = 0

@@ -1,9 +1,10 @@
-"""The commands that make bundles: `lddgan import` and `lddgan export`."""
+"""The commands that make bundles, and what a bundle becomes: `lddgan import`, `lddgan export`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,6 +19,28 @@ if TYPE_CHECKING:
     from lddgan.checkpoint import Model
 
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Folder of a bundle.")]
+OfBundle = Annotated[
+    Path | None,
+    typer.Option("--bundle", help="For --web or --triton: the bundle; default as of `sample`."),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(help="Write a page that runs a bundle in the browser into this folder."),
+]
+Runtime = Annotated[
+    Path | None, typer.Option(help="For --web: npm's onnxruntime-web, default as installed here.")
+]
+Repository = Annotated[
+    Path | None, typer.Option(help="Write a bundle into this model repository of NVIDIA Triton's.")
+]
+Graphs = Annotated[
+    bool, typer.Option("--triton-graphs", help="For --triton: the bare graphs as models too.")
+]
+TAKES: Final = {  # what `export` writes -> the options that only some of it has
+    "a bundle": ("checkpoint", "out", "rewrites", "accept-psnr"),
+    "--web": ("bundle", "runtime"),
+    "--triton": ("bundle", "triton-graphs"),
+}
 
 
 def import_(
@@ -79,33 +102,47 @@ def export(
         float | None,
         typer.Option(help="Lowest PSNR in dB at which int8 graphs are published."),
     ] = None,
-    web: Annotated[
-        Path | None,
-        typer.Option(help="Write a page that runs a bundle in the browser into this folder."),
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="For --web: the bundle; default as of `sample`.")
-    ] = None,
-    runtime: Annotated[
-        Path | None,
-        typer.Option(help="For --web: npm's onnxruntime-web, default as installed here."),
-    ] = None,
+    web: Page = None,
+    triton: Repository = None,
+    bundle: OfBundle = None,
+    runtime: Runtime = None,
+    triton_graphs: Graphs = False,
 ) -> None:
-    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle; or a page."""
-    of_web = {"bundle": bundle, "runtime": runtime}
-    others = {
-        "checkpoint": checkpoint,
-        "out": out,
-        "rewrites": rewrites,
-        "accept-psnr": accept_psnr,
-    }
-    for name, value in (of_web if web is None else others).items():
-        if value is not None:
-            raise BadInput(f"--{name} is {'for' if web is None else 'not for'} --web; leave it out")
-    if web is None:
-        publish(dataset, checkpoint, precision, out, rewrites, accept_psnr)
-    else:
+    """Export the two graphs to ONNX, compare them with PyTorch, publish the bundle.
+
+    Or write a bundle as a page (--web) or for Triton Inference Server (--triton).
+    """
+    refuse_mixed(
+        {"--web": web, "--triton": triton},
+        {
+            "checkpoint": checkpoint,
+            "out": out,
+            "rewrites": rewrites,
+            "accept-psnr": accept_psnr,
+            "bundle": bundle,
+            "runtime": runtime,
+            "triton-graphs": triton_graphs or None,
+        },
+    )
+    if web is not None:
         publish_page(chosen_bundle(dataset, bundle), precision, web, runtime)
+    elif triton is not None:
+        publish_models(chosen_bundle(dataset, bundle), precision, triton, triton_graphs)
+    else:
+        publish(dataset, checkpoint, precision, out, rewrites, accept_psnr)
+
+
+def refuse_mixed(folders: Mapping[str, Path | None], options: Mapping[str, object]) -> None:
+    """Raise BadInput unless one thing at most is to be written, and the options given are its."""
+    wanted = [name for name, folder in folders.items() if folder is not None]
+    if len(wanted) > 1:
+        raise BadInput(f"{' and '.join(wanted)} write two things; give one")
+    target = wanted[0] if wanted else "a bundle"
+    for name, value in options.items():
+        if value is not None and name not in TAKES[target]:
+            takers = [one for one in folders if name in TAKES[one]]
+            told = f"not for {target}" if wanted else f"for {' or '.join(takers)}"
+            raise BadInput(f"--{name} is {told}; leave it out")
 
 
 def publish(
@@ -155,6 +192,16 @@ def publish_page(bundle: Bundle, precision: Wanted, folder: Path, runtime: Path 
     sizes = write_web(bundle, folder, runtime or INSTALLED, precision)
     served = f"python -m http.server --directory {quoted(folder)}"
     print_once(f"{folder}: {sum(sizes.values()) / 1e6:.1f} MB; look at it with `{served}`")
+
+
+def publish_models(bundle: Bundle, precision: Wanted, folder: Path, graphs: bool) -> None:
+    """Write a bundle into a model repository of Triton's, and tell how to serve it."""
+    from export.triton.repository import write_repository
+
+    sizes = write_repository(bundle, folder, precision, graphs=graphs)
+    told = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    served = f"tritonserver --model-repository={quoted(folder)}"
+    print_once(f"{folder}: {told}; serve it with `{served}`")
 
 
 def note_unfinished(model: Model, checkpoint: Path | None) -> None:

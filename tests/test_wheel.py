@@ -79,6 +79,8 @@ def test_imports_are_moved_wherever_they_stand() -> None:
     assert moved("def f():\n    from engine import a\n", "x.py").endswith(
         " lddgan.engine import a\n"
     )
+    served = (ROOT / "export" / "triton" / "model.py").read_text()  # imports lddgan alone
+    assert moved(served, "model.py") == served
     unmoved = "from lddgan.noise import draw\nimport enginery\nx = 'from engine import y'\n"
     assert moved(unmoved, "x.py") == unmoved
     with pytest.raises(ValueError, match=r"x.py:1: write `import engine.sampler as"):
@@ -93,6 +95,7 @@ def test_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     held = {name.removeprefix("lddgan/") for name in names if name.startswith("lddgan/")}
     assert {"py.typed", "cli.py", "engine/gpu/noise.cu", "assets/digits/manifest.json"} <= held
     assert {"assets/emoji/manifest.json", "assets/NOTICE", "export/web/page/noise.mjs"} <= held
+    assert {"export/triton/config.pbtxt", "export/triton/graph.pbtxt"} <= held
     assert not any(
         name.startswith(("bench/gpu_report", "bench/studies", "bench/results")) for name in held
     )

@@ -27,7 +27,7 @@ REPORT: Final = "rows.jsonl"  # the file of bench.gpu_report, in a folder per GP
 SCHEMA: Final = 3
 BUSY_LOAD: Final = 0.5  # load per core above which the machine was doing something else
 
-Kind = Literal["engine", "compare", "rung", "training", "pipeline", "photos", "job"]
+Kind = Literal["engine", "compare", "rung", "training", "pipeline", "photos", "job", "serving"]
 
 
 class Row(Frozen):

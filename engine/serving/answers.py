@@ -70,7 +70,7 @@ def watched(request: Request) -> Iterator[Gone]:
 
 def headers_of(request: Request, model: Served, suffix: str = "") -> dict[str, str]:
     """Headers of an answer that is the same bytes for ever: its address names them."""
-    _, v1, kind, named, rest = request.url.path.split("/", 4)
+    _, v1, kind, named, rest = request.scope["path"].split("/", 4)
     pinned = f"{model.name}@{model.digest}"
     path = f"/{v1}/{kind}/{pinned}/{rest}{suffix}"
     is_exact = model.way != "fast"

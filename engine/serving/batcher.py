@@ -109,7 +109,8 @@ class Batcher:
             raise Busy(len(self.queue), math.ceil(len(self.queue) / (self.rate or self.most)))
         self.jobs[address] = job
         self.queue.add(job)
-        self.changed.set()
+        if not self.flying or (self.flying < FLYING and self.queue.is_full):
+            self.changed.set()
         return job
 
     async def answer(self, job: Job, seconds: float, gone: asyncio.Future[Any]) -> Pixels:

@@ -34,12 +34,12 @@ gpu-report: .venv-gpu/.done  ## measure everything on this GPU into one folder; 
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,dev]"
+	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,serve,dev]"
 	touch $@
 
 # The page's runtime is of one version, which export/web/folder.py names.
 .venv/.web: .venv/.test export/web/folder.py
-	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,dev,web]"
+	$(BIN)/python $(INSTALL) -e ".[cpu,train,eval,serve,dev,web]"
 	npm install --prefix .venv/web --ignore-scripts --no-save --no-fund --no-audit \
 	  onnxruntime-web@$$($(BIN)/python -c "from export.web.folder import VERSION; print(VERSION)")
 	touch $@

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from engine.registry import ENGINES
+from engine.serving.limits import BATCH
 from export.commands import BundleFolder, chosen_bundle, note_unfinished
-from lddgan.errors import BadInput, command
+from lddgan.errors import BadInput, LddganError, command
 from lddgan.extras import SERVE, require
 from lddgan.names import Precision
 from lddgan.options import Dataset, Device, Json, Seed, print_json, print_once
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from engine.verification import Verification
     from export.bundle import Bundle
     from lddgan.checkpoint import Model
+
+SLOT_IMAGES: Final = 840  # that `verify --slots` compares
 
 Engine = Annotated[
     str, typer.Option(metavar=f"[auto|{'|'.join(ENGINES)}]", help="What runs the model.")
@@ -94,10 +97,18 @@ def verify(
             "--engine (default torch)."
         ),
     ] = None,
+    slots: Annotated[
+        bool, typer.Option("--slots", help="Instead: do images change with their batch's others?")
+    ] = False,
     cuda_graph: CudaGraph = True,
     as_json: Json = False,
 ) -> None:
     """Compare an engine, or images of a file, with PyTorch fp32 on fixed noise."""
+    if slots:
+        if images is not None:
+            raise BadInput("--slots checks an engine, --images a file; give one of them")
+        verify_slots(chosen_bundle(dataset, bundle), engine, precision, device, batch, num, as_json)
+        return
     from engine.verification import refuse
     from engine.verify import print_verification, verify_bundle
     from export.agreement import IMAGES
@@ -191,7 +202,7 @@ def serve(
     precision: EnginePrecision = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
-    batch: Annotated[int, typer.Option(min=1, help="Images computed at once, at most.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Images computed at once, at most.")] = BATCH,
     wait_ms: Annotated[
         float, typer.Option(min=0, help="How long the first image of a batch waits for others.")
     ] = 3,
@@ -270,6 +281,28 @@ def compare_images(
     for line in lines:
         print_json(line) if as_json else print_once(line)
     refuse_images(found)
+
+
+def verify_slots(
+    opened: Bundle,
+    engine: str,
+    precision: Any,
+    device: Any,
+    batch: int | None,
+    num: int | None,
+    as_json: bool,
+) -> None:
+    """Compare images in other company with what they are in their own batches."""
+    from engine.registry import open_engine
+    from engine.slots import check_slots, whole_batch
+
+    with open_engine(opened, engine, precision, device, batch=batch or BATCH) as sampler:
+        found = check_slots(sampler, whole_batch(sampler, batch or BATCH), num or SLOT_IMAGES)
+        told = f"{found.changed} of {found.compared} images changed in other company"
+        line = f"{sampler.description}, batches of {found.batch}: {told}"
+    print_json(found._asdict()) if as_json else print_once(line)
+    if found.changed:
+        raise LddganError(f"{line}; `lddgan serve` computes blocks of one seed with this engine")
 
 
 def refuse_with_checkpoint(

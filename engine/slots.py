@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Float32, Images
-from engine.sampler import Sampler
+from engine.sampler import Sampler, equal_parts
 from lddgan.noise import Noise, draw_at
 from lddgan.preset import Preset
 
@@ -107,23 +107,29 @@ def sample_at(sampler: Sampler, addresses: Sequence[Address], batch: int) -> Ima
     return images
 
 
-def check_slots(sampler: Sampler, batch: int, rounds: int = 1, seed: int = 0) -> Slots:
-    """Compute 2B images in their batches, and `rounds` times in other company, and compare.
+def whole_batch(sampler: Sampler, batch: int) -> int:
+    """What an engine computes at once of batches of `batch`."""
+    return equal_parts(batch, sampler.chunk)[0]
+
+
+def check_slots(sampler: Sampler, batch: int, num: int = 1, seed: int = 0) -> Slots:
+    """Compute 2B images in their batches, then at least `num` in other company, and compare.
 
     A round swaps images of the two batches slot by slot, puts images of another seed beside some,
     and computes one alone.
     """
     random = np.random.default_rng(seed)
     true = sample_at(sampler, [Address(seed, index) for index in range(2 * batch)], batch)
-    compared = changed = 0
-    for turn in range(rounds):
+    compared = changed = turn = 0
+    while compared < num:
+        turn += 1
         half = random.integers(0, 2, batch)
         one, other = (
             [Address(seed, int(part) * batch + slot) for slot, part in enumerate(parts)]
             for parts in (half, 1 - half)
         )
         strangers = [
-            address if random.integers(0, 2) else Address(seed + 1 + turn, address.index)
+            address if random.integers(0, 2) else Address(seed + turn, address.index)
             for address in one
         ]
         for company in (one, other, strangers, one[turn % batch :][:1]):

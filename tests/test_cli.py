@@ -72,6 +72,7 @@ def test_every_command_explains_itself(lddgan) -> None:
         "build",
         "verify",
         "sample",
+        "serve",
         "bench",
     )
     for command in commands:

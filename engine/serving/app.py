@@ -106,7 +106,7 @@ class Service:
         }
         posts = {f"{of_model}/infer": self.infer}
         posts[f"{of_model}/versions/{{version}}/infer"] = self.infer
-        return Starlette(
+        app = Starlette(
             routes=[Route(path, handler) for path, handler in routes.items()]
             + [Route(path, handler, methods=["POST"]) for path, handler in posts.items()],
             exception_handlers={
@@ -116,6 +116,8 @@ class Service:
                 LddganError: answer_failure,
             },
         )
+        app.router.redirect_slashes = False  # an address is written in one way
+        return app
 
     # ---- images ----
 

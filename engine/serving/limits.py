@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from lddgan.errors import BadInput
+
+BATCH: Final = 8  # images computed at once, unless asked otherwise
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import lddgan
 from engine.doctor import processor_name
 from engine.gpu.driver import find_gpu
 from engine.registry import find_engine
-from engine.sampler import Sampler, equal_parts
+from engine.sampler import Sampler
 from engine.serving.batcher import Batcher
 from engine.serving.limits import Limits
 from engine.serving.metrics import Metrics
 from engine.serving.queues import Batch, Blocks, FirstCome, Queue, Slots
-from engine.slots import check_slots
+from engine.slots import check_slots, whole_batch
 from export.bundle import MANIFEST, Bundle
 from lddgan.extras import usable_cores, version_of
 from lddgan.files import sha256_of_bytes, sha256_of_file
@@ -37,7 +37,7 @@ class Served:
         self.manifest = sha256_of_file(bundle.folder / MANIFEST)
         self.kernels = sampler.backend.kernels()
         self.metrics, self.log = metrics, sampler.log
-        batch = equal_parts(limits.batch, sampler.chunk)[0]
+        batch = whole_batch(sampler, limits.batch)
         self.way = "fast" if limits.fast else way_of(sampler, batch)
         self.batcher = Batcher(
             sampler,

@@ -99,7 +99,7 @@ def test_a_batch_beyond_the_chunk_is_refused(sampler: Sampler) -> None:
 def test_check_finds_an_engine_whose_images_depend_on_their_neighbours(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check_slots(sampler, 4, rounds=2).changed == 0
+    assert check_slots(sampler, 4, 20).changed == 0
     run = sampler.run
 
     def leaking(x_T, z, noise):  # type: ignore[no-untyped-def]
@@ -107,5 +107,5 @@ def test_check_finds_an_engine_whose_images_depend_on_their_neighbours(
         return images + np.uint8(x_T[:, 0, 0, 0].sum() > 0)  # a bit of all of the batch
 
     monkeypatch.setattr(sampler, "run", leaking)
-    found = check_slots(sampler, 4, rounds=4)
+    found = check_slots(sampler, 4, 40)
     assert 0 < found.changed < found.compared

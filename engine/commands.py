@@ -240,7 +240,8 @@ def serve(
     with open_service(opened, (engine, precision, device), limits) as service:
         for model in service.models.values():
             print_once(f"{model.name}@{model.digest}: {model.in_words}")
-        print_once(f"http://{host}:{socket.getsockname()[1]}")
+        place = f"[{host}]" if ":" in host else host
+        print_once(f"http://{place}:{socket.getsockname()[1]}")
         run(service, socket)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from engine.gpu.driver import why_no_gpu
 from lddgan.preset import AutoencoderTraining, with_values
 from lddgan.presets import PRESETS
 from tests import published_files, test_cli
+from tests.engine.serving.service import serving
 
 lddgan = test_cli.lddgan  # the fixture: a command in a folder of its own
 
@@ -63,6 +66,8 @@ def test_commands_run_in_their_order(lddgan) -> None:
     write_what_people_bring()
     without_gpu = why_no_gpu()
     for command in COMMANDS:
+        if command.startswith("lddgan serve"):
+            continue  # until it is told to end
         outcome = lddgan(*shlex.split(command)[1:])
         if without_gpu and ("trt" in command or command.startswith("lddgan build")):
             assert outcome.code == 1 and "no NVIDIA GPU" in outcome.err, command
@@ -70,6 +75,15 @@ def test_commands_run_in_their_order(lddgan) -> None:
             assert outcome.code == 0, f"{command}: {outcome.err}"
     assert Path("grid.png").stat().st_size > 1000
     python(README)
+
+
+def test_the_service_answers_the_curl_of_the_readme() -> None:
+    pytest.importorskip("uvicorn")
+    (command,) = (line for line in COMMANDS if line.startswith("lddgan serve"))
+    (curl,) = (line for line in SHELL if line.startswith("curl "))
+    with serving(*shlex.split(command)[2:], "--batch", "8") as service:
+        answer = service.get(urlsplit(curl.split()[-1]).path)
+    assert Image.open(io.BytesIO(answer.body)).size == (64, 64)
 
 
 def python(text: str) -> None:
@@ -89,11 +103,11 @@ def test_other_lines_name_what_there_is() -> None:
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
             assert done.returncode == 0, line
-        else:
+        elif words[0] != "curl":
             assert words[:2] == ["pip", "install"], line
             extras = re.findall(r"\[(.*?)\]", line)[0].split(",")
             assert set(extras) <= set(project["optional-dependencies"]), line
-    assert len(others) == 6
+    assert len(others) == 8
 
 
 def test_linked_files_exist() -> None:

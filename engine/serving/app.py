@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ from engine.serving.page import page_response
 from engine.serving.served import Served
 from engine.slots import Address
 from export.bundle import Bundle
+from lddgan import __version__
 from lddgan.errors import BadInput, LddganError
 from lddgan.extras import usable_cores
 from lddgan.names import DeviceName, Precision
@@ -123,24 +125,23 @@ class Service:
 
     async def images(self, request: Request) -> Response:
         """One image, or an archive of several."""
-        model, address = self._address(request)
+        model, seed = self._asked(request)
         name = request.path_params["name"]
         one, span = ONE.fullmatch(name), SPAN.fullmatch(name)
         if one:
             index, form = number("index", one[1]), one[2]
             check_form(form, PICTURES)
-            picture = Address(address.seed, index)
-            return await self._picture(request, model, picture, form)
+            return await self._picture(request, model, Address(seed, index), form)
         if not span:
             raise Problem(400, f"{name[:40]!r} is neither INDEX.FORM nor FIRST-LAST.FORM")
         form = span[3]
         check_form(form, ARCHIVES)
         wanted = indices(span, ARCHIVE_IMAGES)
-        return await self._archive(request, model, address.seed, wanted, form)
+        return await self._archive(request, model, seed, wanted, form)
 
     async def mix(self, request: Request) -> Response:
         """A step of the walk between two seeds."""
-        model, address = self._address(request)
+        model, seed = self._asked(request)
         to = number("the second seed", request.path_params["to"])
         index = number("index", request.path_params["index"])
         span = SPAN.fullmatch(request.path_params["name"])
@@ -148,17 +149,17 @@ class Service:
             raise Problem(400, f"a step is K-N.FORM, K in 0..N and N in 1..{WALK_STEPS}")
         step, steps, form = int(span[1]), int(span[2]), span[3]
         check_form(form, PICTURES)
-        if step == 0 or to == address.seed:
-            picture = Address(address.seed, index)
+        if step == 0 or to == seed:
+            picture = Address(seed, index)
         elif step == steps:
             picture = Address(to, index)
         else:
-            picture = Address(address.seed, index, to, step / steps)
+            picture = Address(seed, index, to, step / steps)
         return await self._picture(request, model, picture, form)
 
     async def grid(self, request: Request) -> Response:
         """Many images in one picture."""
-        model, address = self._address(request)
+        model, seed = self._asked(request)
         span = SPAN.fullmatch(request.path_params["name"])
         if not span:
             raise Problem(400, "a grid is FIRST-LAST.FORM")
@@ -170,7 +171,7 @@ class Service:
             raise Problem(400, f"columns is {columns}, and must be in 1..{len(wanted)}")
 
         async def made(gone: Gone) -> bytes:
-            addresses = [Address(address.seed, index) for index in wanted]
+            addresses = [Address(seed, index) for index in wanted]
             images = await self._all(model, addresses, gone)
             return await self._in_pool(lambda: encoded(grid(images, columns), span[3]))
 
@@ -256,9 +257,10 @@ class Service:
             return self.limits.timeout
         return min(self.limits.timeout, number("X-Timeout-Ms", asked) / 1000)
 
-    def _address(self, request: Request) -> tuple[Served, Address]:
-        model = self._model(request.path_params["model"])
-        return model, Address(number("seed", request.path_params["seed"]), 0)
+    def _asked(self, request: Request) -> tuple[Served, int]:
+        """The model and the seed of an address. Raises Problem."""
+        given = request.path_params
+        return self._model(given["model"]), number("seed", given["seed"])
 
     def _model(self, named: str) -> Served:
         """The model of NAME or NAME@DIGEST. Raises Problem if it is not served."""
@@ -305,8 +307,6 @@ class Service:
     # ---- the Open Inference Protocol ----
 
     async def server_metadata(self, request: Request) -> Response:
-        from lddgan import __version__
-
         extensions = ["binary_tensor_data"]
         return JSONResponse({"name": "lddgan", "version": __version__, "extensions": extensions})
 
@@ -321,10 +321,10 @@ class Service:
 
     async def infer(self, request: Request) -> Response:
         model = self._version(request)
-        asked = read_inference(await body(request), request.headers)
+        asked = read_inference(await body(request), request.headers, model)
         with watched(request) as gone:
             images = await self._all(model, asked.addresses, gone)
-        content, headers = infer_answer(asked, images, model)
+        content, headers = await self._in_pool(lambda: infer_answer(asked, images, model))
         return Response(content, headers=headers)
 
     def _version(self, request: Request) -> Served:
@@ -338,8 +338,11 @@ class Service:
 def open_service(
     bundles: Sequence[Bundle], asked: tuple[str, Precision | None, DeviceName], limits: Limits
 ) -> Service:
-    """Open the engines of bundles. Raises BadInput if two are of one name."""
+    """Open the engines of bundles. Raises BadInput for names that are no addresses."""
     names = [bundle.preset.name for bundle in bundles]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise BadInput(f"the model's name {name!r} fits no address; export it under another")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadInput(f"two bundles are named {twice}; serve each on a port of its own")

@@ -123,11 +123,7 @@ class Batcher:
         try:
             await asyncio.wait({job.image, gone}, timeout=seconds, return_when=first)
         finally:
-            job.waiters -= 1
-            if not job.waiters and self.queue.jobs.get(job.address) is job:
-                self.queue.remove(job)
-                del self.jobs[job.address]
-                self.changed.set()
+            self._release(job)
         if job.image.done():
             image: Pixels = job.image.result()
             return image
@@ -142,18 +138,37 @@ class Batcher:
 
         Raises as `answer`, and Late if the queue stays full for so long.
         """
-        ahead: deque[asyncio.Task[Pixels]] = deque()
+        ahead: deque[Job] = deque()
         try:
             for address in addresses:
                 if len(ahead) >= AHEAD * self.queue.batch:
-                    yield await ahead.popleft()
+                    yield await self._next(ahead, seconds, gone)
                 job = await self._asked(address, seconds)
-                ahead.append(asyncio.create_task(self.answer(job, seconds, gone)))
+                job.waiters += 1
+                ahead.append(job)
             while ahead:
-                yield await ahead.popleft()
+                yield await self._next(ahead, seconds, gone)
         finally:
-            for task in ahead:
-                task.cancel()
+            for job in ahead:
+                self._release(job)
+
+    async def _next(self, ahead: deque[Job], seconds: float, gone: asyncio.Future[Any]) -> Pixels:
+        image = await self.answer(ahead[0], seconds, gone)
+        self._release(ahead.popleft())
+        return image
+
+    def _release(self, job: Job) -> None:
+        """One waits less. A job that nobody waits for leaves the queue."""
+        job.waiters -= 1
+        if job.waiters:
+            return
+        if job.image.done():
+            if not job.image.cancelled():
+                job.image.exception()  # has been seen, if there is one
+        elif self.queue.jobs.get(job.address) is job:
+            self.queue.remove(job)
+            del self.jobs[job.address]
+            self.changed.set()
 
     async def _asked(self, address: Address, seconds: float) -> Job:
         """Queue an image when there is room."""

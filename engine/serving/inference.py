@@ -22,6 +22,7 @@ from lddgan.errors import why_invalid
 from lddgan.noise import MAX_INDEX
 
 MOST_IMAGES: Final = 256  # of one request
+MOST_VALUES: Final = 1 << 20  # of an answer in JSON
 INPUTS: Final = ("seed", "index")
 OUTPUT: Final = "image"
 JSON_BYTES: Final = "Inference-Header-Content-Length"
@@ -81,8 +82,8 @@ def metadata(model: Served) -> dict[str, Any]:
     }
 
 
-def read_inference(body: bytes, headers: Mapping[str, str]) -> Asked:
-    """What a request asks for. Raises Problem if it cannot be read."""
+def read_inference(body: bytes, headers: Mapping[str, str], model: Served) -> Asked:
+    """What a request asks of a model. Raises Problem if it cannot be read, or for too much."""
     if headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "compressed requests are not read")
     told = headers.get(JSON_BYTES, str(len(body)))
@@ -107,6 +108,9 @@ def read_inference(body: bytes, headers: Mapping[str, str]) -> Asked:
         raise Problem(400, f"the output is {OUTPUT}, once")
     own = wanted[0].parameters.binary_data
     is_binary = asked.parameters.binary_data_output if own is None else own
+    most = MOST_IMAGES if is_binary else max(1, MOST_VALUES // math.prod(model.preset.image_shape))
+    if len(seeds) > most:
+        raise Problem(400, f"{len(seeds)} images, and may be {most}: more as binary_data")
     return Asked([Address(*pair) for pair in zip(seeds, indices, strict=True)], asked.id, is_binary)
 
 

@@ -76,11 +76,14 @@ class Server(uvicorn.Server):
 
     async def drained(self) -> bool:
         """Wait for what is in flight, for at most --drain seconds."""
-        gate, until = self.service.gate, time.monotonic() + self.service.limits.drain
+        gate, limits = self.service.gate, self.service.limits
+        until = time.monotonic() + limits.drain
         to_stderr(f"ending: {gate.active} requests are in flight")
         while gate.active and time.monotonic() < until:
             await asyncio.sleep(TICK_SECONDS)
-        self.force_exit = bool(gate.active)
+        if gate.active:
+            to_stderr(f"{gate.active} requests were cut off after {limits.drain:g} s")
+            self.force_exit = True
         return True
 
 

@@ -153,6 +153,9 @@ def test_work_stops_when_its_client_leaves(service: Running) -> None:
         before = now
         time.sleep(0.3)
     assert before < 5000
+    log = service.log.read_text()
+    assert "0-9999.npy: ended early: the client left" in log
+    assert "never retrieved" not in log and "Traceback" not in log
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(service: Running) -> None:

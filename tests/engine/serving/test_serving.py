@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import random
@@ -280,6 +281,19 @@ def test_a_second_sigterm_ends_it_at_once() -> None:
         connection.close()
 
 
+def test_what_is_not_done_after_drain_is_cut_off() -> None:
+    with serving("--drain", "0.5") as service:
+        connection = service.connect()
+        connection.request("GET", "/v1/images/digits/5/0-9999.npy")
+        answer = connection.getresponse()
+        assert answer.read(100)
+        assert service.end() == 0
+        assert "1 requests were cut off after 0.5 s" in service.log.read_text()
+        with pytest.raises(http.client.IncompleteRead):
+            answer.read()
+        connection.close()
+
+
 def test_the_access_log_is_json() -> None:
     with serving("--access-log") as service:
         service.get("/v1/images/digits/5/0.png")
@@ -333,6 +347,7 @@ def test_infer_gives_the_same_images(service: Running, sampled: dict[int, bytes]
         ([1, 2], [0], {}),
         ([1], [0], {"outputs": [{"name": "latent"}]}),
         ([1] * 257, [0] * 257, {}),
+        ([1] * 342, [0] * 342, {}),
     ],
 )
 def test_infer_refuses_what_is_no_image(

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.serving.batcher import Busy, Late, Left
+from engine.serving.batcher import Busy, Gone, Late, Left
 from engine.serving.gate import Problem, Receive, Scope, Send
 from engine.serving.served import Served
 from lddgan.errors import LddganError, OutOfMemory
@@ -19,7 +19,6 @@ from lddgan.noise import MAX_INDEX
 from lddgan.progress import to_stderr
 
 T = TypeVar("T")
-Gone = asyncio.Future[None]  # done when the client has gone
 
 BODY_BYTES: Final = 1 << 20
 IMMUTABLE: Final = "public, max-age=31536000, immutable"

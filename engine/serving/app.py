@@ -20,7 +20,6 @@ from engine.registry import open_engine
 from engine.serving.answers import (
     ONE,
     SPAN,
-    Gone,
     Stream,
     answer_failure,
     answer_http,
@@ -36,7 +35,7 @@ from engine.serving.answers import (
     number,
     watched,
 )
-from engine.serving.batcher import Pixels
+from engine.serving.batcher import Gone, Pixels
 from engine.serving.encoding import (
     ARCHIVES,
     PICTURES,
@@ -65,6 +64,7 @@ T = TypeVar("T")
 GRID_IMAGES: Final = 256  # of one request, at most
 ARCHIVE_IMAGES: Final = 10_000
 WALK_STEPS: Final = 10_000
+DOOR_SECONDS: Final = 1.0  # for room in the queue: refusing at once costs what the engine needs
 SMALL_PIXELS: Final = 64 * 64  # an image that is encoded sooner than a thread is woken
 
 
@@ -182,8 +182,9 @@ class Service:
         self, request: Request, model: Served, address: Address, form: str
     ) -> Response:
         async def made(gone: Gone) -> bytes:
-            job = model.batcher.ask(address)
-            image = await model.batcher.answer(job, self._seconds(request), gone)
+            seconds = self._seconds(request)
+            job = await model.batcher.ask(address, min(seconds, DOOR_SECONDS), gone)
+            image = await model.batcher.answer(job, seconds, gone)
             return await self._encoded(image, form)
 
         return await self._answer(request, model, made, PICTURES[form])

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from lddgan.errors import LddganError
 from lddgan.noise import Noise
 
 Pixels = NDArray[np.uint8]  # [H,W,3]
+Gone = asyncio.Future[None]  # done when whoever asked has left
 Seen = Callable[[Batch, float | None], None]  # of a batch, its engine's seconds; None: it failed
 
 FLYING: Final = 2  # batches taken from the queue: one computes, the next one's noise is drawn
@@ -49,8 +50,9 @@ class Batcher:
     """Makes images by address for the tasks of one event loop.
 
     A batch starts when it is full, or when the engine is free and the first image in it has waited
-    `wait` seconds.  At most `most` images wait.  If the engine finds too little memory for a batch,
-    `shrunk` is told the size that fits, and the batch is computed anew in it.
+    `wait` seconds.  At most `most` images wait, of requests that have `timeout` seconds.  If the
+    engine finds too little memory for a batch, `shrunk` is told the size that fits, and the batch
+    is computed anew in it.
     """
 
     def __init__(
@@ -60,15 +62,18 @@ class Batcher:
         *,
         wait: float,
         most: int,
+        timeout: float,
         cache_bytes: int,
         seen: Seen,
         shrunk: Callable[[int], None],
     ) -> None:
         self.sampler, self.queue = sampler, queue
-        self.wait, self.most = wait, most
+        self.wait, self.most, self.timeout = wait, most, timeout
         self.seen, self.shrunk = seen, shrunk
         self.cache = Cache(cache_bytes)
         self.jobs: dict[Address, Job] = {}  # that wait or are computed
+        self.door: deque[Gone] = deque()  # who waits for room in the queue
+        self.entering = 0  # let in, and not yet in the queue
         self.failures = 0  # batches in a row
         self.flying = 0
         self.rates: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # images, seconds
@@ -95,25 +100,68 @@ class Batcher:
         self.engine.shutdown()
         self.sampler.close()
 
-    def ask(self, address: Address) -> Job:
-        """Queue an image. Raises Busy if too many wait."""
+    @property
+    def capacity(self) -> int:
+        """Images that may wait: at most what is made in half the time that a request has."""
+        if self.rate is None:
+            return self.most
+        return max(self.queue.batch, min(self.most, int(self.rate * self.timeout / 2)))
+
+    async def ask(self, address: Address, seconds: float, gone: Gone) -> Job:
+        """Queue an image; wait `seconds` for room, first come, first served. Raises Busy, Left."""
+        job = self._known(address)
+        if job is None:
+            await self._turn(seconds, gone)
+            job = self._known(address) or self._queued(address)
+        return job
+
+    def _known(self, address: Address) -> Job | None:
+        """The job of an image that is waited for already, or that was made before."""
         job = self.jobs.get(address)
-        if job is not None:
-            return job
-        job = Job(address, time.monotonic(), asyncio.get_running_loop().create_future())
-        found = self.cache.get(address)
+        found = None if job is not None else self.cache.get(address)
         if found is not None:
+            job = Job(address, time.monotonic(), asyncio.get_running_loop().create_future())
             job.image.set_result(found)
-            return job
-        if len(self.queue) >= self.most:
-            raise Busy(len(self.queue), math.ceil(len(self.queue) / (self.rate or self.most)))
+        return job
+
+    def _queued(self, address: Address) -> Job:
+        job = Job(address, time.monotonic(), asyncio.get_running_loop().create_future())
         self.jobs[address] = job
         self.queue.add(job)
         if not self.flying or (self.flying < FLYING and self.queue.is_full):
             self.changed.set()
         return job
 
-    async def answer(self, job: Job, seconds: float, gone: asyncio.Future[Any]) -> Pixels:
+    async def _turn(self, seconds: float, gone: Gone) -> None:
+        """Wait until the queue has room."""
+        if not self.door and len(self.queue) + self.entering < self.capacity:
+            return
+        turn: Gone = asyncio.get_running_loop().create_future()
+        self.door.append(turn)
+        first = asyncio.FIRST_COMPLETED
+        try:
+            await asyncio.wait({turn, gone}, timeout=seconds, return_when=first)
+        finally:
+            if turn.done():
+                self.entering -= 1
+            else:
+                turn.cancel()
+        if gone.done():
+            self._open_door()
+            raise Left("the client left")
+        if turn.cancelled():
+            waiting = len(self.queue)
+            raise Busy(waiting, math.ceil(waiting / (self.rate or waiting)))
+
+    def _open_door(self) -> None:
+        """Let in as many as the queue has room for."""
+        while self.door and len(self.queue) + self.entering < self.capacity:
+            turn = self.door.popleft()
+            if not turn.done():  # else it waits no more
+                turn.set_result(None)
+                self.entering += 1
+
+    async def answer(self, job: Job, seconds: float, gone: Gone) -> Pixels:
         """Wait for an image. A job that nobody waits for any more is dropped before its batch.
 
         `gone` is done when whoever asked has left.  Raises Late, Left, and what the engine raised.
@@ -132,18 +180,18 @@ class Batcher:
         raise Late(f"the image was not made within {seconds:g} s")
 
     async def images(
-        self, addresses: Iterable[Address], seconds: float, gone: asyncio.Future[Any]
+        self, addresses: Iterable[Address], seconds: float, gone: Gone
     ) -> AsyncIterator[Pixels]:
         """Make images, in their order, a few batches ahead; each may take `seconds`.
 
-        Raises as `answer`, and Late if the queue stays full for so long.
+        Raises as `ask` and `answer`.
         """
         ahead: deque[Job] = deque()
         try:
             for address in addresses:
                 if len(ahead) >= AHEAD * self.queue.batch:
                     yield await self._next(ahead, seconds, gone)
-                job = await self._asked(address, seconds)
+                job = await self.ask(address, seconds, gone)
                 job.waiters += 1
                 ahead.append(job)
             while ahead:
@@ -152,7 +200,7 @@ class Batcher:
             for job in ahead:
                 self._release(job)
 
-    async def _next(self, ahead: deque[Job], seconds: float, gone: asyncio.Future[Any]) -> Pixels:
+    async def _next(self, ahead: deque[Job], seconds: float, gone: Gone) -> Pixels:
         image = await self.answer(ahead[0], seconds, gone)
         self._release(ahead.popleft())
         return image
@@ -169,17 +217,7 @@ class Batcher:
             self.queue.remove(job)
             del self.jobs[job.address]
             self.changed.set()
-
-    async def _asked(self, address: Address, seconds: float) -> Job:
-        """Queue an image when there is room."""
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                return self.ask(address)
-            except Busy:
-                if time.monotonic() > until:
-                    raise
-            await asyncio.sleep(0.01)
+            self._open_door()
 
     async def _dispatch(self) -> None:
         """Start the batches that are due, for ever."""
@@ -194,6 +232,7 @@ class Batcher:
             if waits is not None and waits <= 0:
                 self.flying += 1
                 self._keep(asyncio.create_task(self._compute(self.queue.take())))
+                self._open_door()
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(waits):
@@ -206,6 +245,7 @@ class Batcher:
         (made,) = await asyncio.gather(self._run(drawn, batch), return_exceptions=True)
         self.flying -= 1
         self.changed.set()
+        self._open_door()
         if self.sampler.fitting < self.queue.batch:
             self._shrink(self.sampler.fitting)
         if isinstance(made, BaseException):

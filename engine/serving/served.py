@@ -44,6 +44,7 @@ class Served:
             WAYS[self.way](batch),
             wait=limits.wait,
             most=limits.queue,
+            timeout=limits.timeout,
             cache_bytes=limits.cache_mb * MEGABYTE,
             seen=self._seen,
             shrunk=self._shrunk,

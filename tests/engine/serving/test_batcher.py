@@ -6,7 +6,6 @@ import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,19 +55,25 @@ class Bench:
 
     def __init__(self, queue: Queue, **options: Any) -> None:
         self.engine, self.seen, self.shrunk = Engine(), [], []
-        given: dict[str, Any] = {"wait": 0.005, "most": 64, "cache_bytes": 0} | options
+        given: dict[str, Any] = {
+            "wait": 0.005,
+            "most": 64,
+            "timeout": 20,
+            "cache_bytes": 0,
+        } | options
         self.batcher = Batcher(
             self.engine,  # type: ignore[arg-type]
             queue,
             seen=lambda batch, seconds: self.seen.append((batch, seconds)),
             shrunk=self.shrunk.append,
-            **given,
+            **given | options,
         )
         self.gone = asyncio.get_running_loop().create_future()
         self.batcher.start()
 
     async def get(self, address: Address, seconds: float = 20) -> bytes:
-        image = await self.batcher.answer(self.batcher.ask(address), seconds, self.gone)
+        job = await self.batcher.ask(address, seconds, self.gone)
+        image = await self.batcher.answer(job, seconds, self.gone)
         return image.tobytes()
 
     @property
@@ -171,19 +176,50 @@ def test_the_cache_answers_and_stays_within_its_bytes() -> None:
     assert len(bench.batches) == 5
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
+def test_a_full_queue_refuses_who_waits_too_long_and_says_when_to_come_again() -> None:
     async def work(bench: Bench) -> None:
         bench.engine.free.clear()
-        for index in range(100):
-            with suppress(Busy):
-                bench.batcher.ask(Address(1, index))
-            await asyncio.sleep(0)
-        assert len(bench.batcher.queue) == 6
+        asked = [asyncio.create_task(bench.get(Address(1, index))) for index in range(10)]
+        while len(bench.batcher.queue) < 6:
+            await asyncio.sleep(0.01)
         with pytest.raises(Busy, match="6 images wait already") as told:
-            bench.batcher.ask(Address(2, 0))
+            await bench.batcher.ask(Address(2, 0), 0.01, bench.gone)
         assert told.value.seconds >= 1
+        bench.engine.free.set()
+        assert await asyncio.gather(*asked) == [image_of(Address(1, i)) for i in range(10)]
 
     run(work, Slots(2), most=6)
+
+
+def test_who_waits_at_the_door_comes_in_first_and_the_queue_stays_within_its_size() -> None:
+    async def work(bench: Bench) -> None:
+        found: list[int] = []
+
+        async def get(index: int) -> None:
+            await bench.get(Address(1, index))
+            found.append(index)
+            assert len(bench.batcher.queue) <= 4
+
+        asked = [asyncio.create_task(get(index)) for index in range(60)]
+        for index in (20, 30, 40):  # of them some leave
+            await asyncio.sleep(0)
+            asked[index].cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert found == [index for index in range(60) if index not in (20, 30, 40)]
+        assert (bench.batcher.entering, len(bench.batcher.queue)) == (0, 0)
+
+    run(work, Slots(1), most=4)
+
+
+def test_no_more_wait_than_are_made_in_half_the_time() -> None:
+    async def work(bench: Bench) -> None:
+        assert bench.batcher.capacity == 64
+        bench.batcher.rates.append((8, 2.0))
+        assert bench.batcher.capacity == 8  # 4 images a second, 4 seconds: half of them
+        bench.batcher.rates.append((8, 200.0))
+        assert bench.batcher.capacity == 4  # a batch
+
+    run(work, Slots(4), timeout=4)
 
 
 def test_late_and_left_work_never_reaches_the_engine() -> None:
@@ -194,7 +230,7 @@ def test_late_and_left_work_never_reaches_the_engine() -> None:
         with pytest.raises(Late, match=r"within 0\.01 s"):
             await bench.get(Address(1, 2), 0.01)
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        leaving = bench.batcher.answer(bench.batcher.ask(Address(1, 3)), 20, gone)
+        leaving = bench.batcher.answer(bench.batcher._queued(Address(1, 3)), 20, gone)
         task = asyncio.create_task(leaving)
         await asyncio.sleep(0)
         gone.set_result(None)

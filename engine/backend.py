@@ -16,7 +16,7 @@ from engine.timing import HostTimer, Timer
 from export.bundle import CHECKPOINT, Bundle, store_folder
 from lddgan.errors import BadInput
 from lddgan.names import Device, Precision
-from lddgan.noise import draw
+from lddgan.noise import draw, draw_at
 from lddgan.preset import Preset
 from lddgan.progress import Log
 
@@ -147,6 +147,12 @@ class Backend(ABC):
         Default: step by step.
         """
         return program(self.draw(preset, seed, first, count))
+
+    def run_at(
+        self, program: Program, preset: Preset, seeds: Sequence[int], indices: Sequence[int]
+    ) -> Made:
+        """Like `run`, of any images: indices[i] of seeds[i]. Default: noise drawn on the host."""
+        return program(self.place(*draw_at(preset, seeds, indices)))
 
     def prepare(self, batch: int) -> None:
         """Get ready for `batch` images at once: compile or tune. Default: nothing."""

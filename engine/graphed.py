@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.backend import Backend, Inputs, Made, Native, Program
+from engine.gpu.noise_kernel import consecutive
 from engine.timing import Timer, median_ms
 from engine.tuning import Tuning
 from lddgan.errors import OutOfMemory
@@ -48,8 +50,8 @@ class Graphed(Backend):
         self.recorded: dict[int, Recorded] = {}  # by batch size, the last used last
 
     @abstractmethod
-    def ask(self, seed: int, first: int) -> None:
-        """Write the request that the noise kernel reads when it runs."""
+    def ask(self, request: NDArray[np.uint64]) -> None:
+        """Write seed and index of each image, [B,2], which the noise kernel reads when it runs."""
 
     @abstractmethod
     def noise(self, count: int) -> Inputs:
@@ -68,19 +70,29 @@ class Graphed(Backend):
         """Wait until the stream has done everything."""
 
     def draw(self, preset: Preset, seed: int, first: int, count: int) -> Inputs:
-        self.ask(seed, first)
+        self.ask(consecutive(seed, first, count))
         return self.noise(count)
 
     def run(self, program: Program, preset: Preset, seed: int, first: int, count: int) -> Made:
+        return self._run(program, consecutive(seed, first, count))
+
+    def run_at(
+        self, program: Program, preset: Preset, seeds: Sequence[int], indices: Sequence[int]
+    ) -> Made:
+        return self._run(program, np.array([seeds, indices], np.uint64).T)
+
+    def _run(self, program: Program, request: NDArray[np.uint64]) -> Made:
+        count = len(request)
         if not self.captures:
-            return super().run(program, preset, seed, first, count)
+            self.ask(request)
+            return program(self.noise(count))
         size = captured_size(self.recorded, count, self.least)
         if size not in self.recorded and len(self.recorded) == MOST_GRAPHS:
             self.synchronize()  # the graph to drop may be running
             self.recorded.pop(next(iter(self.recorded)))
         recorded = self.recorded.pop(size, None) or self.record(program, size)
         self.recorded[size] = recorded
-        self.ask(seed, first)
+        self.ask(request)
         recorded.launch()
         return Made(recorded.made.x_0[:count], recorded.made.image[:count])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -140,6 +140,15 @@ class Sampler:
             return self.make_from(x_T[part], z[:, part], noise[:, part])
 
         return self._in_chunks(make, 0, len(x_T))
+
+    def run_at(self, seeds: Sequence[int], indices: Sequence[int]) -> Images:
+        """Images of any addresses, indices[i] of seeds[i]: uint8 [N,H,W,3]."""
+
+        def make(first: int, count: int) -> Made:
+            part = slice(first, first + count)
+            return self.backend.run_at(self.program, self.preset, seeds[part], indices[part])
+
+        return self._in_chunks(make, 0, len(seeds))
 
     def _make_drawn(self, noise: NoiseAhead, first: int, count: int) -> Made:
         return self.make_from(*noise.take(first, count))

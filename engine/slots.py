@@ -91,6 +91,18 @@ def filled(slots: Sequence[T | None]) -> list[T]:
     return [present if one is None else one for one in slots]
 
 
+def images_of(sampler: Sampler, addresses: Sequence[Address]) -> Images:
+    """The images of addresses in their order, as one batch."""
+    if is_drawn_on_host(sampler, addresses):
+        return sampler.run(*noise_of(sampler.preset, addresses))
+    return sampler.run_at([one.seed for one in addresses], [one.index for one in addresses])
+
+
+def is_drawn_on_host(sampler: Sampler, addresses: Sequence[Address]) -> bool:
+    """Whether the noise of a batch is made here: of walks, and where an engine draws none."""
+    return sampler.backend.draws_on_host or any(one.to is not None for one in addresses)
+
+
 def sample_at(sampler: Sampler, addresses: Sequence[Address], batch: int) -> Images:
     """The images of addresses, uint8 [N,H,W,3], each in its slot of a batch of `batch`.
 
@@ -100,8 +112,8 @@ def sample_at(sampler: Sampler, addresses: Sequence[Address], batch: int) -> Ima
     _, height, width = sampler.preset.image_shape
     images = np.empty((len(addresses), height, width, 3), np.uint8)
     for positions in batches(addresses, batch):
-        noise = noise_of(sampler.preset, [addresses[position] for position in positions])
-        for slot, image in enumerate(sampler.run(*noise)):
+        made = images_of(sampler, [addresses[position] for position in positions])
+        for slot, image in enumerate(made):
             if addresses[positions[slot]].index % batch == slot:
                 images[positions[slot]] = image
     return images
@@ -115,8 +127,8 @@ def whole_batch(sampler: Sampler, batch: int) -> int:
 def check_slots(sampler: Sampler, batch: int, num: int = 1, seed: int = 0) -> Slots:
     """Compute 2B images in their batches, then at least `num` in other company, and compare.
 
-    A round swaps images of the two batches slot by slot, puts images of another seed beside some,
-    and computes one alone.
+    A round swaps images of the two batches slot by slot, puts walks beside some, and computes one
+    alone.
     """
     random = np.random.default_rng(seed)
     true = sample_at(sampler, [Address(seed, index) for index in range(2 * batch)], batch)
@@ -128,14 +140,14 @@ def check_slots(sampler: Sampler, batch: int, num: int = 1, seed: int = 0) -> Sl
             [Address(seed, int(part) * batch + slot) for slot, part in enumerate(parts)]
             for parts in (half, 1 - half)
         )
-        strangers = [
-            address if random.integers(0, 2) else Address(seed + turn, address.index)
+        beside_walks = [
+            address if random.integers(0, 2) else Address(seed + turn, address.index, seed, 0.5)
             for address in one
         ]
-        for company in (one, other, strangers, one[turn % batch :][:1]):
+        for company in (one, other, beside_walks, one[turn % batch :][:1]):
             images = sample_at(sampler, company, batch)
             for address, image in zip(company, images, strict=True):
-                if address.seed == seed:
+                if address.to is None:
                     compared += 1
                     changed += not np.array_equal(image, true[address.index])
     return Slots(batch, compared, changed)

@@ -138,7 +138,7 @@ DEVICE double normal_from_word(u32 w) {
 // Grid: x covers the blocks of the longest row, y is the image (count), z the stream (1 + 2T).
 // The request lies in memory, so that a captured graph can be replayed with another one.
 extern "C" __global__ void sampler_noise(
-    const u64* request,  // [2]: seed, index of the first image
+    const u64* request,  // [count, 2]: seed and index of each image
     float* x_T,          // [count, n]: stream 0
     float* z,            // [T, count, nz]: stream 1+2k for call k
     float* noise,        // [T, count, n]: stream 2+2k for call k
@@ -159,7 +159,7 @@ extern "C" __global__ void sampler_noise(
     if (4 * block >= size) return;
 
     // Four words, four normals; a row need not end with a block.
-    const u64 seed = request[0], image = request[1] + i;
+    const u64 seed = request[2 * i], image = request[2 * i + 1];
     const Words counter = {{(u32)block, stream, low(image), high(image)}};
     const Words words = philox4x32(counter, seed);
     for (u64 lane = 0; lane < 4; ++lane) {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.gpu.stream import reported
 from lddgan.errors import BadInput, LddganError
@@ -56,12 +57,12 @@ class NoiseKernel:
             self._kernel = code.get_kernel(ENTRY)
 
     def launch(self, stream: Any, request: Array, x_T: Array, z: Array, noise: Array) -> None:
-        """Enqueue the noise of images first..first+B-1 of a seed; the bits of `sampler_noise`.
+        """Enqueue the noise of B images, the bits of `lddgan.noise.draw_at`.
 
-        stream is a cuda.core Stream, or a GraphBuilder that captures one.  request is uint64 [2],
-        seed and first, read when the kernel runs.  Filled: float32 x_T [B,C,h,w], z [T,B,nz] and
-        noise [T,B,C,h,w].  Raises BadInput for shapes or dtypes that do not fit together,
-        LddganError for a failure of the GPU.
+        stream is a cuda.core Stream, or a GraphBuilder that captures one.  request is uint64
+        [B or more, 2], seed and index of each, read when the kernel runs.  Filled: float32
+        x_T [B,C,h,w], z [T,B,nz] and noise [T,B,C,h,w].  Raises BadInput for shapes or dtypes that
+        do not fit together, LddganError for a failure of the GPU.
         """
         from cuda.core import LaunchConfig, launch
 
@@ -71,6 +72,12 @@ class NoiseKernel:
         lengths = [np.uint64(length) for length in (sizes.count, sizes.n, sizes.nz)]
         with reported():
             launch(stream, config, self._kernel, *pointers, *lengths)
+
+
+def consecutive(seed: int, first: int, count: int) -> NDArray[np.uint64]:
+    """The request for images first..first+count-1 of a seed: [count,2]."""
+    indices = np.arange(count, dtype=np.uint64) + np.uint64(first)
+    return np.stack((np.full(count, seed, np.uint64), indices), axis=-1)
 
 
 def noise_program(arch: str) -> Program:
@@ -133,7 +140,7 @@ def checked_sizes(request: Array, x_T: Array, z: Array, noise: Array) -> Sizes:
     count, *latent = x_T.shape
     steps, nz = z.shape[0], z.shape[-1]
     expected = {
-        "request": (request, "uint64", [2]),
+        "request": (request, "uint64", [max(count, request.shape[0]), 2]),
         "x_T": (x_T, "float32", [count, *latent]),
         "z": (z, "float32", [steps, count, nz]),
         "noise": (noise, "float32", [steps, count, *latent]),

@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 from engine.backend import Images
 from engine.sampler import Sampler
 from engine.serving.queues import Batch, Job, Queue
-from engine.slots import Address, noise_of
+from engine.slots import Address, images_of, is_drawn_on_host, noise_of
 from lddgan.errors import LddganError
-from lddgan.noise import Noise
 
 Pixels = NDArray[np.uint8]  # [H,W,3]
 Gone = asyncio.Future[None]  # done when whoever asked has left
@@ -107,6 +107,12 @@ class Batcher:
             return self.most
         return max(self.queue.batch, min(self.most, int(self.rate * self.timeout / 2)))
 
+    @property
+    def _has_room(self) -> bool:
+        if len(self.queue) + self.entering >= self.capacity:
+            return False
+        return not self.queue.jobs or time.monotonic() - self.queue.oldest < self.timeout / 2
+
     async def ask(self, address: Address, seconds: float, gone: Gone) -> Job:
         """Queue an image; wait `seconds` for room, first come, first served. Raises Busy, Left."""
         job = self._known(address)
@@ -134,7 +140,7 @@ class Batcher:
 
     async def _turn(self, seconds: float, gone: Gone) -> None:
         """Wait until the queue has room."""
-        if not self.door and len(self.queue) + self.entering < self.capacity:
+        if not self.door and self._has_room:
             return
         turn: Gone = asyncio.get_running_loop().create_future()
         self.door.append(turn)
@@ -155,7 +161,7 @@ class Batcher:
 
     def _open_door(self) -> None:
         """Let in as many as the queue has room for."""
-        while self.door and len(self.queue) + self.entering < self.capacity:
+        while self.door and self._has_room:
             turn = self.door.popleft()
             if not turn.done():  # else it waits no more
                 turn.set_result(None)
@@ -240,9 +246,8 @@ class Batcher:
 
     async def _compute(self, batch: Batch) -> None:
         """Compute a batch and answer its jobs, with the error if there is one."""
-        queue, loop = self.queue, asyncio.get_running_loop()
-        drawn = loop.run_in_executor(self.drawing, noise_of, self.sampler.preset, batch.addresses)
-        (made,) = await asyncio.gather(self._run(drawn, batch), return_exceptions=True)
+        queue = self.queue
+        (made,) = await asyncio.gather(self._run(batch), return_exceptions=True)
         self.flying -= 1
         self.changed.set()
         self._open_door()
@@ -263,18 +268,16 @@ class Batcher:
                 del self.jobs[job.address]
                 job.image.set_result(made[slot])
 
-    async def _run(self, drawn: asyncio.Future[Noise], batch: Batch) -> Images:
-        noise = await drawn
-        run = asyncio.get_running_loop().run_in_executor(self.engine, self._timed, noise)
-        images, seconds = await run
+    async def _run(self, batch: Batch) -> Images:
+        loop, sampler, addresses = asyncio.get_running_loop(), self.sampler, batch.addresses
+        compute = partial(images_of, sampler, addresses)
+        if is_drawn_on_host(sampler, addresses):  # while the engine computes another batch
+            noise = await loop.run_in_executor(self.drawing, noise_of, sampler.preset, addresses)
+            compute = partial(sampler.run, *noise)
+        images, seconds = await loop.run_in_executor(self.engine, timed, compute)
         self.rates.append((len(images), seconds))
         self.seen(batch, seconds)
         return images
-
-    def _timed(self, noise: Noise) -> tuple[Images, float]:
-        start = time.perf_counter()
-        images = self.sampler.run(*noise)
-        return images, time.perf_counter() - start
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
         for job in batch.jobs.values():
@@ -296,6 +299,12 @@ class Batcher:
     def _keep(self, task: asyncio.Task[None]) -> None:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+def timed(compute: Callable[[], Images]) -> tuple[Images, float]:
+    """Images, and the seconds that they took."""
+    start = time.perf_counter()
+    return compute(), time.perf_counter() - start
 
 
 class Cache:

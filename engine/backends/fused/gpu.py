@@ -62,7 +62,7 @@ class TorchGpu:
         return graph, made
 
     def draw(self, request: Tensor, x_T: Tensor, z: Tensor, noise: Tensor) -> None:
-        """Launch the noise kernel; request is int64 [2], the rest as in `NoiseKernel.launch`."""
+        """Launch the noise kernel; request is int64, else as in `NoiseKernel.launch`."""
         asked = _Array.of(request)._replace(dtype="uint64")
         self.kernel.launch(self.gpu.stream, asked, *map(_Array.of, (x_T, z, noise)))
 

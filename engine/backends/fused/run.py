@@ -19,6 +19,7 @@ from engine.graphed import Graphed, Recorded
 from engine.requirements import one_line
 from engine.timing import Timer
 from engine.tuning import Tuning
+from export.graphs import MAX_BATCH
 from lddgan.checkpoint import Model
 from lddgan.errors import LddganError
 from lddgan.names import Device, Precision
@@ -157,7 +158,7 @@ class FusedOnGpu(Graphed, FusedBackend):
         FusedBackend.__init__(self, model, precision, ops, gpu.torch_device)
         Graphed.__init__(self, model.preset, tuning, captures=cuda_graph)
         self.where = gpu.where
-        self.request = self.upload(np.zeros(2, np.int64))  # seed, first index: read by every launch
+        self.request = self.upload(np.zeros((MAX_BATCH, 2), np.int64))  # read by every launch
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -178,9 +179,10 @@ class FusedOnGpu(Graphed, FusedBackend):
     def synchronize(self) -> None:
         self.gpu.synchronize()
 
-    def ask(self, seed: int, first: int) -> None:
+    def ask(self, request: NDArray[np.uint64]) -> None:
+        host = torch.from_numpy(request.astype(np.int64))
         with self.running():
-            self.request[0], self.request[1] = seed, first  # two launches, which wait for nothing
+            self.request[: len(host)].copy_(host, non_blocking=True)
 
     def noise(self, count: int) -> Inputs:
         preset = self.preset

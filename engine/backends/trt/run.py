@@ -12,11 +12,11 @@ from engine.backend import Inputs, Made, Program
 from engine.backends.trt.library import ICudaEngine, IExecutionContext, Library, Logger
 from engine.backends.trt.plans import PlanSet
 from engine.gpu.device import DeviceArray, Gpu
-from engine.gpu.noise_kernel import NoiseKernel
+from engine.gpu.noise_kernel import NoiseKernel, consecutive
 from engine.graphed import Graphed, Recorded
 from engine.timing import Timer
 from engine.verification import Verification
-from export.graphs import BATCH, GraphSpec, TensorSpec, graph_specs
+from export.graphs import BATCH, MAX_BATCH, GraphSpec, TensorSpec, graph_specs
 from lddgan.errors import BadInput
 from lddgan.preset import Preset
 
@@ -132,7 +132,7 @@ class TrtBackend(Graphed):
         }
         self.memory = Memory(gpu)
         self.kernel = NoiseKernel(gpu.arch)
-        self.request = gpu.empty((2,), "uint64")  # seed, first index: what a graph reads anew
+        self.request = gpu.empty((MAX_BATCH, 2), "uint64")  # what a graph reads anew
         self.contexts: dict[tuple[str, int], Context] = {}  # of runs that are not captured
         self.tape: Tape | None = None  # while a run is recorded
 
@@ -168,8 +168,8 @@ class TrtBackend(Graphed):
 
     # ---- noise ----
 
-    def ask(self, seed: int, first: int) -> None:
-        self.gpu.write(self.request, np.array([seed, first], np.uint64))
+    def ask(self, request: NDArray[np.uint64]) -> None:
+        self.gpu.write(self.request[: len(request)], request)
 
     def noise(self, count: int) -> Inputs:
         preset = self.preset
@@ -185,7 +185,7 @@ class TrtBackend(Graphed):
     def record(self, program: Program, size: int) -> Recorded:
         self.tape = Tape()
         try:
-            self.ask(0, 0)
+            self.ask(consecutive(0, 0, size))
             program(self.noise(size))
             self.gpu.synchronize()
             self.tape.rewind()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.gpu.device import Gpu
-from engine.gpu.noise_kernel import NoiseKernel, why_no_nvrtc
+from engine.gpu.noise_kernel import NoiseKernel, consecutive, why_no_nvrtc
 from lddgan.errors import LddganError
 from lddgan.noise import sampler_noise
 from tests import fake_cuda
@@ -155,7 +155,7 @@ def test_the_kernel_of_the_noise_in_a_graph_follows_the_request(gpu: Gpu) -> Non
     if missing is not None:
         pytest.skip(missing)
     count, latent, nz, steps = 3, (4, 3, 3), 10, 2
-    request = gpu.empty((2,), "uint64")
+    request = gpu.empty((count, 2), "uint64")
     made = [
         gpu.empty(shape, "float32")
         for shape in ((count, *latent), (steps, count, nz), (steps, count, *latent))
@@ -163,7 +163,7 @@ def test_the_kernel_of_the_noise_in_a_graph_follows_the_request(gpu: Gpu) -> Non
     kernel = NoiseKernel(gpu.arch)
     graph = gpu.capture(lambda: kernel.launch(gpu.stream, request, *made))
     for seed, first in ((0, 0), (2**40 + 5, 2**33)):
-        gpu.write(request, np.array([seed, first], np.uint64))
+        gpu.write(request, consecutive(seed, first, count))
         graph.launch()
         expected = sampler_noise(seed, first, count, latent_shape=latent, nz=nz, steps=steps)
         assert all(same(gpu.download(a), e) for a, e in zip(made, expected, strict=True))

@@ -14,11 +14,18 @@ import pytest
 
 from engine.gpu import noise_kernel
 from engine.gpu.driver import why_no_gpu
-from engine.gpu.noise_kernel import THREADS, NoiseKernel, Sizes, checked_sizes, grid
+from engine.gpu.noise_kernel import (
+    THREADS,
+    NoiseKernel,
+    Sizes,
+    checked_sizes,
+    consecutive,
+    grid,
+)
 from export.graphs import most_images
 from lddgan import noise
 from lddgan.errors import BadInput
-from lddgan.noise import Noise, normal_from_words, sampler_noise
+from lddgan.noise import Noise, draw, draw_at, normal_from_words, sampler_noise
 from lddgan.preset import Preset
 from lddgan.presets import PRESETS
 from tests.engine.gpu.noise_on_cpu import OPTIMISED, NoiseOnCpu, build_noise_on_cpu
@@ -48,7 +55,7 @@ def made_on_cpu(
     cpu: NoiseOnCpu, seed: int, first: int, count: int, latent: tuple[int, ...], nz: int, steps: int
 ) -> Noise:
     """The kernel's noise, with nothing written beside it."""
-    request = np.array([seed, first], np.uint64)
+    request = consecutive(seed, first, count)
     shapes = [(count, *latent), (steps, count, nz), (steps, count, *latent)]
     wholes, made = zip(*map(guarded, shapes), strict=True)
     sizes = Sizes(count, steps, int(np.prod(latent)), nz)
@@ -107,6 +114,18 @@ def test_the_kernel_makes_the_noise_of_numpy(
     made = made_on_cpu(cpu, seed, first, count, preset.latent_shape, **shape)
     for part, ours, numpys in zip(Noise._fields, made, expected, strict=True):
         assert same_bits(ours, numpys), part
+
+
+def test_images_of_any_seeds_lie_side_by_side(cpu: NoiseOnCpu) -> None:
+    request = np.array([[7, 0], [2**63 - 1, 2**40 + 3], [0, 2**63 - 1], [7, 1]], np.uint64)
+    made = [np.empty_like(array) for array in draw_at(LSUN, *request.T.tolist())]
+    sizes = Sizes(4, LSUN.steps, int(np.prod(LSUN.latent_shape)), LSUN.generator.nz)
+    addresses = [array.ctypes.data for array in (request, *made)]
+    cpu.launch(grid(sizes), THREADS, *addresses, sizes.count, sizes.n, sizes.nz)
+    for row, (seed, index) in enumerate(request.tolist()):
+        for ours, numpys in zip(made, draw(LSUN, index, 1, seed), strict=True):
+            axis = 0 if ours is made[0] else 1
+            assert same_bits(ours.take([row], axis), numpys)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +223,7 @@ def test_launch_hands_the_kernel_what_it_expects(
     kernel = NoiseKernel("sm_90")
     expected = sampler_noise(8, 2**32 - 1, 3, latent_shape=(2, 5, 3), nz=7, steps=4)
     made = [HostArray(np.full_like(array, np.nan)) for array in expected]
-    kernel.launch("stream", HostArray(np.array([8, 2**32 - 1], np.uint64)), *made)
+    kernel.launch("stream", HostArray(consecutive(8, 2**32 - 1, 3)), *made)
     assert streams == ["stream"]
     for ours, numpys in zip(made, expected, strict=True):
         assert same_bits(ours.array, numpys)
@@ -212,7 +231,7 @@ def test_launch_hands_the_kernel_what_it_expects(
 
 def arrays(**changed: np.ndarray) -> dict[str, HostArray]:
     drawn = sampler_noise(0, 0, 3, latent_shape=(2, 5, 3), nz=7, steps=4)
-    good = {"request": np.zeros(2, np.uint64), **drawn._asdict()}
+    good = {"request": np.zeros((3, 2), np.uint64), **drawn._asdict()}
     return {name: HostArray(array) for name, array in {**good, **changed}.items()}
 
 
@@ -223,8 +242,16 @@ def test_sizes_are_those_of_the_arrays() -> None:
 @pytest.mark.parametrize(
     ("name", "bad", "message"),
     [
-        ("request", np.zeros(2, np.int64), "request is int64 [2], expected uint64 [2]"),
-        ("request", np.zeros(3, np.uint64), "request is uint64 [3], expected uint64 [2]"),
+        (
+            "request",
+            np.zeros((3, 2), np.int64),
+            "request is int64 [3, 2], expected uint64 [3, 2]",
+        ),
+        (
+            "request",
+            np.zeros((2, 2), np.uint64),
+            "request is uint64 [2, 2], expected uint64 [3, 2]",
+        ),
         (
             "x_T",
             np.zeros((3, 2, 5, 3)),
@@ -272,7 +299,7 @@ def test_ten_million_draws_on_a_gpu(gpu: Any) -> None:
     shapes = [(count, *latent), (steps, count, nz), (steps, count, *latent)]
     made = [gpu.empty(shape, "float32") for shape in shapes]
     for seed, first in [(2**63 - 1, 2**32 - 7), (5, 0)]:
-        kernel.launch(gpu.stream, gpu.upload(np.array([seed, first], np.uint64)), *made)
+        kernel.launch(gpu.stream, gpu.upload(consecutive(seed, first, count)), *made)
         expected = sampler_noise(seed, first, count, latent_shape=latent, nz=nz, steps=steps)
         assert sum(array.size for array in expected) >= 10_000_000
         for name, ours, numpys in zip(Noise._fields, made, expected, strict=True):
@@ -285,7 +312,7 @@ def test_every_preset_on_a_gpu(gpu: Any, preset: Any) -> None:
     shape = {"nz": preset.generator.nz, "steps": preset.steps}
     expected = sampler_noise(3, 2**63 - 7, 7, latent_shape=preset.latent_shape, **shape)
     made = [gpu.empty(array.shape, "float32") for array in expected]
-    request = gpu.upload(np.array([3, 2**63 - 7], np.uint64))
+    request = gpu.upload(consecutive(3, 2**63 - 7, 7))
     NoiseKernel(gpu.arch).launch(gpu.stream, request, *made)
     for name, ours, numpys in zip(Noise._fields, made, expected, strict=True):
         assert same_bits(gpu.download(ours), numpys), name
@@ -295,12 +322,12 @@ def test_every_preset_on_a_gpu(gpu: Any, preset: Any) -> None:
 def test_a_captured_kernel_reads_the_request_anew(gpu: Any) -> None:
     shape = {"latent_shape": (2, 5, 3), "nz": 7, "steps": 4}
     made = [gpu.empty(array.shape, "float32") for array in sampler_noise(0, 0, 3, **shape)]
-    request = gpu.upload(np.array([0, 0], np.uint64))
+    request = gpu.upload(consecutive(0, 0, 3))
     kernel = NoiseKernel(gpu.arch)
     kernel.launch(gpu.stream, request, *made)
     graph = gpu.capture(lambda: kernel.launch(gpu.stream, request, *made))
     for seed, first in [(1, 0), (2**63 - 1, 2**32 - 1), (1, 0)]:
-        gpu.write(request, np.array([seed, first], np.uint64))
+        gpu.write(request, consecutive(seed, first, 3))
         graph.launch()
         for ours, numpys in zip(made, sampler_noise(seed, first, 3, **shape), strict=True):
             assert same_bits(gpu.download(ours), numpys)

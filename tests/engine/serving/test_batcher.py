@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Engine:
     """Makes images [2,2,3] of the first values of x_T; waits, fails or shrinks when told to."""
 
     preset = PRESET
+    backend = SimpleNamespace(draws_on_host=True)
 
     def __init__(self) -> None:
         self.shapes: list[int] = []

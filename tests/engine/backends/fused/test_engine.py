@@ -74,10 +74,12 @@ class PlayedGpu:
 
     def draw(self, request: Tensor, x_T: Tensor, z: Tensor, noise: Tensor) -> None:
         assert self.depth, "drawn on another stream"
-        seed, first = request.tolist()
-        drawn = sampler_noise(
-            seed, first, len(x_T), latent_shape=x_T.shape[1:], nz=z.shape[-1], steps=len(z)
-        )
+        made = [
+            sampler_noise(seed, index, 1, latent_shape=x_T.shape[1:], nz=z.shape[-1], steps=len(z))
+            for seed, index in request[: len(x_T)].tolist()
+        ]
+        axes = (0, 1, 1)  # of the images
+        drawn = [np.concatenate(*one) for one in zip(zip(*made, strict=True), axes, strict=True)]
         for target, values in zip((x_T, z, noise), drawn, strict=True):
             target.copy_(torch.from_numpy(values))
 
@@ -228,7 +230,7 @@ def test_given_arrays_are_read_where_they_are(opened: Sampler) -> None:
 
 
 def test_the_noise_kernel_takes_the_tensors() -> None:
-    request = _Array.of(torch.zeros(2, dtype=torch.int64))._replace(dtype="uint64")
+    request = _Array.of(torch.zeros((5, 2), dtype=torch.int64))._replace(dtype="uint64")
     shapes = ((3, 4, 8, 8), (2, 3, 10), (2, 3, 4, 8, 8))
     sizes = checked_sizes(request, *(_Array.of(torch.empty(shape)) for shape in shapes))
     assert (sizes.count, sizes.steps, sizes.n, sizes.nz) == (3, 2, 256, 10)

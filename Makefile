@@ -17,8 +17,8 @@ test: .venv/.test check  ## style, types and everything that takes seconds
 test-full: .venv/.test  ## the rest: big exports, environments of their own
 	$(PYTEST) -n 2 --dist load --maxschedchunk 1 -m full
 
-test-web: .venv/.web  ## the page of `lddgan export --web`; needs Node, npm and Chromium
-	$(PYTEST) -m web tests/export/web
+test-web: .venv/.web  ## the pages of `lddgan export --web` and `lddgan serve`; needs Node, npm and Chromium
+	$(PYTEST) -m web tests/export/web tests/engine/serving
 
 check: .venv/.test  ## style and types
 	$(BIN)/ruff check .

@@ -95,6 +95,7 @@ def test_wheel_holds_one_package_and_its_data(wheel: Path) -> None:
     held = {name.removeprefix("lddgan/") for name in names if name.startswith("lddgan/")}
     assert {"py.typed", "cli.py", "engine/gpu/noise.cu", "assets/digits/manifest.json"} <= held
     assert {"assets/emoji/manifest.json", "assets/NOTICE", "export/web/page/noise.mjs"} <= held
+    assert "engine/serving/page/index.html" in held
     assert {"export/triton/config.pbtxt", "export/triton/graph.pbtxt"} <= held
     assert not any(
         name.startswith(("bench/gpu_report", "bench/studies", "bench/results")) for name in held

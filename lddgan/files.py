@@ -8,6 +8,7 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -94,8 +95,10 @@ def place_of(path: Path) -> Path:
     """
     if str(path) == "-":
         raise BadInput("- is no path, and nothing is written to stdout; name a file or a folder")
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise BadInput(f"{path} is a device, a pipe or a socket; name a file or a folder")
+    with suppress(OSError):  # asked once: another process may be replacing it
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BadInput(f"{path} is a device, a pipe or a socket; name a file or a folder")
     return Path(os.path.realpath(path))
 
 

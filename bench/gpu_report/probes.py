@@ -19,7 +19,7 @@ from bench.roofline import measure_ceilings
 from bench.timing import run_trial
 from engine.doctor import examine
 from engine.gpu.device import open_gpu
-from engine.gpu.noise_kernel import NoiseKernel
+from engine.gpu.noise_kernel import NoiseKernel, consecutive
 from engine.timing import median_ms
 from lddgan.errors import LddganError
 from lddgan.names import Device
@@ -63,7 +63,7 @@ def noise(preset: Preset, images: int = IMAGES) -> dict[str, Any]:
     for seed, first in REQUESTS:
         true = draw(preset, first, images, seed=seed)
         made = [device.empty(array.shape, "float32") for array in true]
-        request = device.upload(np.array([seed, first], np.uint64))
+        request = device.upload(consecutive(seed, first, images))
         launch = partial(kernel.launch, device.stream, request, *made)
         launch()
         for ours, numpys in zip(made, true, strict=True):

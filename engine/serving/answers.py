@@ -21,8 +21,8 @@ from lddgan.progress import to_stderr
 T = TypeVar("T")
 
 BODY_BYTES: Final = 1 << 20
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
-BRIEF: Final = "public, max-age=60"  # which model a name is may change
+IMMUTABLE: Final = "max-age=31536000, immutable"
+BRIEF: Final = "max-age=60"  # which model a name is may change
 NUMBER: Final = r"(0|[1-9][0-9]{0,18})"  # one way to write each: an address is permanent
 ONE: Final = re.compile(rf"{NUMBER}\.([a-z]+)")
 SPAN: Final = re.compile(rf"{NUMBER}-{NUMBER}\.([a-z]+)")
@@ -67,15 +67,19 @@ def watched(request: Request) -> Iterator[Gone]:
         gone.cancel()
 
 
-def headers_of(request: Request, model: Served, suffix: str = "") -> dict[str, str]:
-    """Headers of an answer that is the same bytes for ever: its address names them."""
+def headers_of(request: Request, model: Served, suffix: str, for_all: bool) -> dict[str, str]:
+    """Headers of an answer that is the same bytes for ever: its address names them.
+
+    `for_all`: no token is asked for, so caches between the service and its clients may keep it.
+    """
     _, v1, kind, named, rest = request.scope["path"].split("/", 4)
     pinned = f"{model.name}@{model.digest}"
     path = f"/{v1}/{kind}/{pinned}/{rest}{suffix}"
     is_exact = model.way != "fast"
+    age = IMMUTABLE if is_exact and named == pinned else BRIEF
     return {
         "ETag": f'"{path}"' if is_exact else f'W/"{path}"',
-        "Cache-Control": IMMUTABLE if is_exact and named == pinned else BRIEF,
+        "Cache-Control": f"{'public' if for_all else 'private'}, {age}",
         "Content-Location": path,
     }
 

@@ -198,7 +198,7 @@ class Service:
         suffix: str = "",
     ) -> Response:
         """What `make` makes, or 304 without making it."""
-        digest, headers = model.digest, headers_of(request, model, suffix)
+        digest, headers = model.digest, self._headers(request, model, suffix)
         if is_known(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         with watched(request) as gone:
@@ -210,7 +210,7 @@ class Service:
         self, request: Request, model: Served, seed: int, wanted: range, form: str
     ) -> Response:
         """Many images, sent as they are made."""
-        headers = headers_of(request, model)
+        headers = self._headers(request, model)
         if is_known(request, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         name = f"{model.name}-{seed}-{wanted[0]}-{wanted[-1]}.{form}"
@@ -250,6 +250,9 @@ class Service:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.encoders, work)
+
+    def _headers(self, request: Request, model: Served, suffix: str = "") -> dict[str, str]:
+        return headers_of(request, model, suffix, for_all=not self.limits.tokens)
 
     def _seconds(self, request: Request) -> float:
         """How long an image may take: X-Timeout-Ms, if that is less than --timeout."""

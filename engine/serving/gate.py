@@ -23,6 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN: Final = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")  # to everybody
 DRAIN_SECONDS: Final = 1  # after which a client may find another process
+NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 BUFFERED_BYTES: Final = 1 << 16
 STALLED_SECONDS: Final = 30.0  # in which a client reads nothing: its connection is closed
 
@@ -62,6 +63,7 @@ class Gate:
             nonlocal code, headers_sent
             if message["type"] == "http.response.start":
                 code, headers_sent = message["status"], True
+                message["headers"] = [*message["headers"], NOSNIFF]
             if len(message.get("body", b"")) < BUFFERED_BYTES and not message.get("more_body"):
                 await send(message)  # the system takes it at once
                 return

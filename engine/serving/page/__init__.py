@@ -25,7 +25,8 @@ def page_response() -> Response:
 
     policy = (
         f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; "
-        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
     return HTMLResponse(html, headers=headers)

@@ -227,6 +227,8 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
         for token in ("first-token", "second-token"):
             answer = service.get("/v1/models", Authorization=f"Bearer {token}")
             assert answer.status == 200
+            image = service.get("/v1/images/digits/7/0.png", Authorization=f"Bearer {token}")
+            assert image.headers["cache-control"] == "private, max-age=60"
         for path in ("/", "/healthz", "/readyz"):
             assert service.get(path).status == 200
 

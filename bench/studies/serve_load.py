@@ -1,9 +1,9 @@
 """What a service answers under load: python -m bench.studies.serve_load --clients 1,8,32,128,400
 
-Starts `lddgan serve`, and in turns lets the engine compute alone, in this process, and wrk (Debian
-has it) ask the service for images that nobody asked for before, from so many connections at once.
-All of it shares the machine's cores: `apart` is the rate over the engine's own if the CPU time of
-wrk is taken off.  Prints medians over the rounds; --save keeps each as a row.
+Starts `lddgan serve`, and in turns measures the engine by itself as `lddgan bench` does, and lets
+wrk (Debian has it) ask the service for images that nobody asked for before, from so many
+connections at once.  All of it shares the machine's cores: `apart` is the ratio of the two rates if
+the CPU time of wrk is taken off.  Prints medians over the rounds; --save keeps each as a row.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from bench.machine import machine
 from bench.row import Row, add_rows, check_rows_file, new_row, now
+from bench.timing import run_trial
 from engine.registry import open_engine
 from engine.sampler import Sampler
 from export.bundle import find_bundle
@@ -33,9 +34,9 @@ from lddgan.extras import usable_cores
 LUA: Final = """
 local threads = {}
 function setup(thread) thread:set("id", #threads); table.insert(threads, thread) end
-function init(args) seed = args[1] + id; n, ok, busy, other = 0, 0, 0, 0 end
+function init(args) seed = args[1]; n, ok, busy, other = id, 0, 0, 0 end
 function request()
-  n = n + 1
+  n = n + 2 -- of at most two threads
   return wrk.format("GET", "/v1/images/" .. wrk.path:sub(2) .. "/" .. seed .. "/" .. n .. ".png")
 end
 function response(status)
@@ -72,14 +73,12 @@ def service(options: Sequence[str]) -> Iterator[tuple[str, int]]:
             process.terminate()
 
 
-def alone(sampler: Sampler, batch: int, seconds: float, seed: int) -> float:
-    """Images per second of the engine by itself, noise and download included."""
-    start, images = perf_counter(), 0
-    for made in sampler.stream(1 << 30, seed, batch=batch):
-        images += len(made)
-        if perf_counter() - start >= seconds:
-            break
-    return images / (perf_counter() - start)
+def engine_rate(sampler: Sampler, batch: int, seconds: float, seed: int) -> float:
+    """Images per second of the engine by itself, as `lddgan bench` measures them."""
+    times, start = [], perf_counter()
+    while perf_counter() - start < seconds:
+        times.append(run_trial(sampler, seed, batch)[0].end_to_end)
+    return 1000 * batch / median(times)
 
 
 def load(url: str, model: str, clients: int, seconds: float, seed: int) -> dict[str, Any]:
@@ -131,13 +130,13 @@ def study(asked: argparse.Namespace) -> None:
         service([*options, *asked.options.split()]) as (url, process),
         open_engine(bundle, asked.engine, batch=asked.batch) as sampler,
     ):
-        alone(sampler, asked.batch, 2, 0)
+        engine_rate(sampler, asked.batch, 2, 0)
         for turn in range(asked.rounds):
             for place, clients in enumerate(counts):
                 seed = 1000 * (1 + turn * len(counts) + place)
-                own = alone(sampler, asked.batch, asked.seconds, seed)
+                own = engine_rate(sampler, asked.batch, asked.seconds, seed)
                 one = load(url, sampler.preset.name, clients, asked.seconds, seed)
-                found[clients].append(one | {"alone": own, "rss_mib": resident_mib(process)})
+                found[clients].append(one | {"bench": own, "rss_mib": resident_mib(process)})
         described = {
             "dataset": sampler.preset.name,
             "engine": sampler.backend.name,
@@ -159,10 +158,10 @@ def study(asked: argparse.Namespace) -> None:
 
 
 def rates(rounds: Sequence[dict[str, Any]], cores: int) -> dict[str, float]:
-    """Images per second, and their ratios to the engine's own rate."""
+    """Images per second, and their ratios to those of `lddgan bench`."""
     rate = [one["ok"] / one["seconds"] for one in rounds]
     shares = [1 - one["cpu"] / (cores * one["seconds"]) for one in rounds]
-    ratio = [it / one["alone"] for it, one in zip(rate, rounds, strict=True)]
+    ratio = [it / one["bench"] for it, one in zip(rate, rounds, strict=True)]
     apart = [it / share for it, share in zip(ratio, shares, strict=True)]
     return {"images_per_second": median(rate), "ratio": median(ratio), "apart": median(apart)}
 
@@ -170,12 +169,12 @@ def rates(rounds: Sequence[dict[str, Any]], cores: int) -> dict[str, float]:
 def print_rows(rows: Sequence[Row]) -> None:
     first = rows[0]
     print(f"{first.dataset}, {first.engine} {first.precision}, batches of {first.batch}")
-    print("| clients | images/s | engine alone | ratio | apart | p50 ms | p99 ms | 503 | RSS MiB |")
+    print("| clients | images/s | bench | ratio | apart | p50 ms | p99 ms | 503 | RSS MiB |")
     print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for row in rows:
         f = row.facts
         print(
-            f"| {f['clients']} | {f['images_per_second']:.0f} | {f['alone']:.0f} "
+            f"| {f['clients']} | {f['images_per_second']:.0f} | {f['bench']:.0f} "
             f"| {f['ratio']:.2f} | {f['apart']:.2f} | {f['p50']:.0f} | {f['p99']:.0f} "
             f"| {f['busy']:.0f} | {f['rss_mib']:.0f} |"
         )

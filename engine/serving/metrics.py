@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,44 +16,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "lddgan_requests", "Requests answered", ["route", "code"], registry=registry
-        )
-        self.seconds = Histogram(
-            "lddgan_request_seconds",
-            "From a request's headers to the end of its answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.images = Counter("lddgan_images", "Images computed", ["model"], registry=registry)
-        self.batches = Histogram(
-            "lddgan_batch_images",
-            "Images asked for in a batch",
-            ["model"],
-            buckets=IMAGES,
-            registry=registry,
-        )
-        self.engine = Histogram(
-            "lddgan_engine_seconds",
-            "The engine's time for a batch",
-            ["model"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.failures = Counter(
-            "lddgan_engine_failures", "Batches that failed", ["model"], registry=registry
-        )
-        self.queued = Gauge("lddgan_queue_images", "Images that wait", ["model"], registry=registry)
-        self.hits = Gauge(
-            "lddgan_cache_hits", "Images found in memory", ["model"], registry=registry
-        )
-        self.build = Gauge(
-            "lddgan_build_info",
-            "What makes the images",
-            ["model", "digest", "engine", "precision", "version"],
-            registry=registry,
-        )
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram, model = partial(Histogram, registry=registry), ["model"]
+        self.requests = counter("lddgan_requests", "Requests answered", ["route", "code"])
+        told = "From a request's headers to the end of its answer"
+        self.seconds = histogram("lddgan_request_seconds", told, ["route"], buckets=SECONDS)
+        self.images = counter("lddgan_images", "Images computed", model)
+        told = "Images asked for in a batch"
+        self.batches = histogram("lddgan_batch_images", told, model, buckets=IMAGES)
+        told = "The engine's time for a batch"
+        self.engine = histogram("lddgan_engine_seconds", told, model, buckets=SECONDS)
+        self.failures = counter("lddgan_engine_failures", "Batches that failed", model)
+        self.queued = gauge("lddgan_queue_images", "Images that wait", model)
+        self.hits = gauge("lddgan_cache_hits", "Images found in memory", model)
+        labels = ["model", "digest", "engine", "precision", "version"]
+        self.build = gauge("lddgan_build_info", "What makes the images", labels)
 
     def watch(self, model: str, queued: Callable[[], int], hits: Callable[[], int]) -> None:
         """Read the numbers of a model whenever they are asked for."""

@@ -50,9 +50,9 @@ class Batcher:
     """Makes images by address for the tasks of one event loop.
 
     A batch starts when it is full, or when the engine is free and the first image in it has waited
-    `wait` seconds.  At most `most` images wait, of requests that have `timeout` seconds.  If the
-    engine finds too little memory for a batch, `shrunk` is told the size that fits, and the batch
-    is computed anew in it.
+    `wait` seconds for others; it does not wait after a batch of one image.  At most `most` images
+    wait, of requests that have `timeout` seconds.  If the engine finds too little memory for a
+    batch, `shrunk` is told the size that fits, and the batch is computed anew in it.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Batcher:
         self.entering = 0  # let in, and not yet in the queue
         self.failures = 0  # batches in a row
         self.flying = 0
+        self.had_company = True  # the last batch had more than one image
         self.rates: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # images, seconds
         self.changed = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -234,10 +235,13 @@ class Batcher:
                 if self.queue.is_full:
                     waits = 0.0
                 elif not self.flying:
-                    waits = self.queue.oldest + self.wait - time.monotonic()
+                    wait = self.wait if self.had_company else 0.0
+                    waits = self.queue.oldest + wait - time.monotonic()
             if waits is not None and waits <= 0:
                 self.flying += 1
-                self._keep(asyncio.create_task(self._compute(self.queue.take())))
+                batch = self.queue.take()
+                self.had_company = len(batch.jobs) > 1
+                self._keep(asyncio.create_task(self._compute(batch)))
                 self._open_door()
                 continue
             with suppress(TimeoutError):

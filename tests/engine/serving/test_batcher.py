@@ -134,6 +134,18 @@ def test_a_lone_image_is_computed_in_the_full_shape_in_its_slot() -> None:
     assert list(bench.batches[0].jobs) == [5]
 
 
+def test_a_lone_client_does_not_wait_for_others() -> None:
+    async def work(bench: Bench) -> None:
+        await bench.get(Address(3, 0))
+        bench.batcher.wait = 3600
+        await bench.get(Address(3, 1))  # the last batch was of one image
+        await asyncio.gather(bench.get(Address(3, 2)), bench.get(Address(3, 3)))  # a full one
+        with pytest.raises(Late):
+            await bench.get(Address(3, 4), seconds=0.05)
+
+    assert len(run(work, Slots(2)).batches) == 3
+
+
 def test_blocks_hold_one_seed_and_neighbours_are_kept() -> None:
     async def work(bench: Bench) -> None:
         await bench.get(Address(3, 13))

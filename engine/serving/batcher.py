@@ -49,10 +49,11 @@ class Left(LddganError):
 class Batcher:
     """Makes images by address for the tasks of one event loop.
 
-    A batch starts when it is full, or when the engine is free and the first image in it has waited
-    `wait` seconds for others; it does not wait after a batch of one image.  At most `most` images
-    wait, of requests that have `timeout` seconds.  If the engine finds too little memory for a
-    batch, `shrunk` is told the size that fits, and the batch is computed anew in it.
+    A batch starts when it is full, or when the engine is free and has been so, and the first image
+    has waited, for `wait` seconds: who has just been answered may ask again.  A lone client's image
+    does not wait.  At most `most` images wait, of requests that have `timeout` seconds.  If the
+    engine finds too little memory for a batch, `shrunk` is told the size that fits, and the batch
+    is computed anew in it.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class Batcher:
         self.entering = 0  # let in, and not yet in the queue
         self.failures = 0  # batches in a row
         self.flying = 0
-        self.had_company = True  # the last batch had more than one image
+        self.freed = 0.0  # when the last batch was done, of time.monotonic
+        self.has_company = True  # more than one image was computed or waited then
         self.rates: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)  # images, seconds
         self.changed = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -235,13 +237,11 @@ class Batcher:
                 if self.queue.is_full:
                     waits = 0.0
                 elif not self.flying:
-                    wait = self.wait if self.had_company else 0.0
-                    waits = self.queue.oldest + wait - time.monotonic()
+                    wait = self.wait if self.has_company else 0.0
+                    waits = max(self.queue.oldest, self.freed) + wait - time.monotonic()
             if waits is not None and waits <= 0:
                 self.flying += 1
-                batch = self.queue.take()
-                self.had_company = len(batch.jobs) > 1
-                self._keep(asyncio.create_task(self._compute(batch)))
+                self._keep(asyncio.create_task(self._compute(self.queue.take())))
                 self._open_door()
                 continue
             with suppress(TimeoutError):
@@ -253,6 +253,7 @@ class Batcher:
         queue = self.queue
         (made,) = await asyncio.gather(self._run(batch), return_exceptions=True)
         self.flying -= 1
+        self.freed, self.has_company = time.monotonic(), len(batch.jobs) + len(queue) > 1
         self.changed.set()
         self._open_door()
         if self.sampler.fitting < self.queue.batch:

@@ -146,6 +146,24 @@ def test_a_lone_client_does_not_wait_for_others() -> None:
     assert len(run(work, Slots(2)).batches) == 3
 
 
+def test_who_has_just_been_answered_joins_who_waits() -> None:
+    async def work(bench: Bench) -> None:
+        async def one_after_another(*indices: int) -> None:
+            for index in indices:
+                await bench.get(Address(3, index))
+
+        bench.engine.free.clear()
+        first = asyncio.create_task(one_after_another(0, 1))
+        await asyncio.sleep(0.3)  # longer than `wait`: its first image is being computed
+        second = asyncio.create_task(one_after_another(2))
+        await asyncio.sleep(0.3)
+        bench.engine.free.set()
+        await asyncio.gather(first, second)
+
+    bench = run(work, Slots(8), wait=0.1)
+    assert [len(batch.jobs) for batch in bench.batches] == [1, 2]
+
+
 def test_blocks_hold_one_seed_and_neighbours_are_kept() -> None:
     async def work(bench: Bench) -> None:
         await bench.get(Address(3, 13))

@@ -47,8 +47,8 @@ function asked() {
 function go(values) {
   const given = Object.entries(values).filter(([name, value]) => value !== "" || name !== "to");
   const hash = `#${new URLSearchParams(given)}`;
-  if (hash === location.hash) sample();
-  else location.hash = hash;
+  if (hash !== location.hash) history.pushState(null, "", hash);
+  sample();
 }
 
 /** Start a worker with a provider of ONNX Runtime, "wasm" or "webgpu"; `why` not with the other. */

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from engine.serving.batcher import Busy, Gone, Late, Left
@@ -118,13 +118,16 @@ def is_known(request: Request, etag: str) -> bool:
 
 
 async def body(request: Request) -> bytes:
-    """The body of a request. Raises Problem for a large one."""
+    """The body of a request. Raises Problem for a large one, Left for half of one."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES:
-            raise Problem(413, f"the body is larger than {BODY_BYTES} bytes")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > BODY_BYTES:
+                raise Problem(413, f"the body is larger than {BODY_BYTES} bytes")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise Left("the client left") from error
     return b"".join(parts)
 
 

@@ -137,6 +137,18 @@ def test_broken_requests_are_refused_and_the_connection_closed(
     assert service.get("/healthz").status == 200
 
 
+def test_half_a_body_is_a_client_that_left(service: Running) -> None:
+    head = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    with raw(service) as client:
+        client.sendall(head + b"{")
+    deadline = time.monotonic() + SECONDS
+    left = b'lddgan_requests_total{code="499",route="infer"} 1.0'
+    while left not in service.get("/metrics").body:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "Traceback" not in service.log.read_text()
+
+
 def computed(service: Running) -> float:
     found = re.search(rb'lddgan_images_total\{model="digits"\} (\S+)', service.get("/metrics").body)
     return float(found[1]) if found else 0.0

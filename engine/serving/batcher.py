@@ -108,7 +108,7 @@ class Batcher:
         """Images that may wait: at most what is made in half the time that a request has."""
         if self.rate is None:
             return self.most
-        return max(self.queue.batch, min(self.most, int(self.rate * self.timeout / 2)))
+        return max(self.queue.batch, int(min(self.most, self.rate * self.timeout / 2)))
 
     @property
     def _has_room(self) -> bool:

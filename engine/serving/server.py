@@ -96,7 +96,9 @@ def listen(host: str, port: int) -> socket.socket:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return opened
     except OSError as error:
-        raise LddganError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        why = str(error.strerror).partition(" (")[0]  # the rest names the address again
+        told = f"cannot listen on {host} port {port}: {why}; give another --host or --port"
+        raise LddganError(told) from error
 
 
 def run(service: Service, socket: socket.socket) -> None:

@@ -154,13 +154,13 @@ def test_who_has_just_been_answered_joins_who_waits() -> None:
 
         bench.engine.free.clear()
         first = asyncio.create_task(one_after_another(0, 1))
-        await asyncio.sleep(0.3)  # longer than `wait`: its first image is being computed
+        await asyncio.sleep(0.7)  # longer than `wait`: its first image is being computed
         second = asyncio.create_task(one_after_another(2))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.7)
         bench.engine.free.set()
         await asyncio.gather(first, second)
 
-    bench = run(work, Slots(8), wait=0.1)
+    bench = run(work, Slots(8), wait=0.5)
     assert [len(batch.jobs) for batch in bench.batches] == [1, 2]
 
 
@@ -250,6 +250,8 @@ def test_no_more_wait_than_are_made_in_half_the_time() -> None:
         assert bench.batcher.capacity == 8  # 4 images a second, 4 seconds: half of them
         bench.batcher.rates.append((8, 200.0))
         assert bench.batcher.capacity == 4  # a batch
+        bench.batcher.timeout = float("inf")
+        assert bench.batcher.capacity == 64
 
     run(work, Slots(4), timeout=4)
 

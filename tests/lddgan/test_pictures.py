@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -225,6 +226,8 @@ def test_error_of_an_encoding_thread_is_raised(tmp_path: Path) -> None:
 
         def __iter__(self):
             yield 0, pictures(1, 8, 8)
+            while not (tmp_path / "samples" / "000000.png").exists():
+                time.sleep(0.001)  # a thread that is still at it would make the folder anew
             (tmp_path / "samples").rename(tmp_path / "elsewhere")
             (tmp_path / "samples").write_text("mine")
             yield 1, pictures(2, 8, 8)
